@@ -1,0 +1,94 @@
+"""CuPy: arrays on a CUDA device, by the generic kernels.
+
+Work goes to CuPy's current stream of the device, as in any CuPy program, so kernels and copies
+are ordered with the caller's own. Nothing here waits for the device except `to_numpy`, which
+returns finished values, and `synchronize`.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import wraps
+from importlib.util import find_spec
+from typing import Any
+
+from xnet.backend import Array, Backend
+
+
+def _on_device(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Run `method` with its backend's device current, for CuPy launches on the current one."""
+
+    @wraps(method)
+    def run(self: "CupyBackend", *args: Any, **kwargs: Any) -> Any:
+        with self.on_device():
+            return method(self, *args, **kwargs)
+
+    return run
+
+
+class CupyBackend(Backend):
+    """CuPy on one CUDA device."""
+
+    name = "cupy"
+
+    @classmethod
+    def why_unusable(cls) -> str | None:
+        """CuPy is missing, or it finds no CUDA driver or device."""
+        if find_spec("cupy") is None:
+            return 'CuPy is not installed: pip install "xnet-nn[cuda12]" (or cuda13)'
+        try:
+            import cupy
+        except ImportError as error:
+            return f"CuPy does not import ({error}): reinstall it for your CUDA version"
+        try:
+            if cupy.cuda.runtime.getDeviceCount() > 0:
+                return None
+            return "no CUDA device found"
+        except cupy.cuda.runtime.CUDARuntimeError as error:
+            return f"no working CUDA driver found ({error}): install NVIDIA's driver"
+
+    @classmethod
+    def device_count(cls) -> int:
+        """How many CUDA devices there are."""
+        import cupy
+
+        return int(cupy.cuda.runtime.getDeviceCount())
+
+    def __init__(self, device: int | None = None, *, reproducible: bool = False) -> None:
+        super().__init__(device or 0, reproducible=reproducible)
+        import array_api_compat.cupy as xp
+        import cupy
+
+        self.xp = xp
+        self._cupy: Any = cupy
+
+    def owns(self, array: object) -> bool:
+        """Whether `array` is a CuPy array on this device."""
+        return isinstance(array, self._cupy.ndarray) and array.device.id == self.device
+
+    def to_numpy(self, array: Array) -> Any:
+        """`array` on the host, once the current stream has computed it."""
+        with self.on_device():
+            return self._cupy.asnumpy(array)
+
+    def synchronize(self) -> None:
+        """Wait for every stream of the device."""
+        self._cupy.cuda.Device(self.device).synchronize()
+
+    def on_device(self) -> AbstractContextManager[object]:
+        """Block within which CuPy's current device is this one."""
+        return self._cupy.cuda.Device(self.device)
+
+    asarray = _on_device(Backend.asarray)
+    matmul = _on_device(Backend.matmul)
+    sum = _on_device(Backend.sum)
+    exp = _on_device(Backend.exp)
+    log = _on_device(Backend.log)
+    affine = _on_device(Backend.affine)
+    affine_backward = _on_device(Backend.affine_backward)
+    sigmoid = _on_device(Backend.sigmoid)
+    sigmoid_backward = _on_device(Backend.sigmoid_backward)
+    relu = _on_device(Backend.relu)
+    relu_backward = _on_device(Backend.relu_backward)
+    softmax = _on_device(Backend.softmax)
+    softmax_with_loss = _on_device(Backend.softmax_with_loss)
+    softmax_with_loss_backward = _on_device(Backend.softmax_with_loss_backward)

@@ -1,0 +1,74 @@
+"""Numba: NumPy arrays, compiled kernels.
+
+The kernels are in `kernels.py`, imported on first use: making the backend imports neither Numba
+nor SciPy. Each runs on one thread where the work is small and on all of Numba's where it pays;
+compiled code is cached on disk.
+"""
+
+from importlib.util import find_spec
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from xnet.backend import Array, Backend
+
+REQUIRED = ("numba", "scipy", "threadpoolctl")
+
+
+class NumbaBackend(Backend):
+    """NumPy arrays on the host, kernels compiled by Numba."""
+
+    name = "numba"
+    xp: Any = np
+
+    @classmethod
+    def why_unusable(cls) -> str | None:
+        """Numba, or one of the two packages its kernels need, is missing."""
+        missing = [name for name in REQUIRED if find_spec(name) is None]
+        if not missing:
+            return None
+        return f'{", ".join(missing)} not installed: pip install "xnet-nn[numba]"'
+
+    @property
+    def kernels(self) -> ModuleType:
+        """The compiled functions."""
+        from xnet_numba import kernels
+
+        return kernels
+
+    def owns(self, array: object) -> bool:
+        """Whether `array` is a NumPy array or scalar."""
+        return isinstance(array, np.ndarray | np.generic)
+
+    def affine(self, x: Array, W: Array, b: Array) -> Array:
+        return self.kernels.affine(_packed(x), _packed(W), _packed(b))
+
+    def affine_backward(self, dout: Array, x: Array, W: Array) -> tuple[Array, Array, Array]:
+        return self.kernels.affine_backward(_packed(dout), _packed(x), _packed(W))
+
+    def sigmoid(self, x: Array) -> Array:
+        return self.kernels.sigmoid(_packed(x))
+
+    def sigmoid_backward(self, dout: Array, y: Array) -> Array:
+        return self.kernels.sigmoid_backward(_packed(dout), _packed(y))
+
+    def relu(self, x: Array) -> Array:
+        return self.kernels.relu(_packed(x))
+
+    def relu_backward(self, dout: Array, mask: Array) -> Array:
+        return self.kernels.relu_backward(_packed(dout), _packed(mask))
+
+    def softmax(self, x: Array) -> Array:
+        return self.kernels.softmax(_packed(x))
+
+    def softmax_with_loss(self, x: Array, t: Array) -> tuple[Array, Array]:
+        return self.kernels.softmax_with_loss(_packed(x), _packed(t))
+
+    def softmax_with_loss_backward(self, y: Array, t: Array, dout: float = 1.0) -> Array:
+        return self.kernels.softmax_with_loss_backward(_packed(y), _packed(t), dout)
+
+
+def _packed(array: Array) -> Array:
+    """`array` in C order, which the kernels are compiled for; no copy where it is already."""
+    return np.asarray(array, order="C")

@@ -1,0 +1,67 @@
+"""What every test shares: the backends, and the data."""
+
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+# A backend registers by its package's metadata; this folder holds a test-only one as installed.
+sys.path.insert(0, str(Path(__file__).parent / "packages"))
+
+import xnet
+
+BACKENDS = ("numpy", "numba", "cupy", "strict")
+DTYPES = ("float32", "float64")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _strict_flags():
+    """Let the strict namespace copy to NumPy, as every backend can."""
+    import array_api_strict
+
+    array_api_strict.set_array_api_strict_flags(api_version="2024.12")
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request):
+    """Each usable backend in turn, as the current one."""
+    why_not = {info.name: info.reason for info in xnet.backends()}[request.param]
+    if why_not is not None:
+        pytest.skip(f"{request.param}: {why_not}")
+    with xnet.use_backend(request.param) as current:
+        yield current
+
+
+@pytest.fixture(params=DTYPES)
+def dtype(request):
+    return request.param
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+def assert_close(backend, actual, expected, ulps=4.0):
+    """`actual`, an array of `backend`, within `ulps` units in the last place of `expected`."""
+    actual = backend.to_numpy(actual)
+    expected = np.asarray(expected)
+    assert actual.shape == expected.shape
+    eps = np.finfo(actual.dtype).eps
+    error = np.abs(actual.astype(np.float64) - expected.astype(np.float64))
+    assert (error <= ulps * eps * np.maximum(np.abs(expected), np.finfo(actual.dtype).tiny)).all()
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Say how much was not tested for want of a GPU."""
+    skipped = [
+        report
+        for report in terminalreporter.stats.get("skipped", [])
+        if isinstance(report.longrepr, tuple) and "cupy: " in report.longrepr[2]
+    ]
+    if skipped:
+        terminalreporter.write_line(
+            f"{len(skipped)} tests were skipped for want of a GPU: {skipped[0].longrepr[2]}"
+        )

@@ -1,0 +1,66 @@
+"""xnet: a neural network you can read in one sitting, on NumPy, Numba or CuPy.
+
+Importing it imports no array library: each is imported by the first thing that needs it.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from xnet import activations, gradient, layers, losses, optimizers, perceptron
+from xnet.backend import (
+    Backend,
+    BackendInfo,
+    backends,
+    get_backend,
+    resolve,
+    set_backend,
+    use_backend,
+)
+from xnet.errors import BackendError, DatasetError, WeightsError, XnetError
+from xnet.gradient import gradient_check, numerical_diff, numerical_gradient
+from xnet.network import Network, TwoLayerNet
+
+if TYPE_CHECKING:
+    from xnet import datasets, training, weights
+    from xnet.training import History, train
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Backend",
+    "BackendError",
+    "BackendInfo",
+    "DatasetError",
+    "History",
+    "Network",
+    "TwoLayerNet",
+    "WeightsError",
+    "XnetError",
+    "activations",
+    "backends",
+    "datasets",
+    "get_backend",
+    "gradient",
+    "gradient_check",
+    "layers",
+    "losses",
+    "numerical_diff",
+    "numerical_gradient",
+    "optimizers",
+    "perceptron",
+    "resolve",
+    "set_backend",
+    "train",
+    "training",
+    "use_backend",
+    "weights",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # These read files or draw random numbers on the host, and so import NumPy.
+    if name in ("datasets", "training", "weights"):
+        return import_module(f"xnet.{name}")
+    if name in ("train", "History"):
+        return getattr(import_module("xnet.training"), name)
+    raise AttributeError(f"module 'xnet' has no attribute {name!r}")

@@ -1,0 +1,417 @@
+"""Backends: an array namespace plus the kernels it runs faster than the generic ones.
+
+A backend is a subclass of :class:`Backend` with a `name`, an array-API namespace `xp` and
+`owns`. Everything else has a generic form here, in terms of `xp` and the four operations that
+decide the bits (`matmul`, `sum`, `exp`, `log`); a backend overrides what it runs faster, with the
+same signature and the same meaning. A package registers its class under the entry-point group
+``xnet.backends``; the three that come with xnet use that same door and no other.
+"""
+
+import contextlib
+import contextvars
+import difflib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+
+from xnet.errors import BackendError
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
+    import numpy as np
+
+Array: TypeAlias = Any
+"""An array of any backend's library. The libraries share no static type, so none is claimed."""
+
+ENTRY_POINT_GROUP = "xnet.backends"
+AUTO_ORDER = ("cupy", "numba", "numpy")
+"""What ``"auto"`` tries, fastest first."""
+
+LOG_OFFSET = 1e-7
+"""The delta inside the logarithm of the cross-entropy error, so that log never sees 0 (§4.2.2)."""
+
+
+class Backend:
+    """An array library seen through the few operations that xnet needs.
+
+    Parameters
+    ----------
+    device
+        Index of the device, for a backend whose `device_count` is not 0.
+    reproducible
+        Whether the four operations give the same bits on every backend.
+    """
+
+    name: ClassVar[str]
+    xp: Any
+    """The array-API namespace."""
+
+    def __init__(self, device: int | None = None, *, reproducible: bool = False) -> None:
+        self.device = device
+        self.reproducible = reproducible
+
+    @classmethod
+    def why_unusable(cls) -> str | None:
+        """Why this backend cannot run here and how to make it run; None if it can."""
+        return None
+
+    @classmethod
+    def device_count(cls) -> int:
+        """How many devices ``"name:index"`` can choose from; 0 if there is no choice."""
+        return 0
+
+    @property
+    def label(self) -> str:
+        """The name that selects this backend: ``"numba"``, ``"cupy:1"``."""
+        return self.name if self.device is None else f"{self.name}:{self.device}"
+
+    def __repr__(self) -> str:
+        return f"<backend {self.label}{' reproducible' if self.reproducible else ''}>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return resolve, (self.label, self.reproducible)
+
+    # -- arrays: what they are and where they live
+
+    def owns(self, array: object) -> bool:
+        """Whether `array` is one of this backend's, on this backend's device."""
+        raise NotImplementedError
+
+    def asarray(self, values: Any, dtype: Any = None) -> Array:
+        """`values` (numbers, nested lists, or an array of any backend) as an array here.
+
+        This and `to_numpy` are the only ways across devices. No copy is made of an array that
+        is here already and has the dtype asked for.
+        """
+        if not isinstance(values, list | tuple | bool | int | float) and not self.owns(values):
+            values = owner_of(values).to_numpy(values)
+        if dtype is None:
+            return self.xp.asarray(values)
+        return self.xp.asarray(values, dtype=getattr(self.xp, dtype_name(dtype)))
+
+    def to_numpy(self, array: Array) -> "np.ndarray[Any, Any]":
+        """`array` on the host: the only way back."""
+        import numpy as np
+
+        return np.asarray(array)
+
+    def synchronize(self) -> None:
+        """Wait until the device has finished everything it was asked for."""
+
+    def on_device(self) -> contextlib.AbstractContextManager[object]:
+        """Block within which the library's own functions and operators run on this device."""
+        return contextlib.nullcontext()
+
+    # -- the four operations that decide the bits
+
+    def matmul(self, a: Array, b: Array) -> Array:
+        """Matrix product (N, K) by (K, M)."""
+        return self.xp.matmul(a, b)
+
+    def sum(self, a: Array, axis: int | None = None, keepdims: bool = False) -> Array:
+        """Sum of the elements along `axis`, or of all."""
+        return self.xp.sum(a, axis=axis, keepdims=keepdims)
+
+    def exp(self, a: Array) -> Array:
+        """e to the power of each element."""
+        return self.xp.exp(a)
+
+    def log(self, a: Array) -> Array:
+        """Natural logarithm of each element."""
+        return self.xp.log(a)
+
+    # -- kernels: generic forms. Arrays are floating point, of one dtype, and checked by the caller
+
+    def affine(self, x: Array, W: Array, b: Array) -> Array:
+        """x W + b for x (N, D), W (D, M), b (M,): (N, M), §5.6."""
+        return self.matmul(x, W) + b
+
+    def affine_backward(self, dout: Array, x: Array, W: Array) -> tuple[Array, Array, Array]:
+        """Gradients (N, D), (D, M), (M,) of x W + b by x, W, b, from `dout` (N, M), §5.6."""
+        return self.matmul(dout, W.T), self.matmul(x.T, dout), self.sum(dout, axis=0)
+
+    def sigmoid(self, x: Array) -> Array:
+        """1 / (1 + exp(-x)) elementwise (§3.2.4); exp only ever sees -|x|: it cannot overflow."""
+        z = self.exp(-self.xp.abs(x))
+        y = 1 / (1 + z)
+        return self.xp.where(x >= 0, y, z * y)
+
+    def sigmoid_backward(self, dout: Array, y: Array) -> Array:
+        """Gradient of the sigmoid by its input, from its output `y`: dout (1 - y) y, §5.5.2."""
+        return dout * (1 - y) * y
+
+    def relu(self, x: Array) -> Array:
+        """0 where x <= 0, x elsewhere (§3.2.7); NaN stays NaN."""
+        return self.xp.where(x <= 0, self.xp.zeros_like(x), x)
+
+    def relu_backward(self, dout: Array, mask: Array) -> Array:
+        """`dout` with zeros where `mask` (the input was <= 0), §5.5.1."""
+        return self.xp.where(mask, self.xp.zeros_like(dout), dout)
+
+    def softmax(self, x: Array) -> Array:
+        """exp(x) / sum of exp(x) over the last axis; the maximum goes first (§3.5.3)."""
+        e = self.exp(x - self.xp.max(x, axis=-1, keepdims=True))
+        return e / self.sum(e, axis=-1, keepdims=True)
+
+    def softmax_with_loss(self, x: Array, t: Array) -> tuple[Array, Array]:
+        """Mean cross-entropy error of softmax(x) against targets t, and softmax(x).
+
+        x and t are (N, C); the error, §4.2.4, is 0-d: -sum(t log(y + 1e-7)) / N.
+        """
+        y = self.softmax(x)
+        return -self.sum(t * self.log(y + LOG_OFFSET)) / x.shape[0], y
+
+    def softmax_with_loss_backward(self, y: Array, t: Array, dout: float = 1.0) -> Array:
+        """Gradient of `softmax_with_loss` by x, from its y, times the number `dout`.
+
+        With r = t y / (y + 1e-7) it is (y sum(r) - r) dout / N. Without the 1e-7, which the
+        book's (y - t) / N leaves out, r is t and the two are the same.
+        """
+        r = t * y / (y + LOG_OFFSET)
+        return (y * self.sum(r, axis=-1, keepdims=True) - r) * (dout / y.shape[0])
+
+
+# -- the registry
+
+
+@dataclass(frozen=True)
+class BackendInfo:
+    """One registered backend: its name, whether it works here, and if not, why and what helps."""
+
+    name: str
+    usable: bool
+    reason: str | None
+
+
+@cache
+def _registry() -> dict[str, "EntryPoint"]:
+    from importlib.metadata import entry_points
+
+    found: dict[str, EntryPoint] = {}
+    for entry in entry_points(group=ENTRY_POINT_GROUP):
+        known = found.setdefault(entry.name, entry)
+        if known.value != entry.value:
+            raise BackendError(
+                f"two packages register a backend named {entry.name!r}: "
+                f"{known.value} and {entry.value}; uninstall one"
+            )
+    if not found:
+        raise BackendError("no backend is registered: xnet is not installed (pip install xnet-nn)")
+    # The reference first: where several own an array and none is current, it is the one.
+    return dict(sorted(found.items(), key=lambda item: (item[0] != "numpy", item[0])))
+
+
+@cache
+def _load(name: str) -> type[Backend]:
+    """The class registered under `name`."""
+    registry = _registry()
+    if name not in registry:
+        near = difflib.get_close_matches(name, [*registry, "auto"], n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        known = ", ".join([*registry, "auto"])
+        raise BackendError(f"unknown backend {name!r}{hint} Backends: {known}")
+    try:
+        return registry[name].load()
+    except Exception as error:
+        # A broken plug-in, whatever it raised, must not take the other backends with it.
+        raise BackendError(f"backend {name!r} failed to load: {error!r}") from error
+
+
+def _why_unusable(name: str) -> str | None:
+    try:
+        return _load(name).why_unusable()
+    except BackendError as error:
+        return str(error)
+
+
+def backends() -> list[BackendInfo]:
+    """Every registered backend, with whether it is usable here and why not."""
+    reasons = {name: _why_unusable(name) for name in _registry()}
+    return [BackendInfo(name, reason is None, reason) for name, reason in reasons.items()]
+
+
+_instances: dict[tuple[str, int | None, bool], Backend] = {}
+
+
+def _instance(name: str, device: int | None, reproducible: bool) -> Backend:
+    """The one instance for these arguments, made on first use."""
+    if reproducible:
+        raise BackendError(
+            "reproducible mode is not in this version of xnet; drop reproducible=True "
+            "or XNET_REPRODUCIBLE"
+        )
+    cls = _load(name)
+    reason = cls.why_unusable()
+    if reason is not None:
+        usable = ", ".join(info.name for info in backends() if info.usable)
+        raise BackendError(f"backend {name!r} cannot be used here: {reason}. Usable: {usable}")
+    count = cls.device_count()
+    if count and device is None:
+        device = 0
+    if device is not None and device >= count:
+        has = f"has {count} device(s), numbered from 0" if count else "takes no device index"
+        raise BackendError(f"backend '{name}:{device}': {name} {has}")
+    key = (name, device, reproducible)
+    if key not in _instances:
+        _instances.setdefault(key, cls(device, reproducible=reproducible))
+    return _instances[key]
+
+
+def resolve(backend: "str | Backend | None" = None, reproducible: bool | None = None) -> Backend:
+    """The backend that an argument `backend` names.
+
+    Parameters
+    ----------
+    backend
+        ``"numpy"``, ``"numba"``, ``"cupy"``, ``"cupy:1"``, any registered name, or ``"auto"``
+        (cupy if a GPU works, else numba if installed, else numpy); a `Backend`; or None for the
+        current one.
+    reproducible
+        None keeps the backend's own mode, or for a name the one XNET_REPRODUCIBLE sets.
+
+    Raises
+    ------
+    BackendError
+        Unknown name (the near miss is suggested), or not usable here (with what would help).
+    """
+    if backend is None:
+        backend = get_backend()
+    if isinstance(backend, Backend):
+        if reproducible is None or reproducible == backend.reproducible:
+            return backend
+        return _instance(backend.name, backend.device, reproducible)
+    if not isinstance(backend, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"backend is a {type(backend).__name__}, expected a name or a Backend")
+    if reproducible is None:
+        reproducible = _reproducible_from_environment()
+    if backend == "auto":
+        usable = [name for name in AUTO_ORDER if name in _registry() and not _why_unusable(name)]
+        return _instance(usable[0], None, reproducible)
+    name, colon, index = backend.partition(":")
+    if colon and not (index.isascii() and index.isdigit()):
+        raise BackendError(f"backend {backend!r}: {index!r} is not a device index (0, 1, ...)")
+    return _instance(name, int(index) if colon else None, reproducible)
+
+
+# -- selection
+
+_default: Backend | None = None
+_current: contextvars.ContextVar[Backend | None] = contextvars.ContextVar("backend", default=None)
+
+
+def _reproducible_from_environment() -> bool:
+    value = os.environ.get("XNET_REPRODUCIBLE", "")
+    if value not in ("", "0", "1"):
+        raise BackendError(f"XNET_REPRODUCIBLE is {value!r}, expected 0 or 1")
+    return value == "1"
+
+
+def get_backend() -> Backend:
+    """The current backend.
+
+    That of the innermost `use_backend` block, else the process's own (`set_backend`), else the
+    one XNET_BACKEND names, else numpy. The environment is read when it is first needed.
+    """
+    global _default
+    current = _current.get()
+    if current is not None:
+        return current
+    if _default is None:
+        name = os.environ.get("XNET_BACKEND", "").strip() or "numpy"
+        try:
+            _default = resolve(name)
+        except BackendError as error:
+            if "XNET_BACKEND" not in os.environ:
+                raise
+            raise BackendError(f"XNET_BACKEND={name}: {error}") from error
+    return _default
+
+
+def set_backend(backend: str | Backend, reproducible: bool | None = None) -> Backend:
+    """Make `backend` the process's own, wherever no `use_backend` block says otherwise."""
+    global _default
+    _default = resolve(backend, reproducible)
+    return _default
+
+
+@contextlib.contextmanager
+def use_backend(
+    backend: str | Backend | None = None, reproducible: bool | None = None
+) -> Iterator[Backend]:
+    """Make `backend` current within the block, in this thread or asyncio task alone."""
+    chosen = resolve(backend, reproducible)
+    token = _current.set(chosen)
+    try:
+        yield chosen
+    finally:
+        _current.reset(token)
+
+
+# -- arrays decide, the current backend breaks ties
+
+
+def owner_of(array: Array, name: str = "array") -> Backend:
+    """The backend that owns `array`; where several do, the current one, else the reference."""
+    current = get_backend()
+    if current.owns(array):
+        return current
+    if not isinstance(array, list | tuple | dict | str | bytes | bool | int | float | None):
+        # A backend's arrays exist only where it is usable, so only those need be asked.
+        for info in backends():
+            if info.usable:
+                for device in range(max(1, _load(info.name).device_count())):
+                    count = _load(info.name).device_count()
+                    candidate = _instance(info.name, device if count else None, False)
+                    if candidate.owns(array):
+                        return candidate
+    raise TypeError(
+        f"{name} is a {type(array).__name__}, expected an array of a usable backend "
+        f"(xnet.get_backend().asarray(...) makes one)"
+    )
+
+
+def backend_of(**arrays: Array) -> Backend:
+    """The backend that owns all the `arrays`, given by the names that an error should use.
+
+    Raises
+    ------
+    BackendError
+        The arrays live on two devices.
+    TypeError
+        One of them is no backend's array.
+    """
+    current = get_backend()
+    for array in arrays.values():
+        if not current.owns(array):
+            break
+    else:
+        return current
+    owners = {name: owner_of(array, name) for name, array in arrays.items()}
+    distinct = list(dict.fromkeys(owners.values()))
+    if len(distinct) == 1:
+        return distinct[0]
+    where = ", ".join(f"{name} is on {backend.label}" for name, backend in owners.items())
+    raise BackendError(
+        f"arrays of two devices in one call: {where}. Nothing moves silently: move one with "
+        f"asarray of the backend it should be on, "
+        f'as in xnet.resolve("{distinct[0].label}").asarray(...)'
+    )
+
+
+def dtype_name(dtype: Any) -> str:
+    """``"float32"`` from that string or from any library's dtype object."""
+    if isinstance(dtype, str):
+        return dtype
+    name = getattr(dtype, "name", None) or getattr(dtype, "__name__", None) or str(dtype)
+    return str(name).rsplit(".", 1)[-1]
+
+
+def float_dtype(dtype: Any, name: str = "dtype") -> str:
+    """`dtype` as ``"float32"`` or ``"float64"``; anything else is refused."""
+    found = dtype_name(dtype)
+    if found not in ("float32", "float64"):
+        raise ValueError(f"{name} is {found}, expected float32 or float64")
+    return found

@@ -1,0 +1,462 @@
+"""The `xnet` command."""
+
+import json
+import os
+import platform
+import sys
+import time
+from enum import StrEnum
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+import xnet
+from xnet import datasets, weights
+from xnet.backend import Backend, backends, resolve
+from xnet.errors import XnetError
+from xnet.layers import ACTIVATIONS, Affine, Layer
+from xnet.network import Network
+from xnet.optimizers import OPTIMIZERS
+from xnet.training import History, train
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="rich")
+out = Console(highlight=False)
+
+Dataset = StrEnum("Dataset", list(datasets.DATASETS))
+Activation = StrEnum("Activation", list(ACTIVATIONS))
+OptimizerName = StrEnum("OptimizerName", list(OPTIMIZERS))
+Dtype = StrEnum("Dtype", ["float32", "float64"])
+Gradient = StrEnum("Gradient", ["backprop", "numerical"])
+
+DATASET_OF_INPUTS = {64: "digits", 784: "mnist"}
+NOTES_ITERATIONS = 10_000
+"""How long the notes' experiment runs (§4.5.2)."""
+NOTES_LEARNING_RATE = 0.1
+
+BackendOption = Annotated[
+    str | None,
+    typer.Option(
+        "--backend",
+        help="numpy, numba, cupy, cupy:1, auto or any registered one. "
+        "Default: XNET_BACKEND, else numpy.",
+    ),
+]
+SeedOption = Annotated[int, typer.Option(help="For the initial weights and the mini-batches.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")]
+DatasetOption = Annotated[
+    Dataset | None,
+    typer.Option("--dataset", help="Default: the one whose images have the network's size."),
+]
+
+
+def main() -> None:
+    """Run the command; a user's mistake is one line on stderr and exit status 1."""
+    try:
+        app()
+    except (XnetError, ValueError) as error:
+        print(f"xnet: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+# -- info
+
+
+@app.command(epilog="Example: [bold]xnet info --json[/bold]")
+def info(as_json: JsonOption = False) -> None:
+    """Show backends, versions, threads and devices."""
+    facts = {
+        "xnet": xnet.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "versions": _versions(),
+        "cpus": os.cpu_count(),
+        "threads": _threads(),
+        "backends": [
+            {"name": b.name, "usable": b.usable, "reason": b.reason, "devices": _devices(b.name)}
+            for b in backends()
+        ],
+    }
+    if as_json:
+        print(json.dumps(facts))
+        return
+    out.print(f"xnet {xnet.__version__} on Python {facts['python']}, {facts['platform']}")
+    out.print(_backend_table())
+    out.print("versions  " + ", ".join(f"{k} {v}" for k, v in _versions().items()))
+    threads = ", ".join(f"{k} {v}" for k, v in _threads().items())
+    out.print(f"threads   {threads} ({os.cpu_count()} CPUs)")
+
+
+def _versions() -> dict[str, str]:
+    """Versions of the array libraries that are installed, by distribution."""
+    found: dict[str, str] = {}
+    for name in ("numpy", "numba", "scipy", "cupy-cuda12x", "cupy-cuda13x"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _threads() -> dict[str, int]:
+    """How many threads each compiled library would use, as far as one can ask."""
+    found: dict[str, int] = {}
+    usable = {b.name for b in backends() if b.usable}
+    if "numba" in usable:
+        import numba
+        from threadpoolctl import threadpool_info
+
+        found["numba"] = numba.get_num_threads()
+        for library in threadpool_info():
+            if library["user_api"] == "blas":
+                found[library["internal_api"]] = library["num_threads"]
+    return found
+
+
+def _devices(name: str) -> list[str]:
+    """The names that select the devices of a usable backend."""
+    if not any(b.name == name and b.usable for b in backends()):
+        return []
+    count = type(resolve(name)).device_count()
+    return [f"{name}:{index}" for index in range(count)] or [name]
+
+
+def _backend_table() -> Table:
+    table = Table("backend", "usable", "why not / devices")
+    for b in backends():
+        note = b.reason or ", ".join(_devices(b.name))
+        table.add_row(b.name, "yes" if b.usable else "no", escape(note))
+    return table
+
+
+# -- train
+
+
+@app.command(
+    "train",
+    epilog="Examples: [bold]xnet train --save digits.safetensors[/bold] · "
+    "[bold]xnet train --dataset mnist --epochs 17 --backend numba[/bold] · "
+    "[bold]xnet train --hidden 50 --hidden 100 --optimizer adam[/bold]"
+)
+def train_command(
+    dataset: Annotated[Dataset, typer.Option(help="What to learn.")] = Dataset("digits"),
+    hidden: Annotated[
+        list[int] | None,
+        typer.Option(help="Units of a hidden layer; repeat it for more layers. Default: 50."),
+    ] = None,
+    activation: Annotated[
+        Activation, typer.Option(help="After each hidden layer.")
+    ] = Activation("relu"),
+    init: Annotated[
+        str, typer.Option(help="Initial weights: he, xavier or a standard deviation.")
+    ] = "he",
+    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the data.")] = None,
+    iterations: Annotated[
+        int | None,
+        typer.Option(min=1, help=f"Mini-batches, instead of epochs. Default: {NOTES_ITERATIONS}."),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Samples in a mini-batch.")] = 100,
+    optimizer: Annotated[OptimizerName, typer.Option(help="How to step.")] = OptimizerName("sgd"),
+    learning_rate: Annotated[
+        float | None,
+        typer.Option(help=f"Default: {NOTES_LEARNING_RATE} for sgd, else the optimizer's own."),
+    ] = None,
+    gradient: Annotated[
+        Gradient, typer.Option(help="numerical takes two losses for each parameter.")
+    ] = Gradient("backprop"),
+    patience: Annotated[
+        int | None, typer.Option(min=1, help="Stop after so many epochs without improvement.")
+    ] = None,
+    dtype: Annotated[Dtype, typer.Option(help="Of parameters and data.")] = Dtype("float64"),
+    seed: SeedOption = 0,
+    backend: BackendOption = None,
+    save: Annotated[Path | None, typer.Option(help="File for the network.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Train a network on digits or MNIST, from scratch."""
+    if epochs is None and iterations is None:
+        iterations = NOTES_ITERATIONS
+    if learning_rate is None and optimizer == "sgd":
+        learning_rate = NOTES_LEARNING_RATE
+    settings = {} if learning_rate is None else {"lr": learning_rate}
+    stepper = OPTIMIZERS[optimizer](**settings)
+    if save is not None:
+        weights.check_writable(save)
+    chosen = resolve(backend)
+    (x, t), (x_test, t_test) = datasets.DATASETS[dataset]()
+    sizes = [x.shape[1], *(hidden or [50]), int(t.max()) + 1]
+    network = _dense(sizes, activation, init, seed=seed, dtype=dtype, backend=chosen)
+    _warm_up(network, x, t)
+    history = train(
+        network,
+        x,
+        t,
+        x_test,
+        t_test,
+        optimizer=stepper,
+        epochs=epochs,
+        iterations=iterations,
+        batch_size=batch_size,
+        gradient=gradient,
+        patience=patience,
+        seed=seed,
+        checkpoint=save,
+        progress=not as_json,
+    )
+    if as_json:
+        facts = {"dataset": str(dataset), "sizes": sizes, "backend": chosen.label}
+        print(json.dumps({**facts, "dtype": str(dtype), "seed": seed, **vars(history)}))
+    else:
+        _report(network, history, save)
+    if history.stopped == "diverged":
+        rate = f"the learning rate ({stepper.lr}) may be too high"
+        raise ValueError(f"the loss became {history.loss[-1]} at iteration {history.iterations}: {rate}")
+    if history.stopped == "interrupted":
+        sys.exit(130)  # as a shell reports a command that Ctrl-C ended
+
+
+def _dense(sizes: list[int], activation: str, init: str, **where: Any) -> Network:
+    """A network of Affine layers of these sizes with the activation between them."""
+    try:
+        std: float | str = float(init)
+    except ValueError:
+        std = init
+    layers: list[Layer] = [Affine(sizes[0], sizes[1], std)]
+    for inputs, outputs in zip(sizes[1:], sizes[2:], strict=False):
+        layers += [ACTIVATIONS[activation](), Affine(inputs, outputs, std)]
+    return Network(layers, **where)
+
+
+def _warm_up(network: Network, x: Any, t: Any) -> None:
+    """Run every kernel of a training step once, so that compiling is announced and not timed."""
+    with Console(stderr=True).status(f"preparing {network.backend.label} (compiles on first use)"):
+        network.loss_and_gradient(x[:1], t[:1])
+        network.predict(x[0])
+
+
+def _report(network: Network, history: History, save: Path | None) -> None:
+    speed = history.iterations / history.seconds
+    out.print(network)
+    out.print(
+        f"{history.stopped}: {history.iterations} iterations in {history.seconds:.1f} s "
+        f"({speed:,.0f} a second), loss {history.loss[0]:.4f} → {history.loss[-1]:.4f}"
+        if history.loss
+        else f"{history.stopped} before the first iteration"
+    )
+    if save is not None:
+        out.print(f"saved to {save}")
+    if history.test_accuracy:
+        print(f"train accuracy {history.train_accuracy[-1]:.4f}")
+        print(f"test accuracy {history.test_accuracy[-1]:.4f}")
+
+
+# -- evaluate
+
+
+@app.command(
+    epilog="Examples: [bold]xnet evaluate digits.safetensors[/bold] · "
+    "[bold]xnet evaluate sample_weight.pkl --raw --per-sample[/bold]"
+)
+def evaluate(
+    file: Annotated[Path, typer.Argument(help="A saved network, or the notes' pickled weights.")],
+    dataset: DatasetOption = None,
+    raw: Annotated[bool, typer.Option("--raw", help="Feed the pixels unscaled.")] = False,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 2000,
+    per_sample: Annotated[
+        bool, typer.Option("--per-sample", help="One image at a time instead.")
+    ] = False,
+    backend: BackendOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Take a network's accuracy on a test set."""
+    network = weights.load_network(file, backend)
+    name = str(dataset or _dataset_for(network))
+    _, (x, t) = datasets.DATASETS[name](normalize=not raw)
+    started = time.perf_counter()
+    if per_sample:
+        right = sum(int(_class_of(network, sample)) == label for sample, label in zip(x, t, strict=True))
+    else:
+        batches = ((x[i : i + batch_size], t[i : i + batch_size]) for i in range(0, len(x), batch_size))
+        right = sum(round(network.accuracy(*batch) * len(batch[0])) for batch in batches)
+    seconds = time.perf_counter() - started
+    accuracy = right / len(x)
+    if as_json:
+        facts = {"dataset": name, "images": len(x), "backend": network.backend.label}
+        print(json.dumps({**facts, "raw": raw, "accuracy": accuracy, "seconds": seconds}))
+        return
+    how = "one at a time" if per_sample else f"in batches of {batch_size}"
+    out.print(f"{network}")
+    out.print(f"{len(x)} {name} images {how} in {seconds:.2f} s on {network.backend.label}")
+    print(f"accuracy {accuracy:.4f}")
+
+
+def _dataset_for(network: Network) -> str:
+    if network.inputs not in DATASET_OF_INPUTS:
+        known = ", ".join(f"{size} ({name})" for size, name in DATASET_OF_INPUTS.items())
+        raise ValueError(f"the network takes {network.inputs} features, a dataset gives {known}")
+    return DATASET_OF_INPUTS[network.inputs]
+
+
+def _class_of(network: Network, sample: Any) -> int:
+    return int(network.backend.to_numpy(network.predict(sample)).argmax())
+
+
+# -- predict
+
+
+@app.command(epilog="Example: [bold]xnet predict digits.safetensors seven.png[/bold]")
+def predict(
+    file: Annotated[Path, typer.Argument(help="A saved network, or the notes' pickled weights.")],
+    images: Annotated[list[Path], typer.Argument(help="Pictures of one digit each.")],
+    backend: BackendOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say which digit a picture shows, with the probabilities.
+
+    Any picture that Pillow reads, dark on light or light on dark; it is scaled and centred as
+    the training images were.
+    """
+    network = weights.load_network(file, backend)
+    _dataset_for(network)  # says it well if the network is not one for images
+    rows = np.stack([datasets.load_image(image, network.inputs or 0) for image in images])
+    probabilities = network.backend.to_numpy(network.predict(rows))
+    if as_json:
+        print(
+            json.dumps(
+                [
+                    {"image": str(image), "digit": int(p.argmax()), "probabilities": p.tolist()}
+                    for image, p in zip(images, probabilities, strict=True)
+                ]
+            )
+        )
+        return
+    table = Table("image", "digit", *(str(digit) for digit in range(probabilities.shape[1])))
+    for image, p in zip(images, probabilities, strict=True):
+        table.add_row(image.name, f"[bold]{p.argmax()}[/bold]", *(f"{value:.2f}" for value in p))
+    out.print(table)
+
+
+# -- demo
+
+
+@app.command(epilog="Example: [bold]xnet demo --backend numpy[/bold]")
+def demo(
+    backend: BackendOption = "auto",
+    seed: SeedOption = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Train on real digits on the best backend, then compare all of them."""
+    chosen = resolve(backend)
+    (x, t), (x_test, t_test) = datasets.load_digits()
+    if not as_json:
+        out.print(_backend_table())
+        out.print(f"training 64-50-10 on {len(x)} handwritten digits on {chosen.label}")
+    network = _dense([64, 50, 10], "relu", "he", seed=seed, backend=chosen)
+    _warm_up(network, x, t)
+    history = train(network, x, t, x_test, t_test, epochs=100, seed=seed, progress=not as_json)
+    usable = [resolve(b.name) for b in backends() if b.usable]
+    rows = _comparison(network, usable, x_test)
+    if as_json:
+        print(
+            json.dumps(
+                {
+                    "backend": chosen.label,
+                    "test_accuracy": history.test_accuracy[-1],
+                    "seconds": history.seconds,
+                    "comparison": rows,
+                }
+            )
+        )
+    else:
+        speed = history.iterations / history.seconds
+        out.print(f"{history.iterations} iterations in {history.seconds:.1f} s ({speed:,.0f}/s)")
+        print(f"test accuracy {history.test_accuracy[-1]:.4f}")
+        out.print(_comparison_table(rows, len(x_test)))
+    if not all(row["agrees"] for row in rows):
+        raise XnetError("a backend's predictions differ from NumPy's by more than rounding explains")
+
+
+def _comparison(network: Network, usable: list[Backend], x: Any) -> list[dict[str, Any]]:
+    """Each backend on the same network: its predictions against NumPy's, and two speeds."""
+    home = network.backend
+    reference = _predictions(network.to("numpy"), x)
+    # A probability moves by at most twice the largest error of a score: that of a sum of n
+    # products is n u |x| |W|, and here no score of the demo's network is larger than 100.
+    bound = 2 * (64 + 50) * float(np.finfo(reference.dtype).eps) * 100
+    rows: list[dict[str, Any]] = []
+    for backend in usable:
+        network.to(backend)
+        with Console(stderr=True).status(f"timing {backend.label} (compiles on first use)"):
+            difference = float(np.abs(_predictions(network, x) - reference).max())
+            one, batch = _rates(network, x)
+        rows.append(
+            {
+                "backend": backend.label,
+                "largest_difference": difference,
+                "agrees": difference <= bound,
+                "images_per_second_one_at_a_time": one,
+                "images_per_second_in_a_batch": batch,
+            }
+        )
+    network.to(home)
+    return rows
+
+
+def _predictions(network: Network, x: Any) -> Any:
+    return network.backend.to_numpy(network.predict(x))
+
+
+def _rates(network: Network, x: Any) -> tuple[float, float]:
+    """Images a second, one at a time and as one batch: the best of five turns each."""
+    x = network.backend.asarray(x, network.dtype)
+
+    def one_at_a_time() -> None:
+        for index in range(len(x)):
+            network.predict(x[index, ...])
+
+    def in_a_batch() -> None:
+        network.predict(x)
+
+    rates: list[float] = []
+    for turn in (one_at_a_time, in_a_batch):
+        turn()
+        seconds: list[float] = []
+        for _ in range(5):
+            network.backend.synchronize()
+            started = time.perf_counter()
+            turn()
+            network.backend.synchronize()
+            seconds.append(time.perf_counter() - started)
+        rates.append(len(x) / min(seconds))
+    return rates[0], rates[1]
+
+
+def _comparison_table(rows: list[dict[str, Any]], images: int) -> Table:
+    table = Table(
+        "backend",
+        "as NumPy",
+        "largest difference",
+        "images/s, one at a time",
+        f"images/s, batch of {images}",
+        "ratio",
+    )
+    for row in rows:
+        one, batch = row["images_per_second_one_at_a_time"], row["images_per_second_in_a_batch"]
+        table.add_row(
+            row["backend"],
+            "yes" if row["agrees"] else "NO",
+            f"{row['largest_difference']:.1e}",
+            f"{one:,.0f}",
+            f"{batch:,.0f}",
+            f"{batch / one:.0f}x",
+        )
+    return table
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,375 @@
+"""Networks: a stack of layers that ends in a loss (§3.4, §4.5, §5.7)."""
+
+import contextlib
+from collections.abc import Iterator, MutableMapping, Sequence
+from typing import Any
+
+from xnet.backend import (
+    Array,
+    Backend,
+    dtype_name,
+    float_dtype,
+    owner_of,
+    resolve,
+    use_backend,
+)
+from xnet.errors import BackendError
+from xnet.gradient import numerical_gradient
+from xnet.layers import ACTIVATIONS, Affine, Layer, LossLayer, SoftmaxWithLoss
+from xnet.losses import batch_and_targets
+
+
+class Parameters(MutableMapping[str, Array]):
+    """A network's live parameters by name: W1, b1, W2, ...
+
+    Setting one replaces the layer's own array; its shape, dtype and device stay what they were.
+    """
+
+    def __init__(self, network: "Network") -> None:
+        self._network = network
+        parametrised = [layer for layer in network.layers if layer.params]
+        self._places = {
+            f"{name}{number}": (layer, name)
+            for number, layer in enumerate(parametrised, start=1)
+            for name in layer.params
+        }
+
+    def __getitem__(self, key: str) -> Array:
+        layer, name = self._places[key]
+        return getattr(layer, name)
+
+    def __setitem__(self, key: str, value: Array) -> None:
+        layer, name = self._places[key]
+        old = getattr(layer, name)
+        if not self._network.backend.owns(value):
+            raise BackendError(
+                f"params[{key!r}] is a {type(value).__name__}, expected an array of backend "
+                f"{self._network.backend.label}"
+            )
+        if tuple(value.shape) != tuple(old.shape) or value.dtype != old.dtype:
+            raise ValueError(
+                f"params[{key!r}] is {dtype_name(value.dtype)} {tuple(value.shape)}, "
+                f"expected {dtype_name(old.dtype)} {tuple(old.shape)}"
+            )
+        setattr(layer, name, value)
+
+    def __delitem__(self, key: str) -> None:
+        raise TypeError("a network's parameters can be replaced, not deleted")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __repr__(self) -> str:
+        return f"Parameters({ {name: tuple(array.shape) for name, array in self.items()} })"
+
+    def gradients(self) -> dict[str, Array]:
+        """What the layers' last `backward` found, by the same names."""
+        return {key: layer.grads[name] for key, (layer, name) in self._places.items()}
+
+
+class Network:
+    """A stack of layers on one backend.
+
+    Parameters
+    ----------
+    layers
+        From input to scores. Those that have no parameters yet get them here.
+    loss
+        What turns scores into predictions and a loss; softmax with cross-entropy by default.
+    seed
+        For the initial parameters: an int, a `numpy.random.Generator`, or None for fresh ones
+        every time.
+    dtype
+        ``"float32"`` or ``"float64"``; None takes that of the parameters given with
+        `Affine.from_params`, else float64.
+    backend
+        Name or `Backend`; None for the current one. The network stays there until `to`.
+
+    Notes
+    -----
+    NumPy arrays and nested lists handed to the methods below are moved to the network's backend
+    and dtype: that is the one door. Arrays of another device are an error.
+
+    Raises
+    ------
+    BackendError
+        The backend is unknown or unusable.
+    ValueError
+        No layers, sizes of neighbouring layers that do not fit, or an unusable dtype.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[Layer],
+        loss: LossLayer | None = None,
+        *,
+        seed: Any = 0,
+        dtype: Any = None,
+        backend: str | Backend | None = None,
+    ) -> None:
+        # Random numbers come from the host on every backend: here NumPy itself is the point.
+        import numpy as np
+
+        if not layers:
+            raise ValueError("Network: layers is empty, expected at least one")
+        self.layers = list(layers)
+        self.loss_layer = SoftmaxWithLoss() if loss is None else loss
+        self.backend = resolve(backend)
+        given = [array for layer in layers for array in layer.params.values() if array is not None]
+        self.dtype = float_dtype(dtype or _common_dtype(given))
+        self._check_sizes()
+        rng = np.random.default_rng(seed)
+        with self._running():
+            for layer in self.layers:
+                if isinstance(layer, Affine) and layer.W is None:
+                    layer.initialize(rng, self.dtype, self.backend)
+            self.params = Parameters(self)
+            self._move_parameters(self.host_to_backend)
+
+    def _check_sizes(self) -> None:
+        features = None
+        for index, layer in enumerate(self.layers):
+            if isinstance(layer, Affine):
+                if features is not None and features != layer.inputs:
+                    raise ValueError(
+                        f"layers[{index}]: {layer} takes {layer.inputs} features, "
+                        f"the layers before it give {features}"
+                    )
+                features = layer.outputs
+
+    @contextlib.contextmanager
+    def _running(self) -> Iterator[None]:
+        """Block in which this network's backend is current, on its device."""
+        with use_backend(self.backend), self.backend.on_device():
+            yield
+
+    def host_to_backend(self, values: Any, dtype: Any = None) -> Array:
+        """`values` on this network's backend: the one door, for NumPy arrays and lists alone.
+
+        Raises
+        ------
+        BackendError
+            `values` is an array of another device.
+        """
+        if not isinstance(values, list | tuple | int | float) and not self.backend.owns(values):
+            owner = owner_of(values)
+            if not resolve("numpy").owns(values):
+                raise BackendError(
+                    f"the network is on {self.backend.label}, the array on {owner.label}: move "
+                    f'the network with net.to("{owner.label}"), or the array with '
+                    "net.backend.asarray(...)"
+                )
+        return self.backend.asarray(values, dtype)
+
+    def _batch(self, x: Any, t: Any) -> tuple[Array, Array]:
+        """A batch and its labels on this network's backend."""
+        x = self.host_to_backend(x, self.dtype)
+        if x.ndim and x.shape[0] == 0:
+            raise ValueError(f"x has shape {tuple(x.shape)}: the batch is empty")
+        return x, self.host_to_backend(t)
+
+    def _move_parameters(self, move: Any) -> None:
+        for layer in self.layers:
+            for name, array in layer.params.items():
+                setattr(layer, name, move(array, self.dtype))
+
+    def to(self, backend: str | Backend) -> "Network":
+        """Move this network to another backend; returns the network itself.
+
+        Raises
+        ------
+        BackendError
+            The backend is unknown or unusable; the network stays where it was.
+        """
+        target = resolve(backend)
+        self._move_parameters(target.asarray)
+        self.backend = target
+        return self
+
+    @property
+    def inputs(self) -> int | None:
+        """Features per sample that the first `Affine` expects; None if there is none."""
+        return next((layer.inputs for layer in self.layers if isinstance(layer, Affine)), None)
+
+    def scores(self, x: Any) -> Array:
+        """What enters the loss layer: (N, C) from x (N, D), or (C,) from one sample (D,).
+
+        Raises
+        ------
+        ValueError
+            x does not have the features that the first layer expects.
+        BackendError
+            x is on another device.
+        """
+        with self._running():
+            return self._scores(self.host_to_backend(x, self.dtype))
+
+    def _scores(self, x: Array) -> Array:
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+    def predict(self, x: Any) -> Array:
+        """What the network says of x: probabilities after softmax, outputs after identity.
+
+        Parameters
+        ----------
+        x
+            (N, D) or one sample (D,); cast to the network's dtype.
+
+        Returns
+        -------
+        Array
+            (N, C) or (C,), on the network's backend, of its dtype.
+
+        Raises
+        ------
+        ValueError
+            x does not have the features that the first layer expects.
+        BackendError
+            x is on another device.
+        """
+        with self._running():
+            return self.loss_layer(self._scores(self.host_to_backend(x, self.dtype)))
+
+    def loss(self, x: Any, t: Any) -> float:
+        """Loss of the network on x (N, D) with labels t, averaged over the batch.
+
+        Parameters
+        ----------
+        x
+            (N, D), N at least 1, or one sample (D,).
+        t
+            Class indices (N,), or one-hot or targets (N, C); for one sample () or (C,).
+
+        Raises
+        ------
+        ValueError
+            Shapes that do not fit, a label out of range, an empty batch.
+        BackendError
+            An array on another device.
+        """
+        with self._running():
+            x, t = self._batch(x, t)
+            return float(self.loss_layer.forward(self._scores(x), t))
+
+    def accuracy(self, x: Any, t: Any) -> float:
+        """Share of the samples whose most probable class is the labelled one.
+
+        Parameters and errors as in `loss`.
+        """
+        with self._running():
+            x, t = self._batch(x, t)
+            backend, y, targets = batch_and_targets(self.loss_layer(self._scores(x)), t)
+            xp = backend.xp
+            right = xp.argmax(y, axis=1) == xp.argmax(targets, axis=1)
+            return int(xp.sum(xp.astype(right, xp.int64))) / y.shape[0]
+
+    def gradient(self, x: Any, t: Any) -> dict[str, Array]:
+        """Gradients of the loss by every parameter, by backpropagation (§5.7).
+
+        Parameters and errors as in `loss`.
+
+        Returns
+        -------
+        dict
+            The keys and shapes of `params`.
+        """
+        return self.loss_and_gradient(x, t)[1]
+
+    def loss_and_gradient(self, x: Any, t: Any) -> tuple[float, dict[str, Array]]:
+        """`loss` and `gradient` from the same forward pass."""
+        with self._running():
+            x, t = self._batch(x, t)
+            for layer in self.layers:
+                x = layer.forward(x)
+            loss = float(self.loss_layer.forward(x, t))
+            dout = self.loss_layer.backward()
+            for layer in reversed(self.layers):
+                dout = layer.backward(dout)
+            return loss, self.params.gradients()
+
+    def numerical_gradient(self, x: Any, t: Any, h: float = 1e-4) -> dict[str, Array]:
+        """Gradients of the loss by every parameter, by central differences (§4.5.1).
+
+        Two losses are evaluated for every parameter: it takes its time.
+
+        Parameters
+        ----------
+        x, t
+            As in `loss`.
+        h
+            Step; see `xnet.gradient.numerical_gradient`.
+
+        Returns
+        -------
+        dict
+            The keys and shapes of `params`.
+        """
+        with self._running():
+            x, t = self._batch(x, t)
+            return {
+                name: numerical_gradient(lambda _: self.loss(x, t), array, h)
+                for name, array in self.params.items()
+            }
+
+    def __repr__(self) -> str:
+        layers = ", ".join(map(repr, self.layers))
+        return (
+            f"{type(self).__name__}([{layers}], {self.loss_layer}, "
+            f"dtype={self.dtype}, backend={self.backend.label})"
+        )
+
+
+def _common_dtype(arrays: list[Array]) -> str:
+    """The one dtype of `arrays`, float64 if there are none."""
+    found = {dtype_name(array.dtype) for array in arrays} or {"float64"}
+    if len(found) > 1:
+        raise ValueError(f"layers have parameters of {' and '.join(sorted(found))}: name a dtype")
+    return found.pop()
+
+
+class TwoLayerNet(Network):
+    """Affine, activation, Affine, softmax with loss: the network of §4.5 and §5.7.
+
+    Parameters
+    ----------
+    input_size, hidden_size, output_size
+        Features in, hidden units, classes.
+    weight_init_std
+        Standard deviation of the initial weights: a number, ``"he"`` or ``"xavier"``.
+    activation
+        ``"sigmoid"`` or ``"relu"``.
+    seed, dtype, backend
+        As in `Network`.
+
+    Raises
+    ------
+    ValueError
+        A size below 1, or an unknown name.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        output_size: int,
+        weight_init_std: float | str = 0.01,
+        activation: str = "sigmoid",
+        seed: Any = 0,
+        dtype: Any = "float64",
+        backend: str | Backend | None = None,
+    ) -> None:
+        if activation not in ACTIVATIONS:
+            raise ValueError(
+                f"activation is {activation!r}, expected one of {', '.join(ACTIVATIONS)}"
+            )
+        layers = [
+            Affine(input_size, hidden_size, weight_init_std),
+            ACTIVATIONS[activation](),
+            Affine(hidden_size, output_size, weight_init_std),
+        ]
+        super().__init__(layers, SoftmaxWithLoss(), seed=seed, dtype=dtype, backend=backend)

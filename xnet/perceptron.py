@@ -1,0 +1,59 @@
+"""Perceptrons (§2.3-§2.5): a weighted sum and a threshold, and the gates made of them."""
+
+from collections.abc import Sequence
+
+from xnet.backend import Array, backend_of, get_backend
+
+
+def weighted_sum(x: Array, w: Array, b: float = 0.0) -> Array:
+    """sum(w x) + b, 0-d, for arrays x and w of one shape."""
+    backend = backend_of(x=x, w=w)
+    if tuple(x.shape) != tuple(w.shape):
+        raise ValueError(f"x has shape {tuple(x.shape)}, w has {tuple(w.shape)}: expected one")
+    return backend.sum(w * x) + b
+
+
+def perceptron(x: Array, w: Array, b: float) -> int:
+    """1 if sum(w x) + b > 0, else 0 (§2.3.2).
+
+    Parameters
+    ----------
+    x, w
+        Inputs and weights: arrays of one shape and dtype.
+    b
+        Bias.
+    """
+    return int(weighted_sum(x, w, b) > 0)
+
+
+def _gate(inputs: Sequence[float], weights: Sequence[float], bias: float) -> int:
+    backend = get_backend()
+    x = backend.asarray([float(value) for value in inputs])
+    return perceptron(x, backend.asarray(weights), bias)
+
+
+def AND_with_threshold(x1: float, x2: float) -> int:
+    """AND by a threshold: 1 if 0.5 x1 + 0.5 x2 > 0.7, else 0 (§2.3.1)."""
+    backend = get_backend()
+    x = backend.asarray([float(x1), float(x2)])
+    return int(weighted_sum(x, backend.asarray([0.5, 0.5])) > 0.7)
+
+
+def AND(x1: float, x2: float) -> int:
+    """1 if both inputs are 1: weights (0.5, 0.5), bias -0.7 (§2.3.3)."""
+    return _gate((x1, x2), (0.5, 0.5), -0.7)
+
+
+def NAND(x1: float, x2: float) -> int:
+    """0 if both inputs are 1: weights (-0.5, -0.5), bias 0.7 (§2.3.3)."""
+    return _gate((x1, x2), (-0.5, -0.5), 0.7)
+
+
+def OR(x1: float, x2: float) -> int:
+    """1 if an input is 1: weights (0.5, 0.5), bias -0.2 (§2.3.3)."""
+    return _gate((x1, x2), (0.5, 0.5), -0.2)
+
+
+def XOR(x1: float, x2: float) -> int:
+    """1 if just one input is 1: AND(NAND, OR), two layers, for one cannot do it (§2.5.2)."""
+    return AND(NAND(x1, x2), OR(x1, x2))

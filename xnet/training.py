@@ -1,0 +1,369 @@
+"""Training: mini-batches, the loop, its history (§4.2.3, §4.5)."""
+
+import math
+import os
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xnet import weights
+from xnet.backend import Array, owner_of
+from xnet.losses import batch_and_targets
+from xnet.network import Network
+from xnet.optimizers import SGD, Optimizer
+
+
+@dataclass
+class History:
+    """What a training run recorded, as plain lists of numbers."""
+
+    loss: list[float] = field(default_factory=list[float])
+    """Loss of each mini-batch, before the step that it led to."""
+    train_accuracy: list[float] = field(default_factory=list[float])
+    """Accuracy on the training data after each epoch."""
+    test_accuracy: list[float] = field(default_factory=list[float])
+    """Accuracy on the test data after each epoch; empty without test data."""
+    epoch_ends: list[int] = field(default_factory=list[int])
+    """How many iterations had been done when each accuracy was taken."""
+    stopped: str = "finished"
+    """Why the run ended: "finished", "early stop", "interrupted" or "diverged"."""
+    seconds: float = 0.0
+    """Wall-clock time of the run, in seconds."""
+
+    @property
+    def iterations(self) -> int:
+        """How many mini-batches were trained on."""
+        return len(self.loss)
+
+
+def minibatches(
+    n: int, batch_size: int, rng: np.random.Generator, replacement: bool = False
+) -> Iterator[NDArray[np.int64]]:
+    """Indices of mini-batches of n samples, without end.
+
+    Parameters
+    ----------
+    n
+        How many samples there are.
+    batch_size
+        How many to draw at a time.
+    rng
+        Source of the draws.
+    replacement
+        False shuffles all samples and takes each once an epoch; an epoch's last batch holds what
+        is left. True draws every batch from all samples alike, as the notes do (§4.2.3).
+
+    Yields
+    ------
+    ndarray
+        int64, (batch_size,) or what is left of the epoch.
+
+    Raises
+    ------
+    ValueError
+        n or batch_size below 1.
+    """
+    for name, value in {"n": n, "batch_size": batch_size}.items():
+        if value < 1:
+            raise ValueError(f"{name} is {value}, expected at least 1")
+    while True:
+        if replacement:
+            yield rng.integers(0, n, min(batch_size, n))
+        else:
+            order = rng.permutation(n)
+            for start in range(0, n, batch_size):
+                yield order[start : start + batch_size]
+
+
+class Progress(Protocol):
+    """What `train` tells of its progress; see `ProgressBar`."""
+
+    def start(self, total: int) -> None:
+        """The run will take `total` iterations."""
+        ...
+
+    def advance(self, history: History) -> None:
+        """One more iteration is done."""
+        ...
+
+    def stop(self) -> None:
+        """The run has ended."""
+        ...
+
+
+def train(
+    network: Network,
+    x: Any,
+    t: Any,
+    x_test: Any = None,
+    t_test: Any = None,
+    *,
+    optimizer: Optimizer | None = None,
+    epochs: int | None = None,
+    iterations: int | None = None,
+    batch_size: int = 100,
+    replacement: bool = False,
+    gradient: str = "backprop",
+    patience: int | None = None,
+    seed: int | None = 0,
+    checkpoint: str | os.PathLike[str] | None = None,
+    progress: bool | Progress = True,
+) -> History:
+    """Train `network` by mini-batches, in place.
+
+    Parameters
+    ----------
+    network
+        What to train.
+    x, t
+        Training data (N, D) and labels: class indices (N,), or one-hot or targets (N, C).
+    x_test, t_test
+        Data to take the test accuracy on, once an epoch.
+    optimizer
+        How to step; SGD with a learning rate of 0.1 by default.
+    epochs, iterations
+        How long: passes over the data, or mini-batches. Give one; without either, 1 epoch.
+    batch_size
+        Samples in a mini-batch.
+    replacement
+        How mini-batches are drawn; see `minibatches`.
+    gradient
+        ``"backprop"``, or ``"numerical"`` for central differences.
+    patience
+        Stop when the test accuracy (without test data, the training accuracy) has not risen for
+        so many epochs, and go back to the parameters that had the best.
+    seed
+        For the draws; None for fresh ones every time.
+    checkpoint
+        File to save the network to after every epoch and at the end.
+    progress
+        Whether to show a bar; none is shown unless stderr is a terminal. Or your own `Progress`.
+
+    Returns
+    -------
+    History
+        Losses and accuracies. Ctrl-C ends the run early and does not raise: the history says
+        "interrupted", and the network is as the last whole step left it.
+
+    Raises
+    ------
+    ValueError
+        Data that do not fit each other or the network, NaN or infinity in them, no samples, a
+        label out of range, or an argument out of its range.
+    BackendError
+        Data on another device.
+    WeightsError
+        The checkpoint cannot be written; known before training starts.
+    """
+    total = _total_iterations(epochs, iterations, len(x), batch_size)
+    if gradient not in ("backprop", "numerical"):
+        raise ValueError(f"gradient is {gradient!r}, expected 'backprop' or 'numerical'")
+    if patience is not None and patience < 1:
+        raise ValueError(f"patience is {patience}, expected at least 1")
+    if (x_test is None) != (t_test is None):
+        raise ValueError("x_test and t_test go together: one is missing")
+    if checkpoint is not None:
+        weights.check_writable(checkpoint)
+    data = _checked(network, x, t, "x", "t")
+    test = None if x_test is None else _checked(network, x_test, t_test, "x_test", "t_test")
+    run = _Run(network, data, test, optimizer or SGD(0.1), gradient)
+    shown = _progress(progress)
+    shown.start(total)
+    started = time.perf_counter()
+    try:
+        batches = minibatches(len(x), batch_size, np.random.default_rng(seed), replacement)
+        run.loop(batches, total, math.ceil(len(x) / batch_size), patience, checkpoint, shown)
+    except KeyboardInterrupt:
+        run.history.stopped = "interrupted"
+    finally:
+        shown.stop()
+        run.history.seconds = time.perf_counter() - started
+    if checkpoint is not None:
+        weights.save(network, checkpoint)
+    return run.history
+
+
+class _Run:
+    """One training run: what stays the same from step to step."""
+
+    def __init__(
+        self,
+        network: Network,
+        data: tuple[Array, Array],
+        test: tuple[Array, Array] | None,
+        optimizer: Optimizer,
+        gradient: str,
+    ) -> None:
+        self.network = network
+        self.data = data
+        self.test = test
+        self.optimizer = optimizer
+        self.numerical = gradient == "numerical"
+        self.history = History()
+        self.best: tuple[float, dict[str, Array]] = (-1.0, {})
+        self.epochs_since_best = 0
+
+    def loop(
+        self,
+        batches: Iterator[NDArray[np.int64]],
+        total: int,
+        iterations_per_epoch: int,
+        patience: int | None,
+        checkpoint: str | os.PathLike[str] | None,
+        progress: Progress,
+    ) -> None:
+        history = self.history
+        for iteration in range(1, total + 1):
+            loss = self.step(next(batches))
+            history.loss.append(loss)
+            progress.advance(history)
+            if not math.isfinite(loss):
+                history.stopped = "diverged"
+                return
+            if iteration % iterations_per_epoch == 0 or iteration == total:
+                self.end_epoch()
+                if checkpoint is not None and iteration < total:
+                    weights.save(self.network, checkpoint)
+                if patience is not None and self.epochs_since_best >= patience:
+                    history.stopped = "early stop"
+                    self.restore_best()
+                    return
+
+    def step(self, indices: NDArray[np.int64]) -> float:
+        """One mini-batch: its loss, its gradient, one update."""
+        network, (x, t) = self.network, self.data
+        xp = network.backend.xp
+        with network.backend.on_device():
+            rows = network.backend.asarray(indices)
+            x, t = xp.take(x, rows, axis=0), xp.take(t, rows, axis=0)
+            if self.numerical:
+                loss, gradients = network.loss(x, t), network.numerical_gradient(x, t)
+            else:
+                loss, gradients = network.loss_and_gradient(x, t)
+            # The step is computed in full, then put in place: Ctrl-C finds a whole one or none.
+            updated = dict(network.params)
+            self.optimizer.update(updated, gradients)
+            network.params.update(updated)
+        return loss
+
+    def end_epoch(self) -> None:
+        """Take the accuracies, and remember the parameters if they are the best so far."""
+        history, network = self.history, self.network
+        history.train_accuracy.append(network.accuracy(*self.data))
+        if self.test is not None:
+            history.test_accuracy.append(network.accuracy(*self.test))
+        history.epoch_ends.append(history.iterations)
+        score = (history.test_accuracy or history.train_accuracy)[-1]
+        self.epochs_since_best += 1
+        if score > self.best[0]:
+            # Updates replace arrays and never write to them, so these need no copies.
+            self.best = score, dict(network.params)
+            self.epochs_since_best = 0
+
+    def restore_best(self) -> None:
+        self.network.params.update(self.best[1])
+
+
+def _total_iterations(
+    epochs: int | None, iterations: int | None, samples: int, batch_size: int
+) -> int:
+    if epochs is not None and iterations is not None:
+        raise ValueError("epochs and iterations were both given, expected one")
+    for name, value in {"epochs": epochs, "iterations": iterations, "batch_size": batch_size}.items():
+        if value is not None and value < 1:
+            raise ValueError(f"{name} is {value}, expected at least 1")
+    if iterations is not None:
+        return iterations
+    return (epochs or 1) * math.ceil(samples / batch_size)
+
+
+def _checked(network: Network, x: Any, t: Any, x_name: str, t_name: str) -> tuple[Array, Array]:
+    """Data and labels on the network's backend, checked once for the whole run."""
+    if len(x) == 0:
+        raise ValueError(f"{x_name} has no samples")
+    if len(x) != len(t):
+        raise ValueError(f"{x_name} has {len(x)} samples, {t_name} has {len(t)}")
+    x, t = network.host_to_backend(x, network.dtype), network.host_to_backend(t)
+    xp = owner_of(x).xp
+    with network.backend.on_device():
+        if not bool(xp.all(xp.isfinite(x))):
+            raise ValueError(f"{x_name} holds NaN or infinity")
+        if xp.isdtype(t.dtype, "real floating") and not bool(xp.all(xp.isfinite(t))):
+            raise ValueError(f"{t_name} holds NaN or infinity")
+    # One sample tells the number of classes; then all labels are checked against it.
+    batch_and_targets(xp.zeros((len(x), network.scores(x[:1]).shape[-1]), dtype=x.dtype), t)
+    return x, t
+
+
+class ProgressBar:
+    """A line on stderr with loss, accuracy, speed and time left; nothing if it is no terminal."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as Rich
+
+        self._last = 0.0
+        self._began = 0.0
+        self._bar = Rich(
+            TextColumn("training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("loss {task.fields[loss]:.4f}"),
+            TextColumn("{task.fields[accuracy]}"),
+            TextColumn("{task.fields[speed]:,.0f} it/s"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+        )
+
+    def start(self, total: int) -> None:
+        """Show the bar."""
+        self._began = time.perf_counter()
+        self._task = self._bar.add_task("", total=total, loss=math.nan, accuracy="", speed=0.0)
+        self._bar.start()
+
+    def advance(self, history: History) -> None:
+        """Redraw, at most ten times a second: drawing must not slow the training."""
+        now = time.perf_counter()
+        if now - self._last < 0.1:
+            return
+        self._last = now
+        self._update(history)
+
+    def _update(self, history: History) -> None:
+        accuracy = ""
+        if history.train_accuracy:
+            accuracy = f"train {history.train_accuracy[-1]:.4f}"
+        if history.test_accuracy:
+            accuracy += f" test {history.test_accuracy[-1]:.4f}"
+        self._bar.update(
+            self._task,
+            completed=history.iterations,
+            loss=history.loss[-1],
+            accuracy=accuracy,
+            speed=history.iterations / (time.perf_counter() - self._began),
+        )
+        self._history = history
+
+    def stop(self) -> None:
+        """Draw the last state and leave it on the screen."""
+        if hasattr(self, "_history"):
+            self._update(self._history)
+        self._bar.stop()
+
+
+class _Silent:
+    def start(self, total: int) -> None: ...
+    def advance(self, history: History) -> None: ...
+    def stop(self) -> None: ...
+
+
+def _progress(progress: bool | Progress) -> Progress:
+    if not isinstance(progress, bool):
+        return progress
+    return ProgressBar() if progress and sys.stderr.isatty() else _Silent()
