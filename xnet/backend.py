@@ -11,7 +11,7 @@ import contextlib
 import contextvars
 import difflib
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
@@ -340,7 +340,7 @@ def set_backend(backend: str | Backend, reproducible: bool | None = None) -> Bac
 @contextlib.contextmanager
 def use_backend(
     backend: str | Backend | None = None, reproducible: bool | None = None
-) -> Iterator[Backend]:
+) -> Generator[Backend]:
     """Make `backend` current within the block, in this thread or asyncio task alone."""
     chosen = resolve(backend, reproducible)
     token = _current.set(chosen)
@@ -358,7 +358,7 @@ def owner_of(array: Array, name: str = "array") -> Backend:
     current = get_backend()
     if current.owns(array):
         return current
-    if not isinstance(array, list | tuple | dict | str | bytes | bool | int | float | None):
+    if type(array).__module__ != "builtins":
         # A backend's arrays exist only where it is usable, so only those need be asked.
         for info in backends():
             if info.usable:

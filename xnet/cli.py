@@ -7,6 +7,7 @@ import sys
 import time
 from enum import StrEnum
 from importlib.metadata import PackageNotFoundError, version
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -109,10 +110,11 @@ def _threads() -> dict[str, int]:
     usable = {b.name for b in backends() if b.usable}
     if "numba" in usable:
         import numba
-        from threadpoolctl import threadpool_info
+        import threadpoolctl
 
         found["numba"] = numba.get_num_threads()
-        for library in threadpool_info():
+        libraries: list[dict[str, Any]] = threadpoolctl.threadpool_info()
+        for library in libraries:
             if library["user_api"] == "blas":
                 found[library["internal_api"]] = library["num_threads"]
     return found
@@ -141,7 +143,7 @@ def _backend_table() -> Table:
     "train",
     epilog="Examples: [bold]xnet train --save digits.safetensors[/bold] · "
     "[bold]xnet train --dataset mnist --epochs 17 --backend numba[/bold] · "
-    "[bold]xnet train --hidden 50 --hidden 100 --optimizer adam[/bold]"
+    "[bold]xnet train --hidden 50 --hidden 100 --optimizer adam[/bold]",
 )
 def train_command(
     dataset: Annotated[Dataset, typer.Option(help="What to learn.")] = Dataset("digits"),
@@ -149,9 +151,9 @@ def train_command(
         list[int] | None,
         typer.Option(help="Units of a hidden layer; repeat it for more layers. Default: 50."),
     ] = None,
-    activation: Annotated[
-        Activation, typer.Option(help="After each hidden layer.")
-    ] = Activation("relu"),
+    activation: Annotated[Activation, typer.Option(help="After each hidden layer.")] = Activation(
+        "relu"
+    ),
     init: Annotated[
         str, typer.Option(help="Initial weights: he, xavier or a standard deviation.")
     ] = "he",
@@ -215,7 +217,9 @@ def train_command(
         _report(network, history, save)
     if history.stopped == "diverged":
         rate = f"the learning rate ({stepper.lr}) may be too high"
-        raise ValueError(f"the loss became {history.loss[-1]} at iteration {history.iterations}: {rate}")
+        raise ValueError(
+            f"the loss became {history.loss[-1]} at iteration {history.iterations}: {rate}"
+        )
     if history.stopped == "interrupted":
         sys.exit(130)  # as a shell reports a command that Ctrl-C ended
 
@@ -227,7 +231,7 @@ def _dense(sizes: list[int], activation: str, init: str, **where: Any) -> Networ
     except ValueError:
         std = init
     layers: list[Layer] = [Affine(sizes[0], sizes[1], std)]
-    for inputs, outputs in zip(sizes[1:], sizes[2:], strict=False):
+    for inputs, outputs in pairwise(sizes[1:]):
         layers += [ACTIVATIONS[activation](), Affine(inputs, outputs, std)]
     return Network(layers, **where)
 
@@ -279,9 +283,13 @@ def evaluate(
     _, (x, t) = datasets.DATASETS[name](normalize=not raw)
     started = time.perf_counter()
     if per_sample:
-        right = sum(int(_class_of(network, sample)) == label for sample, label in zip(x, t, strict=True))
+        right = sum(
+            int(_class_of(network, sample)) == label for sample, label in zip(x, t, strict=True)
+        )
     else:
-        batches = ((x[i : i + batch_size], t[i : i + batch_size]) for i in range(0, len(x), batch_size))
+        batches = (
+            (x[i : i + batch_size], t[i : i + batch_size]) for i in range(0, len(x), batch_size)
+        )
         right = sum(round(network.accuracy(*batch) * len(batch[0])) for batch in batches)
     seconds = time.perf_counter() - started
     accuracy = right / len(x)
@@ -378,7 +386,9 @@ def demo(
         print(f"test accuracy {history.test_accuracy[-1]:.4f}")
         out.print(_comparison_table(rows, len(x_test)))
     if not all(row["agrees"] for row in rows):
-        raise XnetError("a backend's predictions differ from NumPy's by more than rounding explains")
+        raise XnetError(
+            "a backend's predictions differ from NumPy's by more than rounding explains"
+        )
 
 
 def _comparison(network: Network, usable: list[Backend], x: Any) -> list[dict[str, Any]]:

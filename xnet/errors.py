@@ -1,4 +1,7 @@
-"""The exceptions a caller may want to catch; a wrong argument is a plain ValueError or TypeError."""
+"""The exceptions a caller may want to catch.
+
+A wrong argument is a plain ValueError or TypeError.
+"""
 
 
 class XnetError(Exception):

@@ -161,7 +161,9 @@ class Differentiable(Protocol):
         ...
 
 
-def gradient_check(network: Differentiable, x: Array, t: Array, h: float = 1e-4) -> dict[str, float]:
+def gradient_check(
+    network: Differentiable, x: Array, t: Array, h: float = 1e-4
+) -> dict[str, float]:
     """Mean absolute difference of `gradient` and `numerical_gradient`, by parameter (§5.7.3).
 
     Parameters

@@ -1,7 +1,7 @@
 """Networks: a stack of layers that ends in a loss (§3.4, §4.5, §5.7)."""
 
 import contextlib
-from collections.abc import Iterator, MutableMapping, Sequence
+from collections.abc import Generator, Iterator, MutableMapping, Sequence
 from typing import Any
 
 from xnet.backend import (
@@ -141,7 +141,7 @@ class Network:
                 features = layer.outputs
 
     @contextlib.contextmanager
-    def _running(self) -> Iterator[None]:
+    def _running(self) -> Generator[None]:
         """Block in which this network's backend is current, on its device."""
         with use_backend(self.backend), self.backend.on_device():
             yield

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xnet import weights
-from xnet.backend import Array, owner_of
+from xnet.backend import Array, use_backend
 from xnet.losses import batch_and_targets
 from xnet.network import Network
 from xnet.optimizers import SGD, Optimizer
@@ -160,7 +160,6 @@ def train(
     WeightsError
         The checkpoint cannot be written; known before training starts.
     """
-    total = _total_iterations(epochs, iterations, len(x), batch_size)
     if gradient not in ("backprop", "numerical"):
         raise ValueError(f"gradient is {gradient!r}, expected 'backprop' or 'numerical'")
     if patience is not None and patience < 1:
@@ -170,14 +169,16 @@ def train(
     if checkpoint is not None:
         weights.check_writable(checkpoint)
     data = _checked(network, x, t, "x", "t")
+    samples = data[0].shape[0]
+    total = _total_iterations(epochs, iterations, samples, batch_size)
     test = None if x_test is None else _checked(network, x_test, t_test, "x_test", "t_test")
     run = _Run(network, data, test, optimizer or SGD(0.1), gradient)
     shown = _progress(progress)
     shown.start(total)
     started = time.perf_counter()
     try:
-        batches = minibatches(len(x), batch_size, np.random.default_rng(seed), replacement)
-        run.loop(batches, total, math.ceil(len(x) / batch_size), patience, checkpoint, shown)
+        batches = minibatches(samples, batch_size, np.random.default_rng(seed), replacement)
+        run.loop(batches, total, math.ceil(samples / batch_size), patience, checkpoint, shown)
     except KeyboardInterrupt:
         run.history.stopped = "interrupted"
     finally:
@@ -238,7 +239,7 @@ class _Run:
         """One mini-batch: its loss, its gradient, one update."""
         network, (x, t) = self.network, self.data
         xp = network.backend.xp
-        with network.backend.on_device():
+        with use_backend(network.backend), network.backend.on_device():
             rows = network.backend.asarray(indices)
             x, t = xp.take(x, rows, axis=0), xp.take(t, rows, axis=0)
             if self.numerical:
@@ -274,7 +275,11 @@ def _total_iterations(
 ) -> int:
     if epochs is not None and iterations is not None:
         raise ValueError("epochs and iterations were both given, expected one")
-    for name, value in {"epochs": epochs, "iterations": iterations, "batch_size": batch_size}.items():
+    for name, value in {
+        "epochs": epochs,
+        "iterations": iterations,
+        "batch_size": batch_size,
+    }.items():
         if value is not None and value < 1:
             raise ValueError(f"{name} is {value}, expected at least 1")
     if iterations is not None:
@@ -284,19 +289,21 @@ def _total_iterations(
 
 def _checked(network: Network, x: Any, t: Any, x_name: str, t_name: str) -> tuple[Array, Array]:
     """Data and labels on the network's backend, checked once for the whole run."""
-    if len(x) == 0:
-        raise ValueError(f"{x_name} has no samples")
-    if len(x) != len(t):
-        raise ValueError(f"{x_name} has {len(x)} samples, {t_name} has {len(t)}")
     x, t = network.host_to_backend(x, network.dtype), network.host_to_backend(t)
-    xp = owner_of(x).xp
-    with network.backend.on_device():
+    for name, array in {x_name: x, t_name: t}.items():
+        if array.ndim == 0 or array.shape[0] == 0:
+            raise ValueError(f"{name} has shape {tuple(array.shape)}: there are no samples")
+    if x.shape[0] != t.shape[0]:
+        raise ValueError(f"{x_name} has {x.shape[0]} samples, {t_name} has {t.shape[0]}")
+    xp = network.backend.xp
+    with use_backend(network.backend), network.backend.on_device():
         if not bool(xp.all(xp.isfinite(x))):
             raise ValueError(f"{x_name} holds NaN or infinity")
         if xp.isdtype(t.dtype, "real floating") and not bool(xp.all(xp.isfinite(t))):
             raise ValueError(f"{t_name} holds NaN or infinity")
-    # One sample tells the number of classes; then all labels are checked against it.
-    batch_and_targets(xp.zeros((len(x), network.scores(x[:1]).shape[-1]), dtype=x.dtype), t)
+        # One sample tells the number of classes; then all labels are checked against it.
+        classes = network.scores(x[:1, ...]).shape[-1]
+        batch_and_targets(xp.zeros((x.shape[0], classes), dtype=x.dtype), t)
     return x, t
 
 

@@ -6,9 +6,9 @@ import json
 import os
 import pickle
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, ClassVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,7 +44,10 @@ def save(network: Network, path: str | os.PathLike[str]) -> None:
     """
     from safetensors.numpy import save as to_bytes
 
-    for part, known in [*((layer, LAYERS) for layer in network.layers), (network.loss_layer, LOSSES)]:
+    for part, known in [
+        *((layer, LAYERS) for layer in network.layers),
+        (network.loss_layer, LOSSES),
+    ]:
         if known.get(type(part).__name__) is not type(part):
             raise WeightsError(f"{part!r} is not one of {', '.join(known)}: only those are saved")
     architecture = {
@@ -62,7 +65,7 @@ def save(network: Network, path: str | os.PathLike[str]) -> None:
 
 
 @contextlib.contextmanager
-def replaced(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+def replaced(path: str | os.PathLike[str]) -> Generator[BinaryIO]:
     """A binary file that takes the place of `path` when the block ends without an error.
 
     Raises
@@ -210,7 +213,7 @@ def _empty_array(kind: type, shape: tuple[int, ...], typecode: bytes) -> NDArray
 class _ArraysOnly(pickle.Unpickler):
     """An unpickler that admits NumPy arrays and nothing else."""
 
-    ADMITTED: dict[tuple[str, str], Any] = {
+    ADMITTED: ClassVar[dict[tuple[str, str], Any]] = {
         ("numpy", "ndarray"): np.ndarray,
         ("numpy", "dtype"): np.dtype,
         ("numpy.core.multiarray", "_reconstruct"): _empty_array,

@@ -8,10 +8,16 @@ returns finished values, and `synchronize`.
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import wraps
+from importlib import import_module
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, cast
 
 from xnet.backend import Array, Backend
+
+
+def _cupy() -> Any:
+    """CuPy, imported when first needed; untyped, for it carries no stubs."""
+    return import_module("cupy")
 
 
 def _on_device(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -36,7 +42,7 @@ class CupyBackend(Backend):
         if find_spec("cupy") is None:
             return 'CuPy is not installed: pip install "xnet-nn[cuda12]" (or cuda13)'
         try:
-            import cupy
+            cupy = _cupy()
         except ImportError as error:
             return f"CuPy does not import ({error}): reinstall it for your CUDA version"
         try:
@@ -49,34 +55,28 @@ class CupyBackend(Backend):
     @classmethod
     def device_count(cls) -> int:
         """How many CUDA devices there are."""
-        import cupy
-
-        return int(cupy.cuda.runtime.getDeviceCount())
+        return int(_cupy().cuda.runtime.getDeviceCount())
 
     def __init__(self, device: int | None = None, *, reproducible: bool = False) -> None:
         super().__init__(device or 0, reproducible=reproducible)
-        import array_api_compat.cupy as xp
-        import cupy
-
-        self.xp = xp
-        self._cupy: Any = cupy
+        self.xp = import_module("array_api_compat.cupy")
 
     def owns(self, array: object) -> bool:
         """Whether `array` is a CuPy array on this device."""
-        return isinstance(array, self._cupy.ndarray) and array.device.id == self.device
+        return isinstance(array, _cupy().ndarray) and cast(Any, array).device.id == self.device
 
     def to_numpy(self, array: Array) -> Any:
         """`array` on the host, once the current stream has computed it."""
         with self.on_device():
-            return self._cupy.asnumpy(array)
+            return _cupy().asnumpy(array)
 
     def synchronize(self) -> None:
         """Wait for every stream of the device."""
-        self._cupy.cuda.Device(self.device).synchronize()
+        _cupy().cuda.Device(self.device).synchronize()
 
     def on_device(self) -> AbstractContextManager[object]:
         """Block within which CuPy's current device is this one."""
-        return self._cupy.cuda.Device(self.device)
+        return _cupy().cuda.Device(self.device)
 
     asarray = _on_device(Backend.asarray)
     matmul = _on_device(Backend.matmul)

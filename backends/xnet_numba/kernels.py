@@ -1,4 +1,4 @@
-# pyright: basic, reportArgumentType=false
+# pyright: basic, reportAttributeAccessIssue=false, reportCallIssue=false
 """The compiled kernels: loops over rows or elements, one pass over memory each.
 
 Each kernel has a loop over a range and a parallel loop that gives each thread pieces of that
@@ -185,9 +185,7 @@ def _affine_backward_pieces(dout, x, W, dx, dW, db):
     n, pieces = x.shape[0], dW.shape[0]
     for piece in prange(pieces):
         start, stop = piece * n // pieces, (piece + 1) * n // pieces
-        _affine_backward(
-            dout[start:stop], x[start:stop], W, dx[start:stop], dW[piece], db[piece]
-        )
+        _affine_backward(dout[start:stop], x[start:stop], W, dx[start:stop], dW[piece], db[piece])
 
 
 def affine_backward(dout, x, W):

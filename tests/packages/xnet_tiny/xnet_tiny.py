@@ -1,26 +1,18 @@
-"""A backend from elsewhere, as the README shows how to write one."""
+"""A backend from elsewhere: NumPy's arrays, and a relu of its own."""
 
 import numpy as np
 
 from xnet.backend import Backend
 
 
-class TinyArray(np.ndarray):
-    """An array type of its own, so that ownership can be told apart."""
-
-
 class TinyBackend(Backend):
     name = "tiny"
     xp = np
+    relus_run = 0
 
     def owns(self, array):
-        return isinstance(array, TinyArray)
-
-    def asarray(self, values, dtype=None):
-        return super().asarray(values, dtype).view(TinyArray)
-
-    def to_numpy(self, array):
-        return array.view(np.ndarray)
+        return isinstance(array, np.ndarray | np.generic)
 
     def relu(self, x):
+        TinyBackend.relus_run += 1
         return np.maximum(x, 0)

@@ -1,0 +1,38 @@
+"""Run where the wheel is installed and nothing else is: it imports, trains, and says what lacks."""
+
+from importlib.util import find_spec
+
+import numpy as np
+
+import xnet
+
+for extra in ("numba", "cupy", "sklearn", "pooch", "PIL", "matplotlib"):
+    assert find_spec(extra) is None, f"{extra} is installed: this environment is not bare"
+
+rng = np.random.default_rng(0)
+x = rng.standard_normal((200, 4))
+t = (x[:, 0] > x[:, 1]).astype(int)
+network = xnet.TwoLayerNet(4, 8, 2, 0.5, activation="relu")
+history = xnet.train(network, x, t, epochs=50, batch_size=20)
+assert history.train_accuracy[-1] > 0.95, history.train_accuracy[-1]
+
+for name, remedy in {
+    "numba": 'pip install "xnet-nn[numba]"',
+    "cupy": 'pip install "xnet-nn[cuda12]"',
+}.items():
+    try:
+        xnet.set_backend(name)
+    except xnet.BackendError as error:
+        assert remedy in str(error), error
+    else:
+        raise AssertionError(f"{name} was accepted")
+assert xnet.resolve("auto").name == "numpy"
+
+for load in (xnet.datasets.load_digits, lambda: xnet.datasets.load_image("x.png")):
+    try:
+        load()
+    except xnet.DatasetError as error:
+        assert 'pip install "xnet-nn[datasets]"' in str(error), error
+    else:
+        raise AssertionError("a dataset was loaded without its library")
+print("the wheel works alone")

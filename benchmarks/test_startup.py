@@ -1,0 +1,13 @@
+"""What does `import xnet` cost, beside `import numpy`? Each in a process of its own."""
+
+import subprocess
+import sys
+
+import pytest
+
+
+@pytest.mark.benchmark(group="import in a new process")
+@pytest.mark.parametrize("what", ["pass", "import numpy", "import xnet"])
+def test_import(benchmark, what):
+    ran = benchmark(subprocess.run, [sys.executable, "-c", what], check=True)
+    assert ran.returncode == 0

@@ -1,0 +1,557 @@
+import asyncio
+import contextlib
+import inspect
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import numpy as np
+import pytest
+
+from xnet_numpy import NumpyBackend
+
+import xnet
+from xnet import backend as registry
+from xnet.backend import Backend, backend_of, owner_of, resolve
+from xnet.errors import BackendError
+
+PACKAGES = Path(__file__).parent / "packages"
+
+
+@pytest.fixture(autouse=True)
+def _fresh_default(monkeypatch):
+    """Each test decides on its own what the process and the environment select."""
+    monkeypatch.setattr(registry, "_default", None)
+    monkeypatch.delenv("XNET_BACKEND", raising=False)
+    monkeypatch.delenv("XNET_REPRODUCIBLE", raising=False)
+
+
+def run_python(code, **environment):
+    import os
+
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+        check=False,
+    )
+
+
+# -- the registry
+
+
+def test_backends_says_which_are_usable_and_why_not():
+    found = {info.name: info for info in xnet.backends()}
+    assert {"numpy", "numba", "cupy"} <= set(found)
+    assert found["numpy"].usable
+    assert found["numpy"].reason is None
+    for info in found.values():
+        assert info.usable == (info.reason is None)
+
+
+def test_unknown_backend_suggests_the_near_miss_and_lists_all():
+    with pytest.raises(BackendError, match=r"unknown backend 'nunpy'; did you mean 'numpy'\?"):
+        resolve("nunpy")
+    with pytest.raises(BackendError, match=r"unknown backend 'q' .*Backends: numpy.*numba.*auto"):
+        resolve("q")
+
+
+@pytest.mark.parametrize("name", ["numpy:x", "numpy:", "numpy:-1", "cupy:1.5"])
+def test_device_index_must_be_a_number(name):
+    with pytest.raises(BackendError, match="is not a device index"):
+        resolve(name)
+
+
+def test_device_index_where_there_are_no_devices():
+    with pytest.raises(BackendError, match="'numpy:0': numpy takes no device index"):
+        resolve("numpy:0")
+
+
+def test_backend_argument_of_a_wrong_type():
+    with pytest.raises(TypeError, match="backend is a int, expected a name or a Backend"):
+        resolve(3)
+
+
+def test_one_instance_for_each_name():
+    assert resolve("numpy") is resolve("numpy")
+    assert resolve(resolve("numba")) is resolve("numba")
+    assert resolve("numpy") is not resolve("numba")
+
+
+def test_broken_plug_in_leaves_the_others_usable(monkeypatch):
+    def load():
+        raise RuntimeError("its own fault")
+
+    entry = SimpleNamespace(name="broken", value="broken:B", load=load)
+    numpy_class = type(resolve("numpy"))
+    numpy = SimpleNamespace(name="numpy", value="a:B", load=lambda: numpy_class)
+    monkeypatch.setattr(registry, "_registry", lambda: {"numpy": numpy, "broken": entry})
+    registry._load.cache_clear()
+    try:
+        info = {info.name: info for info in xnet.backends()}
+        assert info["numpy"].usable
+        assert "its own fault" in info["broken"].reason
+        with pytest.raises(BackendError, match="'broken' cannot be|'broken' failed to load"):
+            resolve("broken")
+    finally:
+        registry._load.cache_clear()
+
+
+def test_two_packages_with_one_name_are_an_error(monkeypatch):
+    import importlib.metadata
+
+    pair = [SimpleNamespace(name="numpy", value=f"{module}:B") for module in ("one", "two")]
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: pair)
+    with pytest.raises(BackendError, match="two packages register .*'numpy': one:B and two:B"):
+        registry._registry.__wrapped__()
+
+
+def test_without_any_registered_backend(monkeypatch):
+    import importlib.metadata
+
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [])
+    with pytest.raises(BackendError, match="xnet is not installed"):
+        registry._registry.__wrapped__()
+
+
+def test_cupy_without_cuda_says_what_would_help():
+    reason = {info.name: info.reason for info in xnet.backends()}["cupy"]
+    if reason is None:
+        pytest.skip("there is a GPU here: nothing is missing")
+    with pytest.raises(BackendError, match="'cupy' cannot be used here: .*Usable: numpy") as error:
+        resolve("cupy")
+    assert "pip install" in str(error.value) or "driver" in str(error.value)
+
+
+def test_numba_without_its_packages_says_what_to_install(monkeypatch):
+    import xnet_numba
+
+    monkeypatch.setattr(xnet_numba, "find_spec", lambda name: None if name == "scipy" else name)
+    message = r'\'numba\' cannot be used here: scipy not installed: pip install "xnet-nn\[numba\]"'
+    with pytest.raises(BackendError, match=message):
+        resolve("numba")
+
+
+def test_auto_takes_the_fastest_that_works(monkeypatch):
+    reasons = {"cupy": None, "numba": None, "numpy": None}
+    monkeypatch.setattr(registry, "_why_unusable", reasons.get)
+    monkeypatch.setattr(registry, "_instance", lambda name, device, reproducible: name)
+    assert resolve("auto") == "cupy"
+    reasons["cupy"] = "no GPU"
+    assert resolve("auto") == "numba"
+    reasons["numba"] = "not installed"
+    assert resolve("auto") == "numpy"
+
+
+def test_reproducible_mode_is_refused_rather_than_ignored():
+    with pytest.raises(BackendError, match="reproducible mode is not in this version"):
+        resolve("numpy", reproducible=True)
+
+
+# -- selection
+
+
+def test_the_default_is_numpy():
+    assert xnet.get_backend().name == "numpy"
+
+
+def test_selection_by_environment(monkeypatch):
+    monkeypatch.setenv("XNET_BACKEND", "numba")
+    assert xnet.get_backend().name == "numba"
+
+
+def test_wrong_environment_is_an_error(monkeypatch):
+    monkeypatch.setenv("XNET_BACKEND", "nummba")
+    with pytest.raises(BackendError, match="XNET_BACKEND=nummba: unknown backend.*'numba'"):
+        xnet.get_backend()
+    monkeypatch.setenv("XNET_BACKEND", "numpy")
+    monkeypatch.setenv("XNET_REPRODUCIBLE", "yes")
+    with pytest.raises(BackendError, match="XNET_REPRODUCIBLE is 'yes', expected 0 or 1"):
+        xnet.get_backend()
+
+
+def test_environment_reproducible_off_is_fine(monkeypatch):
+    monkeypatch.setenv("XNET_REPRODUCIBLE", "0")
+    assert not xnet.get_backend().reproducible
+
+
+def test_block_over_process_over_environment(monkeypatch):
+    monkeypatch.setenv("XNET_BACKEND", "strict")
+    assert xnet.get_backend().name == "strict"
+    assert xnet.set_backend("numpy") is resolve("numpy")
+    assert xnet.get_backend().name == "numpy"
+    with xnet.use_backend("numba") as outer:
+        assert xnet.get_backend() is outer
+        with xnet.use_backend("strict"):
+            xnet.set_backend("numpy")
+            assert xnet.get_backend().name == "strict"
+        assert xnet.get_backend() is outer
+    assert xnet.get_backend().name == "numpy"
+
+
+def test_block_ends_when_it_raises():
+    with pytest.raises(KeyError), xnet.use_backend("numba"):
+        raise KeyError
+    assert xnet.get_backend().name == "numpy"
+
+
+def test_selection_by_argument():
+    assert xnet.TwoLayerNet(2, 3, 2, backend="numba").backend.name == "numba"
+    with xnet.use_backend("strict"):
+        assert xnet.TwoLayerNet(2, 3, 2).backend.name == "strict"
+
+
+def test_eight_threads_never_see_each_others_choice():
+    names = ["numpy", "numba", "strict"]
+    barrier = threading.Barrier(8)
+    wrong = []
+
+    def switch(index):
+        barrier.wait()
+        for turn in range(1000):
+            name = names[(index + turn) % len(names)]
+            with xnet.use_backend(name) as chosen:
+                x = chosen.asarray([1.0, -1.0])
+                if xnet.get_backend().name != name or backend_of(x=x).name != name:
+                    wrong.append((index, turn))
+
+    threads = [threading.Thread(target=switch, args=(index,)) for index in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+    assert xnet.get_backend().name == "numpy"
+
+
+def test_asyncio_tasks_never_see_each_others_choice():
+    names = ["numpy", "numba", "strict"]
+
+    async def switch(index):
+        for turn in range(1000):
+            name = names[(index + turn) % len(names)]
+            with xnet.use_backend(name):
+                await asyncio.sleep(0)
+                if xnet.get_backend().name != name:
+                    return False
+        return True
+
+    async def all_of_them():
+        return await asyncio.gather(*(switch(index) for index in range(8)))
+
+    assert asyncio.run(all_of_them()) == [True] * 8
+
+
+def test_networks_in_threads_run_on_their_own_backend():
+    x = np.linspace(-1, 1, 12).reshape(3, 4)
+    nets = [xnet.TwoLayerNet(4, 5, 3, 0.5, backend=name) for name in ("numpy", "numba", "strict")]
+    expected = nets[0].predict(x)
+    results = {}
+
+    def run(index, net):
+        for _ in range(50):
+            results[index] = net.backend.to_numpy(net.predict(x))
+
+    threads = [threading.Thread(target=run, args=item) for item in enumerate(nets)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for index in range(3):
+        np.testing.assert_allclose(results[index], expected, rtol=1e-14)
+
+
+# -- arrays decide
+
+
+def test_arrays_decide_and_the_current_backend_breaks_ties():
+    host = np.ones(2)
+    strict = resolve("strict").asarray([1.0, 1.0])
+    assert backend_of(x=host).name == "numpy"
+    assert backend_of(x=strict).name == "strict"
+    with xnet.use_backend("numba"):
+        assert backend_of(x=host).name == "numba"
+        assert backend_of(x=strict).name == "strict"
+    with xnet.use_backend("strict"):
+        assert backend_of(x=host, y=host).name == "numpy"  # the reference, none being current
+
+
+def test_arrays_of_two_devices_are_an_error_that_names_both():
+    strict = resolve("strict").asarray([[1.0]])
+    with pytest.raises(BackendError, match="x is on numpy, W is on strict.*asarray"):
+        backend_of(x=np.ones((1, 1)), W=strict)
+
+
+@pytest.mark.parametrize("value", [[1.0], (1.0,), 1.0, "x", None, {"a": 1}, object()])
+def test_what_is_no_array_is_named(value):
+    with pytest.raises(TypeError, match=f"x is a {type(value).__name__}, expected an array"):
+        backend_of(x=value)
+
+
+def test_owner_of_a_current_array_asks_no_other_backend(monkeypatch):
+    monkeypatch.setattr(registry, "backends", lambda: pytest.fail("asked"))
+    assert owner_of(np.ones(1)).name == "numpy"
+
+
+def test_asarray_and_to_numpy_cross_devices(backend, dtype):
+    host = np.array([[1.5, -2.0]], dtype=dtype)
+    here = backend.asarray(host)
+    assert backend.owns(here)
+    back = backend.to_numpy(here)
+    assert isinstance(back, np.ndarray)
+    assert back.dtype == dtype
+    np.testing.assert_array_equal(back, host)
+    elsewhere = resolve("strict").asarray(here)
+    assert resolve("strict").owns(elsewhere)
+    np.testing.assert_array_equal(backend.to_numpy(backend.asarray(elsewhere)), host)
+    assert registry.dtype_name(backend.asarray([1, 2], "float32").dtype) == "float32"
+
+
+def test_asarray_of_a_stranger():
+    with pytest.raises(TypeError, match="array is a set"):
+        resolve("numpy").asarray({1})
+
+
+def test_float_dtype():
+    assert registry.float_dtype(np.float32) == "float32"
+    assert registry.float_dtype(np.dtype("float64")) == "float64"
+    for bad in ("float16", np.int64, "complex128"):
+        with pytest.raises(ValueError, match="dtype is .*, expected float32 or float64"):
+            registry.float_dtype(bad)
+
+
+def test_repr_label_and_pickle():
+    import copy
+    import pickle
+
+    numba = resolve("numba")
+    assert repr(numba) == "<backend numba>"
+    assert pickle.loads(pickle.dumps(numba)) is numba
+    assert copy.deepcopy(numba) is numba
+
+
+# -- what importing costs
+
+
+def test_import_loads_nothing_that_is_not_needed():
+    heavy = ["numpy", "numba", "cupy", "matplotlib", "sklearn", "typer", "rich", "scipy"]
+    code = f"import sys, xnet; print([m for m in {heavy} if m in sys.modules])"
+    assert run_python(code).stdout.strip() == "[]"
+
+
+def test_selecting_numba_imports_it_only_when_a_kernel_runs():
+    code = (
+        "import sys, xnet; xnet.set_backend('numba'); print('numba' in sys.modules);"
+        "import numpy as np; xnet.activations.relu(np.ones(2)); print('numba' in sys.modules)"
+    )
+    assert run_python(code).stdout.split() == ["False", "True"]
+
+
+def test_environment_selects_in_a_new_process():
+    code = "import xnet; print(xnet.get_backend().label)"
+    assert run_python(code, XNET_BACKEND="numba").stdout.strip() == "numba"
+    failed = run_python(code, XNET_BACKEND="nuba")
+    assert failed.returncode != 0
+    assert "did you mean 'numba'?" in failed.stderr
+
+
+# -- a backend from elsewhere
+
+
+def test_third_party_package_works_with_no_change_to_xnet(tmp_path):
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index"]
+        + ["--no-build-isolation", "--disable-pip-version-check", "--root-user-action=ignore"]
+        + ["--target", str(tmp_path), str(PACKAGES / "xnet_tiny")],
+        check=True,
+    )
+    code = """
+import numpy as np, xnet
+assert [b for b in xnet.backends() if b.name == "tiny" and b.usable]
+net = xnet.TwoLayerNet(4, 6, 3, 0.5, activation="relu", backend="tiny")
+x = np.linspace(-1, 1, 20).reshape(5, 4); t = np.array([0, 1, 2, 0, 1])
+import xnet_tiny
+net.predict(x)
+assert net.backend.label == "tiny" and xnet_tiny.TinyBackend.relus_run == 1
+with xnet.use_backend("tiny"):
+    xnet.activations.relu(x)
+assert xnet_tiny.TinyBackend.relus_run == 2
+history = xnet.train(net, x, t, epochs=200, batch_size=5, progress=False)
+assert history.loss[-1] < history.loss[0]
+assert max(xnet.gradient_check(net, x, t).values()) < 1e-6
+print("works")
+"""
+    ran = run_python(code, PYTHONPATH=str(tmp_path))
+    assert ran.stdout.strip() == "works", ran.stderr
+
+
+def test_a_new_backend_fits_in_fifty_lines():
+    for source in (PACKAGES / "xnet_strict.py", PACKAGES / "xnet_tiny" / "xnet_tiny.py"):
+        assert len(source.read_text().splitlines()) < 50
+
+
+def test_the_library_names_no_array_library():
+    """Nothing in xnet/ but host code (files, random numbers, the command) imports one."""
+    folder = Path(inspect.getfile(xnet)).parent
+    host_code = {"datasets.py", "weights.py", "training.py", "cli.py"}
+    for source in folder.glob("*.py"):
+        if source.name not in host_code:
+            top = [line for line in source.read_text().splitlines() if line.startswith("import ")]
+            assert not any(name in line for line in top for name in ("numpy", "numba", "cupy"))
+
+
+# -- CuPy without a GPU: the same backend over a stand-in that knows devices
+
+
+class FakeArray(np.ndarray):
+    """A NumPy array that claims to live on the device that was current when it was made."""
+
+    def __array_finalize__(self, source):
+        self._index = FakeDevice.current
+
+    @property
+    def device(self):
+        return SimpleNamespace(id=self._index)
+
+
+class FakeDevice:
+    current = 0
+
+    def __init__(self, index):
+        self.index = index
+
+    def __enter__(self):
+        self.before, FakeDevice.current = FakeDevice.current, self.index
+
+    def __exit__(self, *_):
+        FakeDevice.current = self.before
+
+    def synchronize(self):
+        FakeDevice.synchronized = self.index
+
+
+@pytest.fixture
+def fake_cupy(monkeypatch):
+    """xnet_cupy over a stand-in for CuPy with two devices."""
+    import xnet_cupy
+
+    runtime = SimpleNamespace(getDeviceCount=lambda: 2, CUDARuntimeError=RuntimeError)
+    cupy = SimpleNamespace(
+        ndarray=FakeArray,
+        asnumpy=np.asarray,
+        cuda=SimpleNamespace(runtime=runtime, Device=FakeDevice),
+    )
+    xp = ModuleType("xp")
+    xp.__getattr__ = lambda name: getattr(np, name)
+    xp.asarray = lambda values, dtype=None: np.array(values, dtype=dtype).view(FakeArray)
+    xp.where = lambda *args: np.where(*args).view(FakeArray)
+    xp.zeros = lambda shape, dtype: np.zeros(shape, dtype).view(FakeArray)
+    xp.arange = lambda stop, dtype, device: np.arange(stop, dtype=dtype).view(FakeArray)
+    modules = {"cupy": cupy, "array_api_compat.cupy": xp}
+    monkeypatch.setattr(xnet_cupy, "import_module", modules.__getitem__)
+    monkeypatch.setattr(xnet_cupy, "find_spec", lambda name: name)
+    monkeypatch.setattr(registry, "_instances", {})
+    # The stand-in is a NumPy array underneath, which a CuPy array is not.
+    owns = NumpyBackend.owns
+    monkeypatch.setattr(
+        NumpyBackend, "owns", lambda self, a: owns(self, a) and not isinstance(a, FakeArray)
+    )
+    return cupy
+
+
+def test_cupy_chooses_its_device(fake_cupy):
+    assert resolve("cupy").label == "cupy:0"
+    assert resolve("cupy:1").label == "cupy:1"
+    assert resolve("cupy") is resolve("cupy:0")
+    with pytest.raises(BackendError, match=r"'cupy:2': cupy has 2 device\(s\)"):
+        resolve("cupy:2")
+
+
+def test_cupy_owns_what_is_on_its_device(fake_cupy):
+    first, second = resolve("cupy:0"), resolve("cupy:1")
+    x = second.asarray([1.0, -2.0])
+    assert x.device.id == 1
+    assert second.owns(x)
+    assert not first.owns(x)
+    assert not second.owns(np.ones(1))
+    assert backend_of(x=x) is second
+    with pytest.raises(BackendError, match="x is on cupy:1, W is on cupy:0"):
+        backend_of(x=x, W=first.asarray([1.0]))
+
+
+@pytest.mark.parametrize(
+    "name", [n for n, member in vars(Backend).items() if inspect.isfunction(member) and n[0] != "_"]
+)
+def test_cupy_runs_every_operation_on_its_device(fake_cupy, monkeypatch, name):
+    """A kernel launched for a device that is not current must make it so."""
+    import xnet_cupy
+
+    if name in ("owns", "synchronize", "on_device"):
+        return
+    seen = []
+    original = getattr(Backend, name)
+    wrapped = vars(xnet_cupy.CupyBackend)[name]
+    if getattr(wrapped, "__wrapped__", None) is not None:
+        assert wrapped.__wrapped__ is original
+        monkeypatch.setattr(
+            xnet_cupy.CupyBackend,
+            name,
+            xnet_cupy._on_device(lambda self, *_: seen.append(FakeDevice.current)),
+        )
+        getattr(resolve("cupy:1"), name)(None)
+        assert seen == [1]
+    else:
+        assert name == "to_numpy"
+    assert FakeDevice.current == 0
+
+
+def test_cupy_network_trains_on_its_device(fake_cupy):
+    x, t = np.linspace(-1, 1, 20).reshape(5, 4), np.array([0, 1, 2, 0, 1])
+    net = xnet.TwoLayerNet(4, 6, 3, 0.5, backend="cupy:1")
+    reference = xnet.TwoLayerNet(4, 6, 3, 0.5, backend="numpy")
+    for network in (net, reference):
+        xnet.train(network, x, t, epochs=3, batch_size=2, progress=False)
+    for name, array in net.params.items():
+        assert array.device.id == 1
+        np.testing.assert_array_equal(np.asarray(array), reference.params[name])
+    net.backend.synchronize()
+    assert FakeDevice.synchronized == 1
+
+
+def test_cupy_reasons(fake_cupy, monkeypatch):
+    import xnet_cupy
+
+    cls = xnet_cupy.CupyBackend
+    assert cls.why_unusable() is None
+    fake_cupy.cuda.runtime.getDeviceCount = lambda: 0
+    assert cls.why_unusable() == "no CUDA device found"
+
+    def no_driver():
+        raise RuntimeError("cudaErrorInsufficientDriver")
+
+    fake_cupy.cuda.runtime.getDeviceCount = no_driver
+    assert "no working CUDA driver found (cudaErrorInsufficientDriver" in cls.why_unusable()
+
+    def broken(name):
+        raise ImportError("libcudart.so")
+
+    monkeypatch.setattr(xnet_cupy, "import_module", broken)
+    assert "CuPy does not import (libcudart.so)" in cls.why_unusable()
+    monkeypatch.setattr(xnet_cupy, "find_spec", lambda name: None)
+    assert 'pip install "xnet-nn[cuda12]"' in cls.why_unusable()
+
+
+def test_numba_restores_blas_threads():
+    with contextlib.suppress(ImportError):
+        import threadpoolctl
+
+        x = np.ones((600, 100))
+        with xnet.use_backend("numba") as numba:
+            numba.affine(x, np.ones((100, 50)), np.ones(50))
+            before = [lib["num_threads"] for lib in threadpoolctl.threadpool_info()]
+            numba.affine(x, np.ones((100, 50)), np.ones(50))
+            after = [lib["num_threads"] for lib in threadpoolctl.threadpool_info()]
+        assert before == after
