@@ -6,14 +6,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, settings
 
 # A backend registers by its package's metadata; this folder holds a test-only one as installed.
 sys.path.insert(0, str(Path(__file__).parent / "packages"))
 
 import xnet
+from xnet import datasets
 
 BACKENDS = ("numpy", "numba", "cupy", "strict")
 DTYPES = ("float32", "float64")
+
+
+property_settings = settings(
+    max_examples=30,
+    deadline=None,  # the first example may compile a kernel
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],  # `backend` serves all examples
+)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -22,6 +32,32 @@ def _strict_flags():
     import array_api_strict
 
     array_api_strict.set_array_api_strict_flags(api_version="2024.12")
+
+
+def missing(reason):
+    """Skip for want of data; fail where XNET_REQUIRE_MNIST=1 says that they must be there."""
+    if os.environ.get("XNET_REQUIRE_MNIST") == "1":
+        pytest.fail(f"{reason}, but XNET_REQUIRE_MNIST=1")
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def mnist():
+    """((x_train, t_train), (x_test, t_test)) of the real MNIST, raw pixels; never downloads it."""
+    if not os.environ.get("XNET_DATA_DIR"):
+        cache = datasets._cache_folder()
+        if not all(datasets._find(name, cache) for name in datasets._MNIST_SHA256):
+            missing(f"MNIST is not here: XNET_DATA_DIR is not set, and {cache} does not hold it")
+    return datasets.load_mnist(normalize=False)
+
+
+@pytest.fixture(scope="session")
+def sample_weight():
+    """The notes' trained 784-50-100-10 weights, a pickle."""
+    path = Path(os.environ.get("XNET_DATA_DIR", "")) / "sample_weight.pkl"
+    if not path.is_file():
+        missing("the notes' sample_weight.pkl is not in XNET_DATA_DIR")
+    return path
 
 
 @pytest.fixture(params=BACKENDS)

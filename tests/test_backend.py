@@ -9,7 +9,6 @@ from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
-
 from xnet_numpy import NumpyBackend
 
 import xnet
@@ -55,7 +54,7 @@ def test_backends_says_which_are_usable_and_why_not():
 def test_unknown_backend_suggests_the_near_miss_and_lists_all():
     with pytest.raises(BackendError, match=r"unknown backend 'nunpy'; did you mean 'numpy'\?"):
         resolve("nunpy")
-    with pytest.raises(BackendError, match=r"unknown backend 'q' .*Backends: numpy.*numba.*auto"):
+    with pytest.raises(BackendError, match=r"unknown backend 'q'. Backends: numpy.*numba.*auto"):
         resolve("q")
 
 
@@ -94,7 +93,7 @@ def test_broken_plug_in_leaves_the_others_usable(monkeypatch):
         info = {info.name: info for info in xnet.backends()}
         assert info["numpy"].usable
         assert "its own fault" in info["broken"].reason
-        with pytest.raises(BackendError, match="'broken' cannot be|'broken' failed to load"):
+        with pytest.raises(BackendError, match="'broken' failed to load"):
             resolve("broken")
     finally:
         registry._load.cache_clear()
@@ -105,7 +104,7 @@ def test_two_packages_with_one_name_are_an_error(monkeypatch):
 
     pair = [SimpleNamespace(name="numpy", value=f"{module}:B") for module in ("one", "two")]
     monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: pair)
-    with pytest.raises(BackendError, match="two packages register .*'numpy': one:B and two:B"):
+    with pytest.raises(BackendError, match=r"two packages register .*'numpy': one:B and two:B"):
         registry._registry.__wrapped__()
 
 
@@ -121,7 +120,7 @@ def test_cupy_without_cuda_says_what_would_help():
     reason = {info.name: info.reason for info in xnet.backends()}["cupy"]
     if reason is None:
         pytest.skip("there is a GPU here: nothing is missing")
-    with pytest.raises(BackendError, match="'cupy' cannot be used here: .*Usable: numpy") as error:
+    with pytest.raises(BackendError, match=r"'cupy' cannot be used here: .*Usable: numpy") as error:
         resolve("cupy")
     assert "pip install" in str(error.value) or "driver" in str(error.value)
 
@@ -165,7 +164,7 @@ def test_selection_by_environment(monkeypatch):
 
 def test_wrong_environment_is_an_error(monkeypatch):
     monkeypatch.setenv("XNET_BACKEND", "nummba")
-    with pytest.raises(BackendError, match="XNET_BACKEND=nummba: unknown backend.*'numba'"):
+    with pytest.raises(BackendError, match=r"XNET_BACKEND=nummba: unknown backend.*'numba'"):
         xnet.get_backend()
     monkeypatch.setenv("XNET_BACKEND", "numpy")
     monkeypatch.setenv("XNET_REPRODUCIBLE", "yes")
@@ -281,7 +280,7 @@ def test_arrays_decide_and_the_current_backend_breaks_ties():
 
 def test_arrays_of_two_devices_are_an_error_that_names_both():
     strict = resolve("strict").asarray([[1.0]])
-    with pytest.raises(BackendError, match="x is on numpy, W is on strict.*asarray"):
+    with pytest.raises(BackendError, match=r"x is on numpy, W is on strict.*asarray"):
         backend_of(x=np.ones((1, 1)), W=strict)
 
 
@@ -319,7 +318,7 @@ def test_float_dtype():
     assert registry.float_dtype(np.float32) == "float32"
     assert registry.float_dtype(np.dtype("float64")) == "float64"
     for bad in ("float16", np.int64, "complex128"):
-        with pytest.raises(ValueError, match="dtype is .*, expected float32 or float64"):
+        with pytest.raises(ValueError, match=r"dtype is .*, expected float32 or float64"):
             registry.float_dtype(bad)
 
 
@@ -363,9 +362,11 @@ def test_environment_selects_in_a_new_process():
 
 def test_third_party_package_works_with_no_change_to_xnet(tmp_path):
     subprocess.run(
-        [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index"]
-        + ["--no-build-isolation", "--disable-pip-version-check", "--root-user-action=ignore"]
-        + ["--target", str(tmp_path), str(PACKAGES / "xnet_tiny")],
+        [
+            *[sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index"],
+            *["--no-build-isolation", "--disable-pip-version-check", "--root-user-action=ignore"],
+            *["--target", str(tmp_path), str(PACKAGES / "xnet_tiny")],
+        ],
         check=True,
     )
     code = """
@@ -489,7 +490,7 @@ def test_cupy_runs_every_operation_on_its_device(fake_cupy, monkeypatch, name):
     """A kernel launched for a device that is not current must make it so."""
     import xnet_cupy
 
-    if name in ("owns", "synchronize", "on_device"):
+    if name in ("owns", "synchronize", "running"):
         return
     seen = []
     original = getattr(Backend, name)

@@ -3,7 +3,6 @@
 import gzip
 import hashlib
 import io
-import os
 import struct
 import subprocess
 import sys
@@ -32,19 +31,6 @@ FILES = (
     "t10k-labels-idx1-ubyte",
 )
 TRAIN_IMAGES = FILES[0]
-
-
-@pytest.fixture(scope="session")
-def mnist():
-    """((x_train, t_train), (x_test, t_test)) of the real MNIST, raw pixels; never downloads it."""
-    if not os.environ.get("XNET_DATA_DIR"):
-        cache = datasets._cache_folder()
-        if not all(datasets._find(name, cache) for name in FILES):
-            reason = f"MNIST is not here: XNET_DATA_DIR is not set, and {cache} does not hold it"
-            if os.environ.get("XNET_REQUIRE_MNIST") == "1":
-                pytest.fail(f"{reason}, but XNET_REQUIRE_MNIST=1")
-            pytest.skip(reason)
-    return load_mnist(normalize=False)
 
 
 # A stand-in for MNIST: the same four files, five and three digits long.

@@ -101,8 +101,11 @@ class Backend:
     def synchronize(self) -> None:
         """Wait until the device has finished everything it was asked for."""
 
-    def on_device(self) -> contextlib.AbstractContextManager[object]:
-        """Block within which the library's own functions and operators run on this device."""
+    def running(self) -> contextlib.AbstractContextManager[object]:
+        """Block within which the array library itself runs as this backend means it to.
+
+        That is on its device, and with infinity and NaN made in silence, as IEEE 754 has them.
+        """
         return contextlib.nullcontext()
 
     # -- the four operations that decide the bits
@@ -210,7 +213,7 @@ def _load(name: str) -> type[Backend]:
     registry = _registry()
     if name not in registry:
         near = difflib.get_close_matches(name, [*registry, "auto"], n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = f"; did you mean {near[0]!r}?" if near else "."
         known = ", ".join([*registry, "auto"])
         raise BackendError(f"unknown backend {name!r}{hint} Backends: {known}")
     try:

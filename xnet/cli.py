@@ -1,6 +1,7 @@
 """The `xnet` command."""
 
 import json
+import math
 import os
 import platform
 import sys
@@ -48,7 +49,9 @@ BackendOption = Annotated[
         "Default: XNET_BACKEND, else numpy.",
     ),
 ]
-SeedOption = Annotated[int, typer.Option(help="For the initial weights and the mini-batches.")]
+SeedOption = Annotated[
+    int, typer.Option(min=0, help="For the initial weights and the mini-batches.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")]
 DatasetOption = Annotated[
     Dataset | None,
@@ -60,8 +63,8 @@ def main() -> None:
     """Run the command; a user's mistake is one line on stderr and exit status 1."""
     try:
         app()
-    except (XnetError, ValueError) as error:
-        print(f"xnet: {error}", file=sys.stderr)
+    except (XnetError, ValueError, MemoryError) as error:
+        print("xnet:", " ".join(str(error).split()), file=sys.stderr)
         sys.exit(1)
 
 
@@ -113,7 +116,7 @@ def _threads() -> dict[str, int]:
         import threadpoolctl
 
         found["numba"] = numba.get_num_threads()
-        libraries: list[dict[str, Any]] = threadpoolctl.threadpool_info()
+        libraries: Any = threadpoolctl.threadpool_info()
         for library in libraries:
             if library["user_api"] == "blas":
                 found[library["internal_api"]] = library["num_threads"]
@@ -149,7 +152,9 @@ def train_command(
     dataset: Annotated[Dataset, typer.Option(help="What to learn.")] = Dataset("digits"),
     hidden: Annotated[
         list[int] | None,
-        typer.Option(help="Units of a hidden layer; repeat it for more layers. Default: 50."),
+        typer.Option(
+            min=1, help="Units of a hidden layer; repeat it for more layers. Default: 50."
+        ),
     ] = None,
     activation: Annotated[Activation, typer.Option(help="After each hidden layer.")] = Activation(
         "relu"
@@ -211,8 +216,15 @@ def train_command(
         progress=not as_json,
     )
     if as_json:
-        facts = {"dataset": str(dataset), "sizes": sizes, "backend": chosen.label}
-        print(json.dumps({**facts, "dtype": str(dtype), "seed": seed, **vars(history)}))
+        facts: dict[str, Any] = {
+            "dataset": str(dataset),
+            "sizes": sizes,
+            "backend": chosen.label,
+        }
+        # JSON knows no NaN: the loss that ended a diverged run is null.
+        losses = [loss if math.isfinite(loss) else None for loss in history.loss]
+        facts |= {"dtype": str(dtype), "seed": seed, **vars(history), "loss": losses}
+        print(json.dumps(facts))
     else:
         _report(network, history, save)
     if history.stopped == "diverged":
@@ -248,12 +260,12 @@ def _report(network: Network, history: History, save: Path | None) -> None:
     out.print(network)
     out.print(
         f"{history.stopped}: {history.iterations} iterations in {history.seconds:.1f} s "
-        f"({speed:,.0f} a second), loss {history.loss[0]:.4f} → {history.loss[-1]:.4f}"
+        f"({speed:,.0f} a second), loss {history.loss[0]:.4f} -> {history.loss[-1]:.4f}"
         if history.loss
         else f"{history.stopped} before the first iteration"
     )
     if save is not None:
-        out.print(f"saved to {save}")
+        print(f"saved to {save}")
     if history.test_accuracy:
         print(f"train accuracy {history.train_accuracy[-1]:.4f}")
         print(f"test accuracy {history.test_accuracy[-1]:.4f}")
@@ -283,9 +295,7 @@ def evaluate(
     _, (x, t) = datasets.DATASETS[name](normalize=not raw)
     started = time.perf_counter()
     if per_sample:
-        right = sum(
-            int(_class_of(network, sample)) == label for sample, label in zip(x, t, strict=True)
-        )
+        right = sum(network.accuracy(*sample) for sample in zip(x, t, strict=True))
     else:
         batches = (
             (x[i : i + batch_size], t[i : i + batch_size]) for i in range(0, len(x), batch_size)
@@ -308,10 +318,6 @@ def _dataset_for(network: Network) -> str:
         known = ", ".join(f"{size} ({name})" for size, name in DATASET_OF_INPUTS.items())
         raise ValueError(f"the network takes {network.inputs} features, a dataset gives {known}")
     return DATASET_OF_INPUTS[network.inputs]
-
-
-def _class_of(network: Network, sample: Any) -> int:
-    return int(network.backend.to_numpy(network.predict(sample)).argmax())
 
 
 # -- predict
@@ -343,10 +349,12 @@ def predict(
             )
         )
         return
-    table = Table("image", "digit", *(str(digit) for digit in range(probabilities.shape[1])))
+    width = max(len(image.name) for image in images)
+    print(
+        "image".ljust(width), "digit", *(f"{digit:>4}" for digit in range(probabilities.shape[1]))
+    )
     for image, p in zip(images, probabilities, strict=True):
-        table.add_row(image.name, f"[bold]{p.argmax()}[/bold]", *(f"{value:.2f}" for value in p))
-    out.print(table)
+        print(image.name.ljust(width), f"{p.argmax():>5}", *(f"{value:.2f}" for value in p))
 
 
 # -- demo
@@ -423,10 +431,10 @@ def _predictions(network: Network, x: Any) -> Any:
 
 def _rates(network: Network, x: Any) -> tuple[float, float]:
     """Images a second, one at a time and as one batch: the best of five turns each."""
-    x = network.backend.asarray(x, network.dtype)
+    images, x = len(x), network.backend.asarray(x, network.dtype)
 
     def one_at_a_time() -> None:
-        for index in range(len(x)):
+        for index in range(images):
             network.predict(x[index, ...])
 
     def in_a_batch() -> None:
@@ -442,7 +450,7 @@ def _rates(network: Network, x: Any) -> tuple[float, float]:
             turn()
             network.backend.synchronize()
             seconds.append(time.perf_counter() - started)
-        rates.append(len(x) / min(seconds))
+        rates.append(images / min(seconds))
     return rates[0], rates[1]
 
 

@@ -10,6 +10,7 @@ import math
 import os
 import sys
 import tempfile
+import textwrap
 import warnings
 import zlib
 from collections.abc import Callable, Generator, Mapping
@@ -277,17 +278,14 @@ def _download(name: str, folder: Path) -> Path:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             return _fetch(url, name, folder)
-        except (DatasetError, OSError) as error:  # what requests raises is an OSError
-            reasons.append(f"  {url}: {error}")
+        except DatasetError as error:
+            reasons.append(f"{url}: {error}")
+        except OSError as error:  # what requests raises is one, some of it long
+            reasons.append(f"{url}: {textwrap.shorten(str(error), 100)}")
+    files = ", ".join(f"{each}.gz" for each in _MNIST_SHA256)
     raise DatasetError(
-        "\n".join(
-            [
-                f"MNIST's {name} could not be downloaded to {folder}:",
-                *reasons,
-                "Put the four files in a folder yourself, and set XNET_DATA_DIR to that folder: "
-                + ", ".join(f"{each}.gz" for each in _MNIST_SHA256),
-            ]
-        )
+        f"MNIST's {name} could not be downloaded to {folder} ({'; '.join(reasons)}). Put the four "
+        f"files in a folder yourself, and set XNET_DATA_DIR to that folder: {files}"
     )
 
 

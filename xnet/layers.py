@@ -8,6 +8,7 @@ the gradient by its input. No layer changes an array it is handed.
 import math
 from typing import Any
 
+from xnet.activations import relu, sigmoid, softmax
 from xnet.backend import Array, Backend, backend_of, dtype_name, float_dtype
 from xnet.losses import batch_and_targets, mean_squared_error
 
@@ -78,11 +79,16 @@ def _remembered(layer: "Layer | LossLayer", value: Array) -> Array:
     return value
 
 
-def _check_gradient(layer: Layer, dout: Array, shape: tuple[int, ...]) -> None:
-    """Refuse a `dout` that does not have the `shape` of the layer's output."""
+def _check_gradient(layer: Layer, dout: Array, shape: tuple[int, ...], dtype: Any = None) -> None:
+    """Refuse a `dout` that has not the `shape` and `dtype` of the layer's output."""
     if tuple(dout.shape) != tuple(shape):
         raise ValueError(
             f"{type(layer).__name__}: dout has shape {tuple(dout.shape)}, expected {tuple(shape)}"
+        )
+    if dtype is not None and dout.dtype != dtype:
+        raise ValueError(
+            f"{type(layer).__name__}: dout is {dtype_name(dout.dtype)}, "
+            f"expected {dtype_name(dtype)}"
         )
 
 
@@ -183,7 +189,7 @@ class Affine(Layer):
     def backward(self, dout: Array) -> Array:
         x = _remembered(self, self.x)
         backend = backend_of(dout=dout, W=self.W)
-        _check_gradient(self, dout, (*x.shape[: x.ndim > 1], self.outputs))
+        _check_gradient(self, dout, (*x.shape[: x.ndim > 1], self.outputs), self.W.dtype)
         xp = backend.xp
         dx, self.dW, self.db = backend.affine_backward(
             xp.reshape(dout, (-1, self.outputs)), self._flattened(x), self.W
@@ -192,8 +198,10 @@ class Affine(Layer):
 
     def _flattened(self, x: Array) -> Array:
         """`x` as (N, D), checked against W."""
-        features = math.prod(x.shape[1:]) if x.ndim > 1 else math.prod(x.shape)
-        if x.ndim == 0 or features != self.inputs:
+        if x.ndim == 0:
+            raise ValueError(f"Affine: x has shape (), expected ({self.inputs},) or (N, ...)")
+        features = math.prod(x.shape[1:]) if x.ndim > 1 else x.shape[0]
+        if features != self.inputs:
             raise ValueError(f"Affine: x has {features} features, W expects {self.inputs}")
         if x.dtype != self.W.dtype:
             raise ValueError(
@@ -227,8 +235,7 @@ class ReLU(Layer):
     """Where the input of the last `forward` was <= 0: bool."""
 
     def __call__(self, x: Array) -> Array:
-        float_dtype(x.dtype, "dtype of x")
-        return backend_of(x=x).relu(x)
+        return relu(x)
 
     def forward(self, x: Array) -> Array:
         out = self(x)
@@ -237,8 +244,9 @@ class ReLU(Layer):
 
     def backward(self, dout: Array) -> Array:
         mask = _remembered(self, self.mask)
+        backend = backend_of(dout=dout, mask=mask)
         _check_gradient(self, dout, mask.shape)
-        return backend_of(dout=dout, mask=mask).relu_backward(dout, mask)
+        return backend.relu_backward(dout, mask)
 
 
 class Sigmoid(Layer):
@@ -248,8 +256,7 @@ class Sigmoid(Layer):
     """Output of the last `forward`."""
 
     def __call__(self, x: Array) -> Array:
-        float_dtype(x.dtype, "dtype of x")
-        return backend_of(x=x).sigmoid(x)
+        return sigmoid(x)
 
     def forward(self, x: Array) -> Array:
         self.y = self(x)
@@ -257,8 +264,9 @@ class Sigmoid(Layer):
 
     def backward(self, dout: Array) -> Array:
         y = _remembered(self, self.y)
-        _check_gradient(self, dout, y.shape)
-        return backend_of(dout=dout, y=y).sigmoid_backward(dout, y)
+        backend = backend_of(dout=dout, y=y)
+        _check_gradient(self, dout, y.shape, y.dtype)
+        return backend.sigmoid_backward(dout, y)
 
 
 class LossLayer:
@@ -300,7 +308,7 @@ class SoftmaxWithLoss(LossLayer):
     """
 
     def __call__(self, x: Array) -> Array:
-        return backend_of(x=x).softmax(x)
+        return softmax(x)
 
     def forward(self, x: Array, t: Array) -> Array:
         backend, rows, self.t = batch_and_targets(x, t)
@@ -311,7 +319,7 @@ class SoftmaxWithLoss(LossLayer):
     def backward(self, dout: float = 1.0) -> Array:
         y = _remembered(self, self.y)
         backend = backend_of(y=y)
-        dx = backend.softmax_with_loss_backward(y, self.t, dout)
+        dx = backend.softmax_with_loss_backward(y, self.t, float(dout))
         return backend.xp.reshape(dx, self.shape)
 
 
@@ -328,7 +336,7 @@ class IdentityWithLoss(LossLayer):
 
     def backward(self, dout: float = 1.0) -> Array:
         y = _remembered(self, self.y)
-        dx = (y - self.t) * (dout / y.shape[0])
+        dx = (y - self.t) * (float(dout) / y.shape[0])
         return backend_of(y=y).xp.reshape(dx, self.shape)
 
 

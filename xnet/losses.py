@@ -83,6 +83,7 @@ def _one_hot(backend: Backend, y: Array, t: Array) -> Array:
     if tuple(t.shape) != tuple(y.shape[:-1]):
         raise ValueError(f"t has {t.shape[0]} labels, y has {y.shape[0]} samples")
     classes = y.shape[-1]
+    t = xp.astype(t, xp.int64)  # a byte may hold the labels but not the number of classes
     low, high = int(xp.min(t)), int(xp.max(t))
     if low < 0 or high >= classes:
         bad = low if low < 0 else high

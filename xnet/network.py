@@ -1,7 +1,7 @@
 """Networks: a stack of layers that ends in a loss (§3.4, §4.5, §5.7)."""
 
 import contextlib
-from collections.abc import Generator, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Generator, Iterator, MutableMapping, Sequence
 from typing import Any
 
 from xnet.backend import (
@@ -126,12 +126,15 @@ class Network:
             for layer in self.layers:
                 if isinstance(layer, Affine) and layer.W is None:
                     layer.initialize(rng, self.dtype, self.backend)
-            self.params = Parameters(self)
-            self._move_parameters(self.host_to_backend)
+            self._params = Parameters(self)
+            self._move_parameters(lambda array: self.host_to_backend(array, "W", self.dtype))
 
     def _check_sizes(self) -> None:
         features = None
         for index, layer in enumerate(self.layers):
+            # A layer remembers one input: its first backward would use the second place's.
+            if any(layer is earlier for earlier in self.layers[:index]):
+                raise ValueError(f"layers[{index}]: {layer} stands at two places of the network")
             if isinstance(layer, Affine):
                 if features is not None and features != layer.inputs:
                     raise ValueError(
@@ -143,10 +146,10 @@ class Network:
     @contextlib.contextmanager
     def _running(self) -> Generator[None]:
         """Block in which this network's backend is current, on its device."""
-        with use_backend(self.backend), self.backend.on_device():
+        with use_backend(self.backend), self.backend.running():
             yield
 
-    def host_to_backend(self, values: Any, dtype: Any = None) -> Array:
+    def host_to_backend(self, values: Any, name: str, dtype: Any = None) -> Array:
         """`values` on this network's backend: the one door, for NumPy arrays and lists alone.
 
         Raises
@@ -155,10 +158,10 @@ class Network:
             `values` is an array of another device.
         """
         if not isinstance(values, list | tuple | int | float) and not self.backend.owns(values):
-            owner = owner_of(values)
+            owner = owner_of(values, name)
             if not resolve("numpy").owns(values):
                 raise BackendError(
-                    f"the network is on {self.backend.label}, the array on {owner.label}: move "
+                    f"the network is on {self.backend.label}, {name} is on {owner.label}: move "
                     f'the network with net.to("{owner.label}"), or the array with '
                     "net.backend.asarray(...)"
                 )
@@ -166,15 +169,20 @@ class Network:
 
     def _batch(self, x: Any, t: Any) -> tuple[Array, Array]:
         """A batch and its labels on this network's backend."""
-        x = self.host_to_backend(x, self.dtype)
+        x, t = self.host_to_backend(x, "x", self.dtype), self.host_to_backend(t, "t")
         if x.ndim and x.shape[0] == 0:
             raise ValueError(f"x has shape {tuple(x.shape)}: the batch is empty")
-        return x, self.host_to_backend(t)
+        return x, t
 
-    def _move_parameters(self, move: Any) -> None:
+    def _move_parameters(self, move: Callable[[Array], Array]) -> None:
         for layer in self.layers:
             for name, array in layer.params.items():
-                setattr(layer, name, move(array, self.dtype))
+                setattr(layer, name, move(array))
+
+    @property
+    def params(self) -> Parameters:
+        """The live parameters: W1, b1, W2, ... Set one by its name."""
+        return self._params
 
     def to(self, backend: str | Backend) -> "Network":
         """Move this network to another backend; returns the network itself.
@@ -205,7 +213,7 @@ class Network:
             x is on another device.
         """
         with self._running():
-            return self._scores(self.host_to_backend(x, self.dtype))
+            return self._scores(self.host_to_backend(x, "x", self.dtype))
 
     def _scores(self, x: Array) -> Array:
         for layer in self.layers:
@@ -233,7 +241,7 @@ class Network:
             x is on another device.
         """
         with self._running():
-            return self.loss_layer(self._scores(self.host_to_backend(x, self.dtype)))
+            return self.loss_layer(self._scores(self.host_to_backend(x, "x", self.dtype)))
 
     def loss(self, x: Any, t: Any) -> float:
         """Loss of the network on x (N, D) with labels t, averaged over the batch.

@@ -15,15 +15,23 @@ Grads = Mapping[str, Array]
 
 
 def _check(name: str, value: float, below: float = math.inf) -> float:
-    """`value` if it lies in [0, below), for the argument `name`."""
+    """`value` as Python's own float if it lies in [0, below), for the argument `name`.
+
+    NumPy's float64 would widen a float32 parameter.
+    """
     if not 0 <= value < below:
-        limit = "" if below == math.inf else f" and below {below}"
-        raise ValueError(f"{name} is {value}, expected at least 0{limit}")
-    return value
+        limit = "finite" if below == math.inf else f"below {below}"
+        raise ValueError(f"{name} is {value}, expected at least 0 and {limit}")
+    return float(value)
 
 
 class Optimizer:
-    """Base: `lr` is the learning rate, the factor of the step.
+    """Base: what every optimizer does around its own formula.
+
+    Parameters
+    ----------
+    lr
+        Learning rate, the factor of the step.
 
     Raises
     ------
@@ -31,25 +39,46 @@ class Optimizer:
         A negative or infinite learning rate, or a decay outside [0, 1).
     """
 
+    slots = 0
+    """How many arrays are remembered for each parameter; they start at 0."""
+
     def __init__(self, lr: float) -> None:
         self.lr = _check("lr", lr)
+        self.memory: dict[str, tuple[int, list[Array]]] = {}
 
     def update(self, params: Params, grads: Grads) -> None:
-        """Take one step: `grads` has the keys and shapes of `params`."""
-        for name, gradient in grads.items():
-            params[name] = self.step(name, params[name], gradient)
+        """Take one step: `grads` has the keys and shapes of `params`.
 
-    def step(self, name: str, W: Array, gradient: Array) -> Array:
-        """The new value of the parameter `name`, now W."""
+        Raises
+        ------
+        ValueError
+            A gradient that has not its parameter's shape.
+        BackendError
+            Parameter, gradient and what is remembered of it live on different devices.
+        """
+        for name, gradient in grads.items():
+            W = params[name]
+            backend = backend_of(**{name: W, f"gradient of {name}": gradient})
+            if tuple(gradient.shape) != tuple(W.shape):
+                raise ValueError(
+                    f"gradient of {name} has shape {tuple(gradient.shape)}, "
+                    f"expected {tuple(W.shape)}"
+                )
+            steps, memory = self.memory.get(name, (0, []))
+            if not memory:
+                memory = [backend.xp.zeros_like(W) for _ in range(self.slots)]
+            for array in memory:
+                backend_of(**{name: W, f"the optimizer's memory of {name}": array})
+            params[name], *memory = self.step(backend.xp, steps + 1, W, gradient, *memory)
+            self.memory[name] = steps + 1, memory
+
+    def step(self, xp: Any, n: int, W: Array, g: Array, *memory: Array) -> tuple[Array, ...]:
+        """The n-th step of a parameter, n from 1: its new value, then the new memory."""
         raise NotImplementedError
 
     def __repr__(self) -> str:
         settings = ", ".join(f"{k}={v}" for k, v in vars(self).items() if isinstance(v, float))
         return f"{type(self).__name__}({settings})"
-
-
-def _sqrt(a: Array) -> Array:
-    return backend_of(a=a).xp.sqrt(a)
 
 
 class SGD(Optimizer):
@@ -58,26 +87,23 @@ class SGD(Optimizer):
     def __init__(self, lr: float = 0.01) -> None:
         super().__init__(lr)
 
-    def step(self, name: str, W: Array, gradient: Array) -> Array:
-        return W - self.lr * gradient
+    def step(self, xp: Any, n: int, W: Array, g: Array, *memory: Array) -> tuple[Array, ...]:
+        return (W - self.lr * g,)
 
 
 class Momentum(Optimizer):
     """Classical momentum, v = momentum v - lr g, W + v (Polyak 1964)."""
 
+    slots = 1
+
     def __init__(self, lr: float = 0.01, momentum: float = 0.9) -> None:
         super().__init__(lr)
         self.momentum = _check("momentum", momentum, 1)
-        self.v: dict[str, Array] = {}
 
-    def _velocity(self, name: str, gradient: Array) -> Array:
-        v = self.v.get(name)
-        step = -self.lr * gradient
-        self.v[name] = step if v is None else self.momentum * v + step
-        return self.v[name]
-
-    def step(self, name: str, W: Array, gradient: Array) -> Array:
-        return W + self._velocity(name, gradient)
+    def step(self, xp: Any, n: int, W: Array, g: Array, *memory: Array) -> tuple[Array, ...]:
+        (v,) = memory
+        v = self.momentum * v - self.lr * g
+        return W + v, v
 
 
 class Nesterov(Momentum):
@@ -87,41 +113,47 @@ class Nesterov(Momentum):
     stands for the point already moved ahead, so that the gradient is needed at W alone.
     """
 
-    def step(self, name: str, W: Array, gradient: Array) -> Array:
-        return W + (self.momentum * self._velocity(name, gradient) - self.lr * gradient)
+    def step(self, xp: Any, n: int, W: Array, g: Array, *memory: Array) -> tuple[Array, ...]:
+        (v,) = memory
+        v = self.momentum * v - self.lr * g
+        return W + (self.momentum * v - self.lr * g), v
 
 
 class AdaGrad(Optimizer):
     """h = h + g^2, W - lr g / (sqrt(h) + eps) (Duchi, Hazan & Singer 2011)."""
 
+    slots = 1
+
     def __init__(self, lr: float = 0.01, eps: float = 1e-7) -> None:
         super().__init__(lr)
         self.eps = _check("eps", eps)
-        self.h: dict[str, Array] = {}
 
-    def step(self, name: str, W: Array, gradient: Array) -> Array:
-        squared = gradient * gradient
-        self.h[name] = self.h[name] + squared if name in self.h else squared
-        return W - self.lr * gradient / (_sqrt(self.h[name]) + self.eps)
+    def step(self, xp: Any, n: int, W: Array, g: Array, *memory: Array) -> tuple[Array, ...]:
+        (h,) = memory
+        h = h + g * g
+        return W - self.lr * g / (xp.sqrt(h) + self.eps), h
 
 
 class RMSProp(Optimizer):
     """h = decay h + (1 - decay) g^2, W - lr g / (sqrt(h) + eps) (Tieleman & Hinton 2012)."""
 
+    slots = 1
+
     def __init__(self, lr: float = 0.01, decay: float = 0.99, eps: float = 1e-7) -> None:
         super().__init__(lr)
         self.decay = _check("decay", decay, 1)
         self.eps = _check("eps", eps)
-        self.h: dict[str, Array] = {}
 
-    def step(self, name: str, W: Array, gradient: Array) -> Array:
-        squared = (1 - self.decay) * (gradient * gradient)
-        self.h[name] = self.decay * self.h[name] + squared if name in self.h else squared
-        return W - self.lr * gradient / (_sqrt(self.h[name]) + self.eps)
+    def step(self, xp: Any, n: int, W: Array, g: Array, *memory: Array) -> tuple[Array, ...]:
+        (h,) = memory
+        h = self.decay * h + (1 - self.decay) * (g * g)
+        return W - self.lr * g / (xp.sqrt(h) + self.eps), h
 
 
 class Adam(Optimizer):
     """Adam (Kingma & Ba 2015, algorithm 1): bias-corrected moments m of g and v of g^2."""
+
+    slots = 2
 
     def __init__(
         self, lr: float = 0.001, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8
@@ -130,16 +162,13 @@ class Adam(Optimizer):
         self.beta1 = _check("beta1", beta1, 1)
         self.beta2 = _check("beta2", beta2, 1)
         self.eps = _check("eps", eps)
-        self.moments: dict[str, tuple[int, Array, Array]] = {}
 
-    def step(self, name: str, W: Array, gradient: Array) -> Array:
-        steps, m, v = self.moments.get(name, (0, 0 * W, 0 * W))
-        steps += 1
-        m = self.beta1 * m + (1 - self.beta1) * gradient
-        v = self.beta2 * v + (1 - self.beta2) * (gradient * gradient)
-        self.moments[name] = steps, m, v
-        m_hat, v_hat = m / (1 - self.beta1**steps), v / (1 - self.beta2**steps)
-        return W - self.lr * m_hat / (_sqrt(v_hat) + self.eps)
+    def step(self, xp: Any, n: int, W: Array, g: Array, *memory: Array) -> tuple[Array, ...]:
+        m, v = memory
+        m = self.beta1 * m + (1 - self.beta1) * g
+        v = self.beta2 * v + (1 - self.beta2) * (g * g)
+        m_hat, v_hat = m / (1 - self.beta1**n), v / (1 - self.beta2**n)
+        return W - self.lr * m_hat / (xp.sqrt(v_hat) + self.eps), m, v
 
 
 OPTIMIZERS: dict[str, Any] = {

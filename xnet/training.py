@@ -1,6 +1,7 @@
 """Training: mini-batches, the loop, its history (§4.2.3, §4.5)."""
 
 import math
+import operator
 import os
 import sys
 import time
@@ -68,9 +69,8 @@ def minibatches(
     ValueError
         n or batch_size below 1.
     """
-    for name, value in {"n": n, "batch_size": batch_size}.items():
-        if value < 1:
-            raise ValueError(f"{name} is {value}, expected at least 1")
+    _check_length("n", n)
+    _check_length("batch_size", batch_size)
     while True:
         if replacement:
             yield rng.integers(0, n, min(batch_size, n))
@@ -140,7 +140,7 @@ def train(
     seed
         For the draws; None for fresh ones every time.
     checkpoint
-        File to save the network to after every epoch and at the end.
+        File to save the network to after every epoch and at the end, unless the run diverged.
     progress
         Whether to show a bar; none is shown unless stderr is a terminal. Or your own `Progress`.
 
@@ -162,16 +162,24 @@ def train(
     """
     if gradient not in ("backprop", "numerical"):
         raise ValueError(f"gradient is {gradient!r}, expected 'backprop' or 'numerical'")
-    if patience is not None and patience < 1:
-        raise ValueError(f"patience is {patience}, expected at least 1")
+    for name, value in {"patience": patience, "batch_size": batch_size}.items():
+        _check_length(name, value)
+    if seed is not None and seed < 0:
+        raise ValueError(f"seed is {seed}, expected at least 0, or None")
+    if gradient == "numerical" and network.dtype != "float64":
+        raise ValueError(
+            f"gradient='numerical' needs float64, this network is {network.dtype}: the difference "
+            "of two losses would be rounding noise"
+        )
     if (x_test is None) != (t_test is None):
         raise ValueError("x_test and t_test go together: one is missing")
     if checkpoint is not None:
+        weights.check_savable(network)
         weights.check_writable(checkpoint)
-    data = _checked(network, x, t, "x", "t")
+    data = _checked(network, x, t)
     samples = data[0].shape[0]
     total = _total_iterations(epochs, iterations, samples, batch_size)
-    test = None if x_test is None else _checked(network, x_test, t_test, "x_test", "t_test")
+    test = None if x_test is None else _checked(network, x_test, t_test, "_test")
     run = _Run(network, data, test, optimizer or SGD(0.1), gradient)
     shown = _progress(progress)
     shown.start(total)
@@ -184,7 +192,7 @@ def train(
     finally:
         shown.stop()
         run.history.seconds = time.perf_counter() - started
-    if checkpoint is not None:
+    if checkpoint is not None and run.history.stopped != "diverged":
         weights.save(network, checkpoint)
     return run.history
 
@@ -223,10 +231,11 @@ class _Run:
             loss = self.step(next(batches))
             history.loss.append(loss)
             progress.advance(history)
-            if not math.isfinite(loss):
+            ends_epoch = iteration % iterations_per_epoch == 0 or iteration == total
+            if not math.isfinite(loss) or (ends_epoch and not self.is_finite()):
                 history.stopped = "diverged"
                 return
-            if iteration % iterations_per_epoch == 0 or iteration == total:
+            if ends_epoch:
                 self.end_epoch()
                 if checkpoint is not None and iteration < total:
                     weights.save(self.network, checkpoint)
@@ -239,7 +248,7 @@ class _Run:
         """One mini-batch: its loss, its gradient, one update."""
         network, (x, t) = self.network, self.data
         xp = network.backend.xp
-        with use_backend(network.backend), network.backend.on_device():
+        with use_backend(network.backend), network.backend.running():
             rows = network.backend.asarray(indices)
             x, t = xp.take(x, rows, axis=0), xp.take(t, rows, axis=0)
             if self.numerical:
@@ -249,8 +258,18 @@ class _Run:
             # The step is computed in full, then put in place: Ctrl-C finds a whole one or none.
             updated = dict(network.params)
             self.optimizer.update(updated, gradients)
-            network.params.update(updated)
+            try:
+                network.params.update(updated)
+            except KeyboardInterrupt:
+                network.params.update(updated)
+                raise
         return loss
+
+    def is_finite(self) -> bool:
+        """Whether no parameter holds NaN or infinity."""
+        xp = self.network.backend.xp
+        with self.network.backend.running():
+            return all(bool(xp.all(xp.isfinite(W))) for W in self.network.params.values())
 
     def end_epoch(self) -> None:
         """Take the accuracies, and remember the parameters if they are the best so far."""
@@ -270,40 +289,52 @@ class _Run:
         self.network.params.update(self.best[1])
 
 
+def _check_length(name: str, value: int | None) -> None:
+    """Refuse what is neither None nor a whole number of at least 1."""
+    if value is None:
+        return
+    try:
+        operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} is {value!r}, expected a whole number") from None
+    if value < 1:
+        raise ValueError(f"{name} is {value}, expected at least 1")
+
+
 def _total_iterations(
     epochs: int | None, iterations: int | None, samples: int, batch_size: int
 ) -> int:
     if epochs is not None and iterations is not None:
         raise ValueError("epochs and iterations were both given, expected one")
-    for name, value in {
-        "epochs": epochs,
-        "iterations": iterations,
-        "batch_size": batch_size,
-    }.items():
-        if value is not None and value < 1:
-            raise ValueError(f"{name} is {value}, expected at least 1")
+    _check_length("epochs", epochs)
+    _check_length("iterations", iterations)
     if iterations is not None:
         return iterations
     return (epochs or 1) * math.ceil(samples / batch_size)
 
 
-def _checked(network: Network, x: Any, t: Any, x_name: str, t_name: str) -> tuple[Array, Array]:
+def _checked(network: Network, x: Any, t: Any, suffix: str = "") -> tuple[Array, Array]:
     """Data and labels on the network's backend, checked once for the whole run."""
-    x, t = network.host_to_backend(x, network.dtype), network.host_to_backend(t)
+    x_name, t_name = f"x{suffix}", f"t{suffix}"
+    x, t = network.host_to_backend(x, x_name, network.dtype), network.host_to_backend(t, t_name)
     for name, array in {x_name: x, t_name: t}.items():
         if array.ndim == 0 or array.shape[0] == 0:
             raise ValueError(f"{name} has shape {tuple(array.shape)}: there are no samples")
     if x.shape[0] != t.shape[0]:
         raise ValueError(f"{x_name} has {x.shape[0]} samples, {t_name} has {t.shape[0]}")
     xp = network.backend.xp
-    with use_backend(network.backend), network.backend.on_device():
+    with use_backend(network.backend), network.backend.running():
         if not bool(xp.all(xp.isfinite(x))):
             raise ValueError(f"{x_name} holds NaN or infinity")
         if xp.isdtype(t.dtype, "real floating") and not bool(xp.all(xp.isfinite(t))):
             raise ValueError(f"{t_name} holds NaN or infinity")
-        # One sample tells the number of classes; then all labels are checked against it.
-        classes = network.scores(x[:1, ...]).shape[-1]
-        batch_and_targets(xp.zeros((x.shape[0], classes), dtype=x.dtype), t)
+        try:
+            # One sample tells the number of classes; then all labels are checked against it.
+            classes = network.scores(x[:1, ...]).shape[-1]
+            batch_and_targets(xp.zeros((x.shape[0], classes), dtype=x.dtype), t)
+        except ValueError as error:
+            where = f"{x_name}, {t_name}: " if suffix else ""
+            raise ValueError(f"{where}{error}") from error
     return x, t
 
 
@@ -321,7 +352,7 @@ class ProgressBar:
             TextColumn("training"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("loss {task.fields[loss]:.4f}"),
+            TextColumn("{task.fields[loss]}"),
             TextColumn("{task.fields[accuracy]}"),
             TextColumn("{task.fields[speed]:,.0f} it/s"),
             TimeRemainingColumn(),
@@ -331,7 +362,7 @@ class ProgressBar:
     def start(self, total: int) -> None:
         """Show the bar."""
         self._began = time.perf_counter()
-        self._task = self._bar.add_task("", total=total, loss=math.nan, accuracy="", speed=0.0)
+        self._task = self._bar.add_task("", total=total, loss="", accuracy="", speed=0.0)
         self._bar.start()
 
     def advance(self, history: History) -> None:
@@ -351,7 +382,7 @@ class ProgressBar:
         self._bar.update(
             self._task,
             completed=history.iterations,
-            loss=history.loss[-1],
+            loss=f"loss {history.loss[-1]:.4f}",
             accuracy=accuracy,
             speed=history.iterations / (time.perf_counter() - self._began),
         )

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, ClassVar, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from xnet.backend import Backend, float_dtype
+from xnet.backend import Backend, float_dtype, resolve
 from xnet.errors import WeightsError
 from xnet.layers import LAYERS, LOSSES, Affine, Layer, Sigmoid, SoftmaxWithLoss
 from xnet.network import Network
@@ -44,12 +44,7 @@ def save(network: Network, path: str | os.PathLike[str]) -> None:
     """
     from safetensors.numpy import save as to_bytes
 
-    for part, known in [
-        *((layer, LAYERS) for layer in network.layers),
-        (network.loss_layer, LOSSES),
-    ]:
-        if known.get(type(part).__name__) is not type(part):
-            raise WeightsError(f"{part!r} is not one of {', '.join(known)}: only those are saved")
+    check_savable(network)
     architecture = {
         "format": FORMAT,
         "layers": [[type(layer).__name__, layer.config()] for layer in network.layers],
@@ -64,6 +59,26 @@ def save(network: Network, path: str | os.PathLike[str]) -> None:
         file.write(content)
 
 
+def check_savable(network: Network) -> None:
+    """Raise `WeightsError` if a layer or the loss is none of xnet's own."""
+    for part in [*network.layers, network.loss_layer]:
+        if type(part) not in (*LAYERS.values(), *LOSSES.values()):
+            known = ", ".join([*LAYERS, *LOSSES])
+            raise WeightsError(f"{part!r} is not one of {known}: only those are saved")
+
+
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Raise `WeightsError` if `path` could not be saved to, before hours go into what to save."""
+    target = Path(path)
+    try:
+        if target.exists() and not target.is_file():
+            raise WeightsError(f"{target} cannot be written: it is there, and no ordinary file")
+        with tempfile.TemporaryFile(dir=target.parent):
+            pass
+    except OSError as error:
+        raise WeightsError(f"{target} cannot be written: {error.strerror}") from error
+
+
 @contextlib.contextmanager
 def replaced(path: str | os.PathLike[str]) -> Generator[BinaryIO]:
     """A binary file that takes the place of `path` when the block ends without an error.
@@ -73,41 +88,28 @@ def replaced(path: str | os.PathLike[str]) -> Generator[BinaryIO]:
     WeightsError
         The file cannot be written.
     """
+    check_writable(path)
     target = Path(path)
     try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+        handle, temporary = tempfile.mkstemp(prefix=".xnet-", dir=target.parent)
+        try:
+            with open(handle, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            # mkstemp makes files that only their owner reads; a saved network is an ordinary one.
+            os.chmod(temporary, 0o666 & ~_umask())
+            os.replace(temporary, target)
+        finally:
+            Path(temporary).unlink(missing_ok=True)
     except OSError as error:
         raise WeightsError(f"{target} cannot be written: {error.strerror}") from error
-    try:
-        with open(handle, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp makes files that only their owner reads; a saved network is an ordinary file.
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, target)
-    except OSError as error:
-        raise WeightsError(f"{target} cannot be written: {error.strerror}") from error
-    finally:
-        Path(temporary).unlink(missing_ok=True)
 
 
 def _umask() -> int:
     current = os.umask(0)
     os.umask(current)
     return current
-
-
-def check_writable(path: str | os.PathLike[str]) -> None:
-    """Raise `WeightsError` if `path` could not be saved to, before hours go into what to save."""
-    target = Path(path)
-    if target.is_dir():
-        raise WeightsError(f"{target} cannot be written: it is a directory")
-    try:
-        with tempfile.TemporaryFile(dir=target.parent):
-            pass
-    except OSError as error:
-        raise WeightsError(f"{target} cannot be written: {error.strerror}") from error
 
 
 def load_network(
@@ -131,19 +133,22 @@ def load_network(
         The file cannot be read, is damaged, or is a pickle that names anything but NumPy arrays:
         such a pickle is refused by name, and nothing of it runs.
     """
+    chosen = resolve(backend)
     if dtype is not None:
         float_dtype(dtype)
     try:
         content = Path(path).read_bytes()
     except OSError as error:
         raise WeightsError(f"{path} cannot be read: {error.strerror}") from error
-    read = _from_pickle if content[:1] == b"\x80" else _from_safetensors
+    # A safetensors file begins with 8 bytes of length and a JSON object.
+    read = _from_safetensors if content[8:9] == b"{" else _from_pickle
     try:
         layers, loss = read(content)
-        return Network(layers, loss, dtype=dtype, backend=backend)
-    except (WeightsError, ValueError, KeyError, TypeError) as error:
-        if isinstance(error, ValueError) and type(error).__module__.startswith("xnet."):
-            raise  # an unusable backend is no fault of the file
+        return Network(layers, loss, dtype=dtype, backend=chosen)
+    except KeyError as error:
+        raise WeightsError(f"{path}: {error} is missing") from error
+    # What a file altered by accident or malice leads to is of many kinds.
+    except (WeightsError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise WeightsError(f"{path}: {error}") from error
 
 
@@ -157,8 +162,9 @@ def _from_safetensors(content: bytes) -> tuple[list[Layer], Any]:
     except SafetensorError as error:
         raise WeightsError(f"not a safetensors file, or a damaged one: {error}") from error
     # The library that checks the file does not hand out its metadata; its header is plain JSON.
-    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-    text = header.get("__metadata__", {}).get(METADATA_KEY)
+    header: Any = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    metadata: Any = header.get("__metadata__") or {}
+    text = metadata.get(METADATA_KEY)
     if text is None:
         raise WeightsError("a safetensors file without an xnet architecture in its metadata")
     architecture = json.loads(text)
@@ -182,50 +188,105 @@ def _from_safetensors(content: bytes) -> tuple[list[Layer], Any]:
 def _from_pickle(content: bytes) -> tuple[list[Layer], Any]:
     """Layers and loss from the bytes of a pickled dict of parameters."""
     try:
-        arrays = _ArraysOnly(io.BytesIO(content)).load()
+        found: Any = _ArraysOnly(io.BytesIO(content)).load()
     except WeightsError:
         raise
     except Exception as error:
         # What a damaged pickle raises depends on where it breaks: EOFError, IndexError, ...
-        raise WeightsError(f"a damaged pickle: {error}") from error
-    if not isinstance(arrays, dict):
-        raise WeightsError(f"a pickled {type(arrays).__name__}, expected a dict of arrays")
-    found = cast("dict[Any, NDArray[Any]]", arrays)
-    depth = len(found) // 2
+        raise WeightsError(
+            f"neither a safetensors file nor a whole pickle of arrays: {error!r}"
+        ) from error
+    if not isinstance(found, dict):
+        raise WeightsError(f"a pickled {type(found).__name__}, expected a dict of arrays")
+    arrays: dict[Any, Any] = {
+        name: value.array if isinstance(value, _Array) else value
+        for name, value in cast("dict[Any, Any]", found).items()
+    }
+    depth = len(arrays) // 2
     names = [f"{kind}{number}" for number in range(1, depth + 1) for kind in "Wb"]
-    if depth == 0 or set(found) != set(names):
-        raise WeightsError(f"arrays {list(found)}, expected W1, b1, W2, b2, ...")
+    if depth == 0 or set(arrays) != set(names):
+        raise WeightsError(f"a pickle of {list(arrays)}, expected W1, b1, W2, b2, ...")
     layers: list[Layer] = []
     for number in range(1, depth + 1):
         if layers:
             layers.append(Sigmoid())
-        layers.append(Affine.from_params(found[f"W{number}"], found[f"b{number}"]))
+        layers.append(Affine.from_params(arrays[f"W{number}"], arrays[f"b{number}"]))
     return layers, SoftmaxWithLoss()
 
 
-def _empty_array(kind: type, shape: tuple[int, ...], typecode: bytes) -> NDArray[Any]:
-    """The empty array that NumPy's own pickles begin with and then fill."""
-    if kind is not np.ndarray or shape != (0,):
+class _Dtype:
+    """Stands for numpy.dtype in a pickle: NumPy's own takes any state and believes it."""
+
+    def __init__(self, code: str, *_: Any) -> None:
+        if code not in ("f4", "f8"):
+            raise WeightsError(f"a pickled array of dtype {code!r}, expected f4 or f8")
+        self.dtype = np.dtype(code)
+
+    def __setstate__(self, state: Any) -> None:
+        self.dtype = self.dtype.newbyteorder(">" if state[1] == ">" else "<")
+
+
+class _Array:
+    """Stands for numpy.ndarray in a pickle, and makes the array only of what it has checked."""
+
+    array: NDArray[Any] | None = None
+
+    def __setstate__(self, state: Any) -> None:
+        _, shape, dtype, by_column, data = state
+        self.fill(data, dtype, shape, "F" if by_column else "C")
+
+    def fill(self, data: Any, dtype: Any, shape: Any, order: Any) -> "_Array":
+        """Take the array from its bytes; they must be as many as the shape needs."""
+        if not (isinstance(dtype, _Dtype) and isinstance(data, bytes | bytearray | memoryview)):
+            raise WeightsError("a pickle that does not hold plain arrays of numbers")
+        values = np.frombuffer(cast(bytes, data), dtype.dtype).reshape(shape, order=order)
+        self.array = values.astype(dtype.dtype.newbyteorder("="), order="C")
+        return self
+
+
+_NDARRAY = object()
+"""Stands for the class numpy.ndarray, which is passed along and never called."""
+
+
+def _reconstruct(kind: object, shape: Any, *_: Any) -> _Array:
+    """Stands for NumPy's function of that name: the empty array that a state then fills."""
+    if kind is not _NDARRAY or shape != (0,):
         raise WeightsError("a pickle that does not hold plain NumPy arrays")
-    return np.ndarray((0,), dtype="b")
+    return _Array()
 
 
-class _ArraysOnly(pickle.Unpickler):
-    """An unpickler that admits NumPy arrays and nothing else."""
+def _from_buffer(data: Any, dtype: Any, shape: Any, order: Any, *_: Any) -> _Array:
+    """Stands for NumPy's function of that name, which protocol 5 uses."""
+    return _Array().fill(data, dtype, shape, order)
 
-    ADMITTED: ClassVar[dict[tuple[str, str], Any]] = {
-        ("numpy", "ndarray"): np.ndarray,
-        ("numpy", "dtype"): np.dtype,
-        ("numpy.core.multiarray", "_reconstruct"): _empty_array,
-        ("numpy._core.multiarray", "_reconstruct"): _empty_array,
+
+def _latin1(text: str, encoding: str) -> bytes:
+    """Stands for _codecs.encode, which protocols 0 to 2 use to write bytes."""
+    if encoding != "latin1":
+        raise WeightsError(f"a pickle that encodes text as {encoding}, expected latin1")
+    return text.encode("latin1")
+
+
+# The pure-Python unpickler: the compiled one lets ten bytes of a pickle allocate gigabytes.
+class _ArraysOnly(pickle._Unpickler):  # pyright: ignore
+    """An unpickler that admits NumPy arrays and nothing else, none of it NumPy's own code."""
+
+    ADMITTED: ClassVar[dict[str, Any]] = {
+        "numpy.ndarray": _NDARRAY,
+        "numpy.dtype": _Dtype,
+        "numpy.core.multiarray._reconstruct": _reconstruct,
+        "numpy._core.multiarray._reconstruct": _reconstruct,
+        "numpy.core.numeric._frombuffer": _from_buffer,
+        "numpy._core.numeric._frombuffer": _from_buffer,
+        "_codecs.encode": _latin1,
     }
 
-    def find_class(self, module_name: str, global_name: str, /) -> Any:
+    def find_class(self, module: str, name: str) -> Any:
         """What a pickle may name; anything else is refused before it is imported."""
         try:
-            return self.ADMITTED[module_name, global_name]
+            return self.ADMITTED[f"{module}.{name}"]
         except KeyError:
             raise WeightsError(
-                f"a pickle that names {module_name}.{global_name}, which is no NumPy array: "
+                f"a pickle that names {module}.{name}, which is no NumPy array: "
                 "refused, nothing of it was run"
             ) from None

@@ -25,7 +25,7 @@ def _on_device(method: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(method)
     def run(self: "CupyBackend", *args: Any, **kwargs: Any) -> Any:
-        with self.on_device():
+        with self.running():
             return method(self, *args, **kwargs)
 
     return run
@@ -67,14 +67,14 @@ class CupyBackend(Backend):
 
     def to_numpy(self, array: Array) -> Any:
         """`array` on the host, once the current stream has computed it."""
-        with self.on_device():
+        with self.running():
             return _cupy().asnumpy(array)
 
     def synchronize(self) -> None:
         """Wait for every stream of the device."""
         _cupy().cuda.Device(self.device).synchronize()
 
-    def on_device(self) -> AbstractContextManager[object]:
+    def running(self) -> AbstractContextManager[object]:
         """Block within which CuPy's current device is this one."""
         return _cupy().cuda.Device(self.device)
 

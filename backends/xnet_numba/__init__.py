@@ -5,6 +5,7 @@ nor SciPy. Each runs on one thread where the work is small and on all of Numba's
 compiled code is cached on disk.
 """
 
+from contextlib import AbstractContextManager
 from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
@@ -41,6 +42,10 @@ class NumbaBackend(Backend):
         """Whether `array` is a NumPy array or scalar."""
         return isinstance(array, np.ndarray | np.generic)
 
+    def running(self) -> AbstractContextManager[object]:
+        """Block without NumPy's warnings of overflow, of division by 0 and of NaN."""
+        return np.errstate(over="ignore", divide="ignore", invalid="ignore")
+
     def affine(self, x: Array, W: Array, b: Array) -> Array:
         return self.kernels.affine(_packed(x), _packed(W), _packed(b))
 
@@ -70,5 +75,10 @@ class NumbaBackend(Backend):
 
 
 def _packed(array: Array) -> Array:
-    """`array` in C order, which the kernels are compiled for; no copy where it is already."""
+    """`array` in C order and the machine's byte order, which the kernels are compiled for.
+
+    No copy is made where it is so already.
+    """
+    if not array.dtype.isnative:
+        array = array.astype(array.dtype.newbyteorder("="))
     return np.asarray(array, order="C")

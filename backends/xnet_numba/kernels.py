@@ -8,6 +8,13 @@ either gains.
 """
 
 import math
+import os
+import threading
+
+# Before OpenMP, which Numba's threads may come from, is loaded: let waiting threads sleep. Those
+# that spin win a few microseconds on an idle machine and lose milliseconds on a busy one (here, a
+# training step took 5 to 10 times as long while another process used a core).
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numba
 import numpy as np
@@ -42,8 +49,10 @@ class _OneBlasThread:
 
     def __init__(self):
         self.libraries = ThreadpoolController().select(user_api="blas").lib_controllers
+        self.lock = threading.Lock()
 
     def __enter__(self):
+        self.lock.acquire()
         self.counts = [library.get_num_threads() for library in self.libraries]
         for library in self.libraries:
             library.set_num_threads(1)
@@ -51,6 +60,7 @@ class _OneBlasThread:
     def __exit__(self, *_):
         for library, count in zip(self.libraries, self.counts, strict=True):
             library.set_num_threads(count)
+        self.lock.release()
 
 
 _one_blas_thread = _OneBlasThread()

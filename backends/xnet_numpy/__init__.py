@@ -1,5 +1,6 @@
 """The reference backend: NumPy, by the generic kernels alone."""
 
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,11 @@ class NumpyBackend(Backend):
         """Whether `array` is a NumPy array or scalar."""
         return isinstance(array, np.ndarray | np.generic)
 
+    def running(self) -> AbstractContextManager[object]:
+        """Block without NumPy's warnings of overflow, of division by 0 and of NaN."""
+        return np.errstate(over="ignore", divide="ignore", invalid="ignore")
+
     def softmax(self, x: Array) -> Array:
         """As the generic form, in silence where x - max(x) overflows to -inf: its exp is 0."""
-        with np.errstate(over="ignore", invalid="ignore"):
+        with self.running():
             return super().softmax(x)

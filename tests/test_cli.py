@@ -1,0 +1,648 @@
+"""The `xnet` command: what it prints, what it writes, and how it refuses."""
+
+import itertools
+import json
+import os
+import pickle
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections import namedtuple
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import xnet
+from xnet import cli, datasets, weights
+from xnet.layers import Affine
+from xnet.network import Network
+from xnet.optimizers import OPTIMIZERS, SGD
+
+Done = namedtuple("Done", ["status", "out", "err"])
+USABLE = {info.name for info in xnet.backends() if info.usable}
+COMMANDS = ["info", "train", "evaluate", "predict", "demo"]
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Call the command with these arguments, as the installed script does."""
+
+    def run(*arguments) -> Done:
+        monkeypatch.setattr(sys, "argv", ["xnet", *map(str, arguments)])
+        monkeypatch.setattr(cli.out, "width", 80)
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        return Done(stopped.value.code or 0, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def good(run):
+    """As `run`, for what must succeed in silence; returns what it printed."""
+
+    def good(*arguments) -> str:
+        done = run(*arguments)
+        assert (done.status, done.err) == (0, "")
+        return done.out
+
+    return good
+
+
+@pytest.fixture
+def bad(run):
+    """As `run`, for what must fail with a line that says why; returns the line."""
+
+    def bad(*arguments, printed="") -> str:
+        done = run(*arguments)
+        assert done.status == 1
+        assert re.fullmatch(r"xnet: [^\n]+\n", done.err)
+        assert done.out == printed or printed is None
+        return done.err.removeprefix("xnet: ").rstrip()
+
+    return bad
+
+
+def parsed(text: str):
+    """One JSON object, and nothing that only Python takes for JSON."""
+    assert text.count("\n") == 1
+    return json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+
+
+def subprocess_run(*arguments, **environment) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "xnet.cli", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+        timeout=120,
+    )
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory) -> Path:
+    """A network trained on the digits."""
+    (x, t), _ = datasets.load_digits()
+    network = cli._dense([64, 50, 10], "relu", "he", backend="numpy")
+    xnet.train(network, x, t, epochs=40, progress=False)
+    path = tmp_path_factory.mktemp("trained") / "digits.safetensors"
+    weights.save(network, path)
+    return path
+
+
+@pytest.fixture
+def untrained(tmp_path):
+    """To be called with sizes: a file with a network of these."""
+
+    def untrained(*sizes) -> Path:
+        path = tmp_path / "untrained.safetensors"
+        weights.save(Network([Affine(a, b) for a, b in itertools.pairwise(sizes)]), path)
+        return path
+
+    return untrained
+
+
+def draw_digit(path: Path, index=0) -> int:
+    """Write a picture of a digit of the test set, enlarged, black on white; returns its label."""
+    _, (x, t) = datasets.load_digits()
+    pixels = np.kron(1 - x[index].reshape(8, 8), np.ones((20, 20)))
+    Image.fromarray((255 * pixels).astype(np.uint8)).save(path)
+    return int(t[index])
+
+
+# info
+
+
+def test_installed_script_is_main():
+    (script,) = entry_points(group="console_scripts", name="xnet")
+    assert script.load() is cli.main
+
+
+def test_info(good):
+    shown = good("info")
+    assert f"xnet {xnet.__version__}" in shown
+    assert f"numpy {np.__version__}" in shown
+    for info in xnet.backends():
+        assert re.search(rf"{info.name}\W+{'yes' if info.usable else 'no'}\W", shown)
+    if "cupy" not in USABLE:
+        assert re.search(r"CuPy|CUDA|GPU", shown)
+
+
+def test_info_as_json(good):
+    facts = parsed(good("info", "--json"))
+    assert facts["xnet"] == xnet.__version__
+    assert facts["versions"]["numpy"] == np.__version__
+    assert facts["cpus"] == os.cpu_count()
+    assert [{k: b[k] for k in ("name", "usable", "reason")} for b in facts["backends"]] == [
+        vars(info) for info in xnet.backends()
+    ]
+    assert all(bool(b["devices"]) == b["usable"] for b in facts["backends"])
+    assert all(count >= 1 for count in facts["threads"].values())
+
+
+# train
+
+
+def test_train_saves_and_reports(good, tmp_path):
+    path = tmp_path / "net.safetensors"
+    shown = good("train", "--epochs", 40, "--save", path)
+    assert f"saved to {path}" in re.sub(r"\s+", " ", shown)
+    assert "600 iterations" in shown
+    *_, train_line, test_line = shown.splitlines()
+    assert re.fullmatch(r"train accuracy 0\.\d{4}", train_line)
+    assert re.fullmatch(r"test accuracy 0\.\d{4}", test_line)
+    assert float(test_line.split()[-1]) >= 0.95
+    assert good("evaluate", path).splitlines()[-1] == test_line.removeprefix("test ")
+
+
+def test_train_as_json(good):
+    facts = parsed(good("train", "--iterations", 20, "--json", "--seed", 5))
+    assert (facts["dataset"], facts["sizes"]) == ("digits", [64, 50, 10])
+    assert (facts["backend"], facts["dtype"], facts["seed"]) == ("numpy", "float64", 5)
+    assert (facts["stopped"], facts["epoch_ends"]) == ("finished", [15, 20])
+    assert len(facts["loss"]) == 20
+    assert len(facts["train_accuracy"]) == len(facts["test_accuracy"]) == 2
+    assert facts["seconds"] > 0
+    again = parsed(good("train", "--iterations", 20, "--json", "--seed", 5))
+    other = parsed(good("train", "--iterations", 20, "--json", "--seed", 6))
+    assert facts["loss"] == again["loss"] != other["loss"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "layers"),
+    [
+        ([], "[Affine(64, 50), ReLU(), Affine(50, 10)]"),
+        (
+            ["--hidden", 7, "--hidden", 5, "--activation", "sigmoid"],
+            "[Affine(64, 7), Sigmoid(), Affine(7, 5), Sigmoid(), Affine(5, 10)]",
+        ),
+    ],
+)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_train_builds_what_was_asked_for(good, tmp_path, arguments, layers, dtype):
+    path = tmp_path / "net"
+    shown = good("train", *arguments, "--iterations", 2, "--dtype", dtype, "--save", path)
+    assert layers.replace(" ", "") in re.sub(r"\s", "", shown)  # it may be wrapped
+    network = weights.load_network(path)
+    assert (repr(network.layers), network.dtype) == (layers, dtype)
+
+
+@pytest.mark.parametrize("init", ["he", "xavier", "0.01", "0"])
+def test_train_initial_weights(good, init):
+    loss = parsed(good("train", "--iterations", 1, "--init", init, "--json"))["loss"][0]
+    even = np.log(10)  # what equal probabilities cost
+    assert abs(loss - even) < (1e-3 if init in ("0.01", "0") else 1)
+    assert (abs(loss - even) < 1e-5) == (init == "0")
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_train_by_each_optimizer(good, optimizer):
+    facts = parsed(good("train", "--epochs", 3, "--optimizer", optimizer, "--json"))
+    assert np.mean(facts["loss"][-10:]) < np.mean(facts["loss"][:5])
+
+
+def test_train_learning_rate(good):
+    default, given, other = (
+        parsed(good("train", "--iterations", 3, "--json", *rate))["loss"]
+        for rate in ([], ["--learning-rate", 0.1], ["--learning-rate", 0.2])
+    )
+    assert default == given != other
+
+
+def test_train_by_the_numerical_gradient(good):
+    arguments = ["train", "--iterations", 2, "--hidden", 2, "--batch-size", 5, "--json"]
+    exact = parsed(good(*arguments))["loss"]
+    numerical = parsed(good(*arguments, "--gradient", "numerical"))["loss"]
+    assert exact != numerical
+    np.testing.assert_allclose(exact, numerical, rtol=1e-6)
+
+
+def test_train_stops_early(good):
+    facts = parsed(good("train", "--learning-rate", 0, "--patience", 2, "--epochs", 9, "--json"))
+    assert (facts["stopped"], facts["epoch_ends"]) == ("early stop", [15, 30, 45])
+
+
+def test_train_runs_as_long_as_the_notes_by_default(monkeypatch, run):
+    asked = {}
+    monkeypatch.setattr(cli, "train", lambda *_, **settings: asked.update(settings) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run("train")
+    assert (asked["iterations"], asked["epochs"], asked["batch_size"]) == (10_000, None, 100)
+
+
+@pytest.mark.skipif("numba" not in USABLE, reason="numba cannot be used here")
+def test_train_on_numba(good, monkeypatch):
+    arguments = ["train", "--iterations", 3, "--json"]
+    on_numpy = parsed(good(*arguments))
+    on_numba = parsed(good(*arguments, "--backend", "numba"))
+    assert (on_numpy["backend"], on_numba["backend"]) == ("numpy", "numba")
+    np.testing.assert_allclose(on_numpy["loss"], on_numba["loss"], rtol=1e-12)
+    monkeypatch.setenv("XNET_BACKEND", "numba")
+    monkeypatch.setattr("xnet.backend._default", None)  # as a new process would find it
+    assert parsed(good(*arguments))["backend"] == "numba"
+
+
+# evaluate
+
+
+@pytest.mark.parametrize("how", [[], ["--per-sample"]], ids=["batches", "one at a time"])
+@pytest.mark.parametrize(
+    ("pixels", "accuracy"), [([], "0.9352"), (["--raw"], "0.9207")], ids=["scaled", "raw"]
+)
+@pytest.mark.parametrize("backend", ["numpy", "numba"])
+def test_evaluate_notes_weights(good, mnist, sample_weight, backend, pixels, accuracy, how):
+    if backend not in USABLE:
+        pytest.skip(f"{backend} cannot be used here")
+    shown = good("evaluate", sample_weight, "--backend", backend, *pixels, *how)
+    assert shown.splitlines()[-1] == f"accuracy {accuracy}"
+    assert "10000 mnist images" in shown
+
+
+@pytest.mark.parametrize("arguments", [[], ["--batch-size", 7], ["--per-sample"]])
+def test_evaluate_as_json(good, trained, arguments):
+    facts = parsed(good("evaluate", trained, "--json", *arguments))
+    _, (x, t) = datasets.load_digits()
+    expected = {
+        "dataset": "digits",
+        "images": 360,
+        "backend": "numpy",
+        "raw": False,
+        "accuracy": weights.load_network(trained).accuracy(x, t),
+    }
+    assert {key: facts[key] for key in expected} == expected
+    assert facts["seconds"] > 0
+
+
+# predict
+
+
+def test_predict(good, trained, tmp_path):
+    labels = [draw_digit(tmp_path / f"{index}.png", index) for index in range(3)]
+    shown = good("predict", trained, *(tmp_path / f"{index}.png" for index in range(3)))
+    rows = [re.findall(r"[\w.]+", line) for line in shown.splitlines() if ".png" in line]
+    assert [(row[0], int(row[1])) for row in rows] == [
+        (f"{index}.png", label) for index, label in enumerate(labels)
+    ]
+    for row, label in zip(rows, labels, strict=True):
+        probabilities = [float(text) for text in row[2:]]
+        assert len(probabilities) == 10
+        assert np.argmax(probabilities) == label
+        assert sum(probabilities) == pytest.approx(1, abs=0.05)
+
+
+def test_predict_as_json(good, trained, tmp_path):
+    label = draw_digit(tmp_path / "digit.png")
+    (first, second) = parsed(
+        good("predict", trained, tmp_path / "digit.png", tmp_path / "digit.png", "--json")
+    )
+    assert first == second
+    assert (first["image"], first["digit"]) == (str(tmp_path / "digit.png"), label)
+    assert np.argmax(first["probabilities"]) == label
+    assert sum(first["probabilities"]) == pytest.approx(1)
+
+
+def test_predict_by_the_notes_weights(good, mnist, sample_weight, tmp_path):
+    _, (x, t) = mnist
+    for index in range(5):
+        Image.fromarray(255 - x[index].reshape(28, 28)).save(tmp_path / f"{index}.png")
+    paths = [tmp_path / f"{index}.png" for index in range(5)]
+    found = parsed(good("predict", sample_weight, *paths, "--json"))
+    assert [each["digit"] for each in found][:4] == t[:4].tolist() == [7, 2, 1, 0]
+
+
+@pytest.mark.parametrize("name", ["[red]seven.png", "[bold]seven.png", "seven[0].png"])
+def test_predict_shows_the_file_by_its_name(good, trained, tmp_path, name):
+    draw_digit(tmp_path / name)
+    assert name in good("predict", trained, tmp_path / name)
+
+
+# demo
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_demo(good, as_json):
+    """The main job: some four seconds, most of them timing the backends."""
+    if as_json:
+        facts = parsed(good("demo", "--json"))
+        assert facts["test_accuracy"] >= 0.95
+        assert {row["backend"].partition(":")[0] for row in facts["comparison"]} == USABLE
+        for row in facts["comparison"]:
+            assert row["agrees"]
+            assert row["largest_difference"] < 1e-12
+            assert row["images_per_second_one_at_a_time"] > 0
+            assert row["images_per_second_in_a_batch"] > 0
+        assert facts["backend"] in (row["backend"] for row in facts["comparison"])
+        return
+    shown = good("demo", "--backend", "numpy")
+    assert float(re.search(r"^test accuracy (0\.\d{4})$", shown, re.MULTILINE)[1]) >= 0.95
+    assert "on numpy" in shown
+    comparison = shown[shown.index("test accuracy") :]
+    for name in USABLE:
+        assert re.search(rf"^\W*{name}\S*\W+yes\W", comparison, re.MULTILINE)
+    assert re.search(r"\d+x", comparison)
+
+
+def test_demo_finds_a_backend_that_is_wrong(monkeypatch, bad):
+    matmul = type(xnet.resolve("strict")).matmul
+    monkeypatch.setattr(
+        type(xnet.resolve("strict")), "matmul", lambda *given: matmul(*given) * 1.0001
+    )
+    monkeypatch.setattr(cli, "_rates", lambda *_: (1.0, 1.0))
+    assert "differ from NumPy's" in bad("demo", "--backend", "numpy", printed=None)
+
+
+# help, and wrong usage
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_shows_an_example(good, command):
+    shown = good(command, "--help")
+    assert re.search(rf"Usage: .*xnet.* {command} ", shown)
+    assert re.search(rf"Examples?: xnet {command}\b", shown)
+
+
+def test_help_lists_the_commands(run, good):
+    assert all(f" {command} " in good("--help") for command in COMMANDS)
+    assert re.search("Usage: .*xnet", run().out)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["fly"], "fly"),
+        (["info", "--bogus"], "--bogus"),
+        (["evaluate"], "(?i)file"),
+        (["predict", "net"], "(?i)images"),
+        (["train", "--optimizer", "magic"], "(?s)--optimizer.*adagrad"),
+        (["train", "--dataset", "cats"], "(?s)--dataset.*digits.*mnist"),
+        (["train", "--activation", "tanh"], "--activation"),
+        (["train", "--dtype", "float16"], "(?s)--dtype.*float32"),
+        (["train", "--gradient", "magic"], "--gradient"),
+        (["train", "--epochs", "0"], "--epochs"),
+        (["train", "--iterations", "many"], "--iterations"),
+        (["train", "--batch-size", "0"], "--batch-size"),
+        (["train", "--hidden", "0"], "--hidden"),
+        (["train", "--patience", "0"], "--patience"),
+        (["train", "--seed", "-1"], "--seed"),
+        (["demo", "--seed", "-1"], "--seed"),
+        (["evaluate", "net", "--batch-size", "0"], "--batch-size"),
+    ],
+)
+def test_wrong_usage_exits_with_2(run, arguments, named):
+    done = run(*arguments)
+    assert (done.status, done.out) == (2, "")
+    assert re.search(named, done.err)
+    assert "Traceback" not in done.err
+
+
+# A user's mistakes: one line, and no training before it.
+
+
+MISTAKES = {
+    "unknown backend": (["--backend", "nunpy"], r"unknown backend 'nunpy'; did you mean 'numpy'"),
+    "no near miss": (["--backend", "torch"], r"unknown backend 'torch'.*numba"),
+    "device of numpy": (["--backend", "numpy:1"], "numpy takes no device index"),
+    "device that is none": (["--backend", "cupy:x"], "'x' is not a device index"),
+    "init": (["--init", "huge"], "'huge', expected a number of at least 0, 'he' or 'xavier'"),
+    "negative init": (["--init", "-1"], "-1.0, expected a number of at least 0"),
+    "NaN for init": (["--init", "nan"], "nan, expected a number of at least 0"),
+    "learning rate": (["--learning-rate", "-0.1"], "lr is -0.1, expected at least 0"),
+    "NaN for a learning rate": (["--learning-rate", "nan"], "lr is nan, expected"),
+    "infinite learning rate": (["--learning-rate", "inf"], r"lr is inf, expected .*(finite|below)"),
+    "two lengths": (["--epochs", "2", "--iterations", "9"], "epochs and iterations were both"),
+    "no folder": (["--save", "nowhere/net"], "nowhere/net cannot be written: "),
+    "a folder": (["--save", "."], r"\. cannot be written: "),
+    "float32": (["--gradient", "numerical", "--dtype", "float32"], "float32"),
+    "more than fits": (["--hidden", str(10**15)], "(?i)memory|allocate"),
+}
+
+
+@pytest.mark.parametrize("kind", MISTAKES)
+def test_train_mistakes(monkeypatch, tmp_path, bad, kind):
+    monkeypatch.chdir(tmp_path)
+    arguments, reason = MISTAKES[kind]
+    assert re.search(reason, bad("train", *arguments))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("where", ["nowhere/net", "."])
+def test_unwritable_save_is_found_before_training(monkeypatch, tmp_path, bad, where):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, "train", lambda *_, **__: pytest.fail("training started"))
+    assert f"{where} cannot be written" in bad("train", "--save", where)
+
+
+@pytest.mark.skipif("cupy" in USABLE, reason="cupy can be used here")
+@pytest.mark.parametrize("name", ["cupy", "cupy:1"])
+def test_cupy_without_cuda(bad, trained, name):
+    for arguments in (["train"], ["evaluate", trained], ["demo"]):
+        reason = bad(*arguments, "--backend", name)
+        assert re.search(r"backend 'cupy' cannot be used here: .*(CUDA|GPU|pip install)", reason)
+        assert "Usable: numpy" in reason
+
+
+@pytest.mark.parametrize("variable", ["XNET_BACKEND", "XNET_REPRODUCIBLE"])
+def test_wrong_environment(monkeypatch, bad, variable):
+    monkeypatch.setenv(variable, "nunpy")
+    monkeypatch.setattr("xnet.backend._default", None)  # as a new process would find it
+    assert re.search(f"{variable}.*nunpy", bad("train"))
+
+
+def test_mnist_that_is_not_there(monkeypatch, tmp_path, bad):
+    monkeypatch.setenv("XNET_DATA_DIR", str(tmp_path))
+    assert f"XNET_DATA_DIR={tmp_path} holds no " in bad("train", "--dataset", "mnist")
+
+
+def test_diverging_run(bad):
+    arguments = ["train", "--learning-rate", "1e200", "--iterations", 50]
+    reason = bad(*arguments, printed=None)
+    assert re.search(r"the loss became (nan|inf) at iteration 2: the learning rate", reason)
+
+
+def test_diverging_run_as_json(run):
+    done = run("train", "--learning-rate", "1e200", "--iterations", 50, "--json")
+    assert done.status == 1
+    assert parsed(done.out)["stopped"] == "diverged"
+    assert done.err.count("\n") == 1
+
+
+class Runs:
+    def __reduce__(self):
+        return os.mkdir, ("ran",)
+
+
+@pytest.mark.parametrize("command", ["evaluate", "predict"])
+def test_bad_files_of_weights(monkeypatch, tmp_path, bad, trained, command):
+    monkeypatch.chdir(tmp_path)
+    draw_digit(tmp_path / "digit.png")
+    more = ["digit.png"] * (command == "predict")
+    (tmp_path / "evil.pkl").write_bytes(pickle.dumps(Runs(), 4))
+    (tmp_path / "short").write_bytes(trained.read_bytes()[:-1])
+    (tmp_path / "empty").write_bytes(b"")
+    for name, reason in {
+        "none": "none cannot be read: No such file",
+        ".": r"\. cannot be read: ",
+        "evil.pkl": rf"evil\.pkl: a pickle that names {os.mkdir.__module__}\.mkdir, .* refused",
+        "short": "short: not a safetensors file, or a damaged one",
+        "empty": "empty: neither a safetensors file",
+        "digit.png": r"digit\.png: neither a safetensors file",
+    }.items():
+        assert re.match(reason, bad(command, name, *more))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_unreadable_images(tmp_path, bad, trained):
+    (tmp_path / "text.png").write_text("not a picture")
+    Image.new("L", (40, 40), 255).save(tmp_path / "blank.png")
+    draw_digit(tmp_path / "good.png")
+    for name, reason in {
+        "none.png": "cannot be read as a picture",
+        "text.png": "cannot be read as a picture",
+        "blank.png": "looks blank",
+    }.items():
+        line = bad("predict", trained, tmp_path / "good.png", tmp_path / name)
+        assert line.startswith(f"{tmp_path / name} {reason}")
+
+
+def test_network_for_other_data(bad, untrained, tmp_path):
+    draw_digit(tmp_path / "digit.png")
+    path = untrained(5, 3)
+    for arguments in (["evaluate", path], ["predict", path, tmp_path / "digit.png"]):
+        assert "takes 5 features, a dataset gives 64 (digits), 784 (mnist)" in bad(*arguments)
+    large = untrained(784, 10)
+    for arguments in ([], ["--per-sample"]):
+        line = bad("evaluate", large, "--dataset", "digits", *arguments)
+        assert "x has 64 features, W expects 784" in line
+
+
+@pytest.mark.parametrize("arguments", [[], ["--per-sample"]])
+def test_network_with_other_classes(bad, untrained, arguments):
+    line = bad("evaluate", untrained(64, 5), *arguments)
+    assert re.search(r"label [5-9], expected 0\.\.4", line)
+
+
+# Ctrl-C, and other processes.
+
+
+def test_ctrl_c_ends_training_and_keeps_what_it_learnt(monkeypatch, run, tmp_path):
+    class Interrupting(SGD):
+        steps = 0
+
+        def update(self, params, grads):
+            self.steps += 1
+            if self.steps == 20:
+                raise KeyboardInterrupt
+            super().update(params, grads)
+
+    monkeypatch.setitem(OPTIMIZERS, "sgd", Interrupting)
+    path = tmp_path / "net"
+    done = run("train", "--save", path)
+    assert (done.status, done.err) == (130, "")
+    assert "interrupted: 19 iterations" in done.out
+    assert repr(weights.load_network(path).layers) == "[Affine(64, 50), ReLU(), Affine(50, 10)]"
+    assert run("train", "--optimizer", "sgd", "--json").status == 130
+
+
+def test_ctrl_c_before_the_first_step(monkeypatch, run):
+    class Interrupting(SGD):
+        def update(self, params, grads):
+            raise KeyboardInterrupt
+
+    monkeypatch.setitem(OPTIMIZERS, "sgd", Interrupting)
+    done = run("train")
+    assert (done.status, done.err) == (130, "")
+    assert "interrupted before the first iteration" in done.out
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate", "demo"])
+def test_ctrl_c_elsewhere_leaves_no_traceback(monkeypatch, run, trained, command):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(datasets.DATASETS, "digits", interrupt)
+    monkeypatch.setattr(datasets, "load_digits", interrupt)
+    done = run(command, *[trained] * (command == "evaluate"))
+    assert done.status == 130
+    assert "Traceback" not in done.err
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows sends no SIGINT to one process")
+def test_sigint_ends_a_running_command(tmp_path):
+    path = tmp_path / "net"
+    command = [sys.executable, "-m", "xnet.cli", "train", "--save", str(path)]
+    child = subprocess.Popen(
+        [*command, "--iterations", "100000000"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while not path.exists():  # it is saved after each epoch
+            assert child.poll() is None, "the command ended by itself"
+            assert time.monotonic() < deadline, "no epoch was done"
+            time.sleep(0.01)
+        child.send_signal(signal.SIGINT)
+        out, err = child.communicate(timeout=60)
+    finally:
+        child.kill()
+        child.wait()
+    assert (child.returncode, err) == (130, "")
+    assert "interrupted: " in out
+    assert weights.load_network(path).inputs == 64
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_mistake_in_a_process_of_its_own():
+    done = subprocess_run("train", "--learning-rate", "1e200", "--iterations", 50)
+    assert done.returncode == 1
+    assert re.fullmatch(r"xnet: the loss became .*\n", done.stderr)
+
+
+def test_output_that_takes_only_ascii():
+    done = subprocess_run("train", "--iterations", 2, PYTHONIOENCODING="ascii", PYTHONUTF8="0")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.search(r"^test accuracy ", done.stdout, re.MULTILINE)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no pseudo-terminal")
+def test_bar_in_a_terminal():
+    """80 columns must do for the bar, in a real terminal; the report goes to stdout alone."""
+    import pty
+    import termios
+
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 80))
+    environment = {**os.environ, "TERM": "xterm"}
+    environment.pop("COLUMNS", None)
+    child = subprocess.Popen(
+        [sys.executable, "-m", "xnet.cli", "train", "--iterations", "30"],
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+        text=True,
+        env=environment,
+    )
+    os.close(theirs)
+    shown = b""
+    try:
+        while chunk := os.read(ours, 1 << 16):
+            shown += chunk
+    except OSError:  # what Linux says when the other end closes
+        pass
+    finally:
+        os.close(ours)
+        out, _ = child.communicate(timeout=60)
+    assert child.returncode == 0
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
+    last = plain[plain.rindex("training") :].splitlines()[0]
+    assert re.search(
+        r"30/30 loss \d\.\d{4} train 0\.\d{4} test 0\.\d{4} [\d,]+ it/s \d:\d\d:\d\d", last
+    )
+    assert len(last) <= 80
+    assert re.search(r"^test accuracy 0\.\d{4}$", out, re.MULTILINE)
+    assert "it/s" not in out

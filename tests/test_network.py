@@ -1,0 +1,650 @@
+import copy
+import itertools
+import math
+import pickle
+
+import numpy as np
+import pytest
+from conftest import assert_close, property_settings
+from hypothesis import given
+from hypothesis import strategies as st
+
+import xnet
+from xnet.backend import dtype_name
+from xnet.errors import BackendError
+from xnet.layers import Affine, IdentityWithLoss, ReLU, Sigmoid, SoftmaxWithLoss
+from xnet.network import Network, TwoLayerNet
+
+
+@pytest.fixture
+def data(rng):
+    return rng.normal(size=(6, 4)), np.array([0, 2, 1, 1, 0, 2])
+
+
+def make(**options):
+    return TwoLayerNet(4, 5, 3, **({"weight_init_std": 0.5} | options))
+
+
+def host(net, arrays=None):
+    """Parameters, or other arrays by name, as NumPy arrays of their own."""
+    arrays = net.params if arrays is None else arrays
+    return {name: net.backend.to_numpy(array).copy() for name, array in arrays.items()}
+
+
+def assert_same(some, others):
+    assert list(some) == list(others)
+    for name, array in some.items():
+        assert array.dtype == others[name].dtype
+        np.testing.assert_array_equal(array, others[name])
+
+
+def strict_array(values):
+    return xnet.resolve("strict").asarray(np.asarray(values))
+
+
+# -- what a network computes
+
+
+def test_predict_scores_and_loss(backend, data):
+    x, t = data
+    net = make(activation="relu", seed=3)
+    p = host(net)
+    hidden = np.maximum(x @ p["W1"] + p["b1"], 0)
+    scores = hidden @ p["W2"] + p["b2"]
+    y = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(backend.to_numpy(net.scores(x)), scores, rtol=1e-13, atol=1e-13)
+    np.testing.assert_allclose(backend.to_numpy(net.predict(x)), y, rtol=1e-13)
+    assert net.loss(x, t) == pytest.approx(-np.log(y[np.arange(6), t] + 1e-7).mean(), rel=1e-13)
+    assert net.accuracy(x, t) == (y.argmax(axis=1) == t).mean()
+    assert type(net.loss(x, t)) is float
+    assert type(net.accuracy(x, t)) is float
+
+
+def test_accuracy(backend):
+    eye = Affine.from_params(backend.asarray(np.eye(3)), backend.asarray(np.zeros(3)))
+    x, t = np.eye(3)[[0, 1, 2, 2]], np.array([0, 1, 1, 2])
+    for loss in (SoftmaxWithLoss(), IdentityWithLoss()):
+        net = Network([eye], loss)
+        assert net.accuracy(x, t) == 0.75
+        assert net.accuracy(x, np.eye(3)[t]) == 0.75
+        assert [net.accuracy(x[2], 1), net.accuracy(x[2], 2)] == [0.0, 1.0]
+
+
+def test_one_sample_is_a_batch_of_one(backend, dtype, data):
+    x, t = data
+    net = make(dtype=dtype)
+    for method in (net.scores, net.predict):
+        one = method(x[0])
+        assert one.shape == (3,)
+        np.testing.assert_array_equal(backend.to_numpy(one), backend.to_numpy(method(x[:1]))[0])
+    for label in (int(t[1]), t[1], [0, 0, 1], np.eye(3)[t[1]]):
+        assert net.loss(x[1], label) == net.loss(x[1:2], t[1:2])
+        one, batch = net.gradient(x[1], label), net.gradient(x[1:2], t[1:2])
+        assert_same(host(net, one), host(net, batch))
+
+
+def test_tensors_are_flattened(backend, dtype, data):
+    x, t = data
+    net, tensor = make(dtype=dtype), x.reshape(6, 2, 1, 2)
+    for method in (net.scores, net.predict):
+        np.testing.assert_array_equal(backend.to_numpy(method(tensor)), backend.to_numpy(method(x)))
+    assert net.loss(tensor, t) == net.loss(x, t)
+    assert net.accuracy(tensor, t) == net.accuracy(x, t)
+    assert_same(host(net, net.gradient(tensor, t)), host(net, net.gradient(x, t)))
+
+
+@pytest.mark.parametrize("kind", ["int64", "uint8", "float32", "bool"])
+def test_one_hot_equals_class_indices(backend, dtype, data, kind):
+    x, t = data
+    net, one_hot = make(dtype=dtype), np.eye(3)[t].astype(kind)
+    assert net.loss(x, one_hot) == net.loss(x, t)
+    assert net.accuracy(x, one_hot) == net.accuracy(x, t)
+    assert_same(host(net, net.gradient(x, one_hot)), host(net, net.gradient(x, t)))
+
+
+def test_lists_and_arrays_of_the_backend_are_accepted(backend, data):
+    x, t = data
+    net = make()
+    expected = net.loss(x, t)
+    assert net.loss(x.tolist(), t.tolist()) == expected
+    assert net.loss(x.tolist(), np.eye(3)[t].tolist()) == expected
+    assert net.loss(tuple(map(tuple, x.tolist())), tuple(t.tolist())) == expected
+    assert net.loss(backend.asarray(x), backend.asarray(t)) == expected
+    assert net.accuracy(x.tolist(), t.tolist()) == net.accuracy(x, t)
+
+
+@pytest.mark.parametrize("kind", ["uint8", "int64", "float32", "float64", "bool"])
+def test_data_of_any_dtype_is_cast_to_the_networks(backend, dtype, rng, kind):
+    x = rng.integers(0, 2, (5, 4)).astype(kind)
+    net = make(dtype=dtype)
+    y = net.predict(x)
+    assert dtype_name(y.dtype) == dtype
+    np.testing.assert_array_equal(
+        backend.to_numpy(y), backend.to_numpy(net.predict(x.astype(dtype)))
+    )
+
+
+def test_every_result_has_the_networks_dtype_and_backend(backend, dtype, data):
+    x, t = data
+    net = make(dtype=dtype)
+    gradients = [net.gradient(x, t), net.numerical_gradient(x, t, h=5e-3)]
+    arrays = [net.scores(x), net.predict(x), *net.params.values()]
+    for array in arrays + [array for gradient in gradients for array in gradient.values()]:
+        assert backend.owns(array)
+        assert dtype_name(array.dtype) == dtype
+
+
+def test_gradients_have_the_parameters_keys_and_shapes(backend, data):
+    net = make()
+    shapes = {name: array.shape for name, array in net.params.items()}
+    assert list(shapes) == ["W1", "b1", "W2", "b2"]
+    for gradients in (net.gradient(*data), net.numerical_gradient(*data)):
+        assert {name: array.shape for name, array in gradients.items()} == shapes
+
+
+def test_loss_and_gradient(backend, data):
+    net = make()
+    loss, gradients = net.loss_and_gradient(*data)
+    assert loss == pytest.approx(net.loss(*data), rel=1e-15)
+    assert_same(host(net, gradients), host(net, net.gradient(*data)))
+
+
+def test_a_gradient_that_is_kept_does_not_change(backend, data):
+    x, t = data
+    net = make()
+    kept = net.gradient(x, t)
+    before = host(net, kept)
+    net.gradient(2 * x, t)
+    net.numerical_gradient(x, t)
+    assert_same(host(net, kept), before)
+
+
+def test_nothing_handed_in_is_changed(backend, dtype, data):
+    x, t = data[0].astype(dtype), np.eye(3, dtype=dtype)[data[1]]
+    here_x, here_t = backend.asarray(x.copy()), backend.asarray(t.copy())
+    net = make(dtype=dtype)
+    before = host(net)
+    for method in (net.scores, net.predict):
+        method(here_x)
+    for method in (net.loss, net.accuracy, net.gradient):
+        method(here_x, here_t)
+    net.numerical_gradient(here_x, here_t, h=5e-3)
+    np.testing.assert_array_equal(backend.to_numpy(here_x), x)
+    np.testing.assert_array_equal(backend.to_numpy(here_t), t)
+    assert_same(host(net), before)
+
+
+def test_raw_pixels_and_larger_do_not_overflow(backend, dtype, rng):
+    net = TwoLayerNet(784, 50, 10, weight_init_std="he", activation="relu", dtype=dtype)
+    for x in (rng.integers(0, 256, (3, 784)), np.full((3, 784), 1e20)):
+        y = backend.to_numpy(net.predict(x))
+        np.testing.assert_allclose(y.sum(axis=1), 1, rtol=1e-5)
+        assert math.isfinite(net.loss(x, [0, 1, 2]))
+        for gradient in net.gradient(x, [0, 1, 2]).values():
+            assert np.isfinite(backend.to_numpy(gradient)).all()
+
+
+@property_settings
+@given(
+    sizes=st.lists(st.integers(1, 5), min_size=2, max_size=5),
+    n=st.integers(1, 4),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_any_stack(backend, dtype, sizes, n, seed):
+    rng = np.random.default_rng(seed)
+    layers = []
+    for inputs, outputs in itertools.pairwise(sizes):
+        layers += [Affine(inputs, outputs, "xavier"), rng.choice([ReLU, Sigmoid])()]
+    net = Network(layers, seed=seed, dtype=dtype)
+    assert len(net.params) == 2 * (len(sizes) - 1)
+    assert net.inputs == sizes[0]
+    x, t = rng.normal(size=(n, sizes[0])), rng.integers(0, sizes[-1], n)
+    assert net.predict(x).shape == (n, sizes[-1])
+    assert 0 <= net.accuracy(x, t) <= 1
+    gradients = net.gradient(x, t)
+    for name, array in net.params.items():
+        assert gradients[name].shape == array.shape
+
+
+def test_a_stack_without_parameters(backend):
+    net = Network([ReLU(), Sigmoid()])
+    assert net.inputs is None
+    assert dict(net.params) == {}
+    assert net.gradient([[1.0, 2.0]], [0]) == {}
+    assert net.numerical_gradient([[1.0, 2.0]], [0]) == {}
+    np.testing.assert_allclose(backend.to_numpy(net.scores([[0.0, -1.0]])), [[0.5, 0.5]])
+
+
+# -- the batch
+
+
+def test_empty_batch(backend):
+    net, x = make(), np.zeros((0, 4))
+    assert net.predict(x).shape == net.scores(x).shape == (0, 3)
+    for method in (net.loss, net.accuracy, net.gradient, net.numerical_gradient):
+        with pytest.raises(ValueError, match=r"x has shape \(0, 4\): the batch is empty"):
+            method(x, np.zeros(0, int))
+
+
+@pytest.mark.parametrize(
+    ("x", "features"),
+    [(np.ones((2, 3)), 3), (np.ones(5), 5), (np.ones((2, 3, 4)), 12), ([1.0, 2.0], 2)],
+)
+def test_wrong_feature_count(backend, x, features):
+    net, message = make(), f"Affine: x has {features} features, W expects 4"
+    for method in (net.scores, net.predict):
+        with pytest.raises(ValueError, match=message):
+            method(x)
+    for method in (net.loss, net.accuracy, net.gradient, net.numerical_gradient):
+        with pytest.raises(ValueError, match=message):
+            method(x, [0, 1])
+
+
+@pytest.mark.parametrize(
+    ("t", "message"),
+    [
+        ([0, 1], "t has 2 labels, y has 6 samples"),
+        (np.eye(4)[:3].repeat(2, axis=0), r"t has shape \(6, 4\), expected \(6, 3\)"),
+        (np.zeros((6, 1)), r"t has shape \(6, 1\), expected \(6, 3\)"),
+        ([0, 1, 2, 3, 0, 0], r"t has label 3, expected 0\.\.2"),
+        ([0, 1, -1, 2, 0, 0], r"t has label -1, expected 0\.\.2"),
+        ([0.0] * 6, "t has dtype float64, expected integer class indices"),
+        (1, r"t has shape \(\)"),
+    ],
+)
+def test_wrong_labels(backend, data, t, message):
+    net = make()
+    for method in (net.loss, net.accuracy, net.gradient, net.numerical_gradient):
+        with pytest.raises(ValueError, match=message):
+            method(data[0], t)
+
+
+def test_a_wrong_batch_leaves_the_network_as_it_was(backend, data):
+    net = make()
+    before, expected = host(net), net.loss(*data)
+    for bad in ([0, 1, 2, 3, 0, 0], [0]):
+        with pytest.raises(ValueError, match="t has"):
+            net.numerical_gradient(data[0], bad)
+    assert_same(host(net), before)
+    assert net.loss(*data) == expected
+
+
+@pytest.mark.parametrize("bad", [None, "abc", {1.0}, object()])
+def test_what_is_no_data_is_named(data, bad):
+    net, kind = make(backend="numpy"), type(bad).__name__
+    for call in (lambda: net.predict(bad), lambda: net.loss(bad, data[1])):
+        with pytest.raises(TypeError, match=f"x is a {kind}"):
+            call()
+    with pytest.raises(TypeError, match=f"t is a {kind}"):
+        net.loss(data[0], bad)
+
+
+def test_arrays_of_another_device_are_refused(data):
+    x, t = data
+    net = make(backend="numpy")
+    message = r'the network is on numpy, {} is on strict: .*net\.to\("strict"\).*asarray'
+    for method in (net.scores, net.predict):
+        with pytest.raises(BackendError, match=message.format("x")):
+            method(strict_array(x))
+    for method in (net.loss, net.accuracy, net.gradient, net.numerical_gradient):
+        with pytest.raises(BackendError, match=message.format("x")):
+            method(strict_array(x), t)
+        with pytest.raises(BackendError, match=message.format("t")):
+            method(x, strict_array(t))
+
+
+def test_numpy_arrays_are_moved_through_the_one_door(data):
+    x, t = data
+    net = make(backend="strict")
+    assert net.backend.owns(net.predict(x))
+    assert net.loss(x, t) == pytest.approx(make(backend="numpy").loss(x, t), rel=1e-14)
+
+
+# -- parameters
+
+
+def test_parameters_are_live(backend, data):
+    net = make()
+    before = host(net)["W1"]
+    net.params["W1"] -= 0.5 * net.params["W1"]
+    np.testing.assert_array_equal(backend.to_numpy(net.params["W1"]), 0.5 * before)
+    assert net.layers[0].W is net.params["W1"]
+    W1 = net.params["W1"]
+    W1[...] = 0.0
+    assert not backend.to_numpy(net.layers[0].W).any()
+    # Hidden units that all see 0 give all samples the same answer.
+    y = backend.to_numpy(net.predict(data[0]))
+    assert (y == y[0]).all()
+
+
+def test_setting_a_parameter_replaces_the_layers(backend, data):
+    net, other = make(), make(seed=1)
+    before = net.loss(*data)
+    for name, array in other.params.items():
+        net.params[name] = array
+        assert net.params[name] is array
+    assert net.loss(*data) == other.loss(*data) != before
+    net.params.update({"b2": net.params["b2"] + 1.0})
+    np.testing.assert_array_equal(backend.to_numpy(net.layers[2].b), [1, 1, 1])
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (np.ones((5, 4)), r"params\['W1'\] is float64 \(5, 4\), expected float64 \(4, 5\)"),
+        (np.ones(5), r"params\['W1'\] is float64 \(5,\), expected float64 \(4, 5\)"),
+        (np.ones((4, 5), "float32"), r"params\['W1'\] is float32 \(4, 5\), expected float64"),
+        (np.ones((4, 5), int), r"params\['W1'\] is int64 \(4, 5\), expected float64"),
+    ],
+)
+def test_parameter_that_does_not_fit(backend, value, message):
+    net = make()
+    before = host(net)
+    with pytest.raises(ValueError, match=message):
+        net.params["W1"] = backend.asarray(value)
+    assert_same(host(net), before)
+
+
+def test_parameter_of_another_backend():
+    net = make(backend="numpy")
+    with pytest.raises(BackendError, match=r"params\['W1'\] is a Array, expected .* numpy"):
+        net.params["W1"] = strict_array(np.ones((4, 5)))
+    with pytest.raises(BackendError, match=r"params\['b1'\] is a list, expected .* numpy"):
+        net.params["b1"] = [0.0] * 5
+    with pytest.raises(BackendError, match=r"params\['W1'\] is a ndarray, expected .* strict"):
+        make(backend="strict").params["W1"] = np.ones((4, 5))
+
+
+def test_parameters_cannot_be_deleted_or_added(backend):
+    net = make()
+    with pytest.raises(TypeError, match="can be replaced, not deleted"):
+        del net.params["W1"]
+    with pytest.raises(TypeError, match="can be replaced, not deleted"):
+        net.params.clear()
+    with pytest.raises(KeyError, match="W3"):
+        net.params["W3"] = net.params["W1"]
+    with pytest.raises(KeyError, match="W3"):
+        net.params["W3"]
+    assert list(net.params) == ["W1", "b1", "W2", "b2"]
+    assert len(net.params) == 4
+
+
+def test_params_itself_cannot_be_replaced(data):
+    """A dict put in its place would be ignored by predict: the layers hold the arrays."""
+    net = make(backend="numpy")
+    with pytest.raises(AttributeError):
+        net.params = {name: 0 * array for name, array in net.params.items()}
+    assert list(net.params) == ["W1", "b1", "W2", "b2"]
+
+
+def test_parameters_are_numbered_by_affine(backend):
+    net = Network([ReLU(), Affine(2, 3), Sigmoid(), ReLU(), Affine(3, 4), Affine(4, 2)])
+    assert list(net.params) == ["W1", "b1", "W2", "b2", "W3", "b3"]
+    assert net.params["W2"] is net.layers[4].W
+    shown = "Parameters({'W1': (2, 3), 'b1': (3,), 'W2': (3, 4), 'b2': (4,), "
+    assert repr(net.params) == shown + "'W3': (4, 2), 'b3': (2,)})"
+
+
+def test_given_parameters_are_used(backend, dtype):
+    W, b = backend.asarray([[1.0, 2.0]], dtype), backend.asarray([3.0, 4.0], dtype)
+    net = Network([Affine.from_params(W, b)], IdentityWithLoss())
+    assert net.dtype == dtype
+    assert backend.to_numpy(net.predict([[10.0]])).tolist() == [[13, 24]]
+
+
+def test_given_parameters_of_numpy_are_moved(backend):
+    layer = Affine.from_params(np.array([[1.0, 2.0]]), np.array([3.0, 4.0]))
+    net = Network([layer], IdentityWithLoss())
+    assert all(backend.owns(array) for array in net.params.values())
+
+
+def test_given_parameters_of_another_device_are_refused():
+    layer = Affine.from_params(strict_array([[1.0]]), strict_array([2.0]))
+    with pytest.raises(BackendError, match="the network is on numpy, W is on strict"):
+        Network([layer], backend="numpy")
+
+
+# -- initial parameters
+
+
+def test_same_seed_same_parameters_on_every_backend(backend, dtype):
+    here = make(seed=7, dtype=dtype)
+    reference = make(seed=7, dtype=dtype, backend="numpy")
+    assert_same(host(here), host(reference))
+    assert_same(host(here), host(make(seed=7, dtype=dtype)))
+    assert not np.array_equal(host(here)["W1"], host(make(seed=8, dtype=dtype))["W1"])
+    assert not np.array_equal(host(here)["W1"][0, :3], host(here)["W2"][0])
+
+
+def test_float32_parameters_are_the_float64_ones_rounded(backend):
+    narrow, wide = host(make(dtype="float32")), host(make(dtype="float64"))
+    assert_same(narrow, {name: array.astype("float32") for name, array in wide.items()})
+
+
+def test_the_default_seed_is_repeatable_and_none_is_not(backend):
+    assert_same(host(make()), host(make(seed=0)))
+    assert not np.array_equal(host(make(seed=None))["W1"], host(make(seed=None))["W1"])
+
+
+def test_seed_may_be_a_generator(backend):
+    rng = np.random.default_rng(5)
+    first, second = host(make(seed=rng)), host(make(seed=rng))
+    assert_same(first, host(make(seed=5)))
+    assert not np.array_equal(first["W1"], second["W1"])
+
+
+@pytest.mark.parametrize(
+    ("std", "deviations"),
+    [
+        (0.01, (0.01, 0.01)),
+        (1, (1.0, 1.0)),
+        ("he", (math.sqrt(2 / 400), math.sqrt(2 / 300))),
+        ("xavier", (math.sqrt(2 / 700), math.sqrt(2 / 500))),
+    ],
+)
+def test_initial_deviation(backend, dtype, std, deviations):
+    params = host(TwoLayerNet(400, 300, 200, std, dtype=dtype))
+    for name, expected in zip(("W1", "W2"), deviations, strict=True):
+        assert params[name].std() == pytest.approx(expected, rel=0.015)
+        assert abs(params[name].mean()) < 0.015 * expected
+    assert not params["b1"].any()
+    assert not params["b2"].any()
+
+
+def test_layers_keep_what_they_were_given(backend):
+    """A second network over trained layers must not draw their parameters again."""
+    net = make(seed=3)
+    before = host(net)
+    assert_same(host(Network(net.layers[:1], seed=9)), {k: before[k] for k in ("W1", "b1")})
+
+
+# -- dtypes
+
+
+def test_dtype_rules(backend):
+    def affine(dtype):
+        return Affine.from_params(
+            backend.asarray(np.eye(2), dtype), backend.asarray(np.zeros(2), dtype)
+        )
+
+    assert Network([Affine(2, 2)]).dtype == "float64"
+    assert Network([affine("float32"), Affine(2, 2)]).dtype == "float32"
+    assert Network([affine("float64"), Affine(2, 2)]).dtype == "float64"
+    net = Network([affine("float32")], dtype="float64")
+    assert {dtype_name(array.dtype) for array in net.params.values()} == {"float64"}
+    with pytest.raises(ValueError, match="parameters of float32 and float64: name a dtype"):
+        Network([affine("float32"), affine("float64")])
+    net = Network([affine("float32"), affine("float64")], dtype="float32")
+    assert {dtype_name(array.dtype) for array in net.params.values()} == {"float32"}
+
+
+@pytest.mark.parametrize("dtype", ["float32", np.float32, np.dtype("float32")])
+def test_dtype_by_name_or_object(backend, dtype):
+    assert make(dtype=dtype).dtype == "float32"
+    assert make(dtype=backend.xp.float32).dtype == "float32"
+
+
+@pytest.mark.parametrize("dtype", ["float16", "int64", np.complex128, "double"])
+def test_other_dtypes_are_refused(backend, dtype):
+    with pytest.raises(ValueError, match=r"dtype is .*, expected float32 or float64"):
+        make(dtype=dtype)
+
+
+def test_numerical_gradient_of_float32_needs_a_step(backend, data):
+    net = make(dtype="float32")
+    with pytest.raises(ValueError, match=r"float32, where h=0\.0001 gives noise"):
+        net.numerical_gradient(*data)
+    exact, numerical = net.gradient(*data), net.numerical_gradient(*data, h=5e-3)
+    for name in exact:
+        np.testing.assert_allclose(
+            backend.to_numpy(numerical[name]), backend.to_numpy(exact[name]), atol=1e-4
+        )
+
+
+# -- making one
+
+
+def test_layers_that_do_not_fit():
+    message = r"layers\[2\]: Affine\(6, 3\) takes 6 features, the layers before it give 5"
+    with pytest.raises(ValueError, match=message):
+        Network([Affine(4, 5), ReLU(), Affine(6, 3)])
+
+
+def test_no_layers():
+    with pytest.raises(ValueError, match="layers is empty, expected at least one"):
+        Network([])
+
+
+@pytest.mark.parametrize("kind", [ReLU, Sigmoid, lambda: Affine(4, 4, 0.5)])
+def test_one_layer_in_two_places(kind):
+    """A layer remembers one input: in two places its first backward would use the second's."""
+    layer = kind()
+    with pytest.raises(ValueError, match=r"layers\[3\]"):
+        Network([Affine(4, 4, 0.5), layer, Affine(4, 4, 0.5), layer])
+
+
+@pytest.mark.parametrize("sizes", [(0, 5, 3), (4, 0, 3), (4, 5, -1)])
+def test_sizes_below_one(sizes):
+    with pytest.raises(ValueError, match=r"is (0|-1), expected at least 1"):
+        TwoLayerNet(*sizes)
+
+
+def test_unknown_names():
+    with pytest.raises(ValueError, match="activation is 'tanh', expected one of sigmoid, relu"):
+        make(activation="tanh")
+    with pytest.raises(ValueError, match="weight_init_std is 'hee', expected a number"):
+        make(weight_init_std="hee")
+    with pytest.raises(BackendError, match=r"unknown backend 'nunpy'.*did you mean 'numpy'"):
+        make(backend="nunpy")
+
+
+def test_two_layer_net_is_the_stack_it_says(backend, data):
+    for name, activation in {"sigmoid": Sigmoid, "relu": ReLU}.items():
+        net = TwoLayerNet(4, 5, 3, 0.5, name, 1)
+        same = Network([Affine(4, 5, 0.5), activation(), Affine(5, 3, 0.5)], seed=1)
+        assert_same(host(net), host(same))
+        assert net.loss(*data) == same.loss(*data)
+        assert net.inputs == 4
+
+
+def test_repr(backend):
+    net = Network([Affine(4, 5), ReLU(), Affine(5, 3)], IdentityWithLoss(), dtype="float32")
+    expected = "Network([Affine(4, 5), ReLU(), Affine(5, 3)], IdentityWithLoss(), dtype=float32, "
+    assert repr(net) == f"{expected}backend={backend.label})"
+    assert repr(make()).startswith("TwoLayerNet([Affine(4, 5), Sigmoid(), Affine(5, 3)], Softmax")
+
+
+# -- where it lives
+
+
+def test_a_network_stays_on_the_backend_it_was_made_on(backend, data):
+    net = make()
+    expected = net.loss(*data)
+    with xnet.use_backend("numpy" if backend.name == "strict" else "strict"):
+        assert net.backend is backend
+        assert net.loss(*data) == expected
+        assert backend.owns(net.predict(data[0]))
+        assert backend.owns(net.gradient(*data)["W1"])
+
+
+def test_backend_by_name(data):
+    with xnet.use_backend("numpy"):
+        net = make(backend="strict")
+        assert net.backend.name == "strict"
+        assert net.backend.owns(net.params["W1"])
+        net.predict(data[0])
+        assert xnet.get_backend().name == "numpy"
+
+
+@pytest.mark.parametrize("target", ["numpy", "numba", "strict"])
+def test_to(backend, dtype, data, target):
+    net = make(dtype=dtype)
+    before, expected = host(net), net.loss(*data)
+    layers = list(net.layers)
+    assert net.to(target) is net
+    assert net.backend is xnet.resolve(target)
+    assert net.layers == layers
+    assert all(net.backend.owns(array) for array in net.params.values())
+    assert_same(host(net), before)
+    assert net.loss(*data) == pytest.approx(expected, rel=64 * float(np.finfo(dtype).eps))
+    assert net.backend.owns(net.gradient(*data)["W1"])
+    net.to(backend)
+    assert_same(host(net), before)
+    assert net.loss(*data) == expected
+
+
+def test_to_an_unusable_backend_leaves_it_where_it_was(data):
+    net = make(backend="numpy")
+    expected = net.loss(*data)
+    with pytest.raises(BackendError, match="unknown backend 'nowhere'"):
+        net.to("nowhere")
+    assert net.backend.name == "numpy"
+    assert net.loss(*data) == expected
+
+
+@pytest.mark.parametrize("optimizer", ["momentum", "nesterov", "adagrad", "rmsprop", "adam"])
+def test_an_optimizer_does_not_follow_a_network_that_moves(data, optimizer):
+    """What it remembers is on the old device: arrays of two devices in one call."""
+    net, optimizer = make(backend="numpy"), xnet.optimizers.OPTIMIZERS[optimizer]()
+    optimizer.update(net.params, net.gradient(*data))
+    net.to("strict")
+    with pytest.raises(BackendError, match=r"numpy(.|\n)*strict|strict(.|\n)*numpy"):
+        optimizer.update(net.params, net.gradient(*data))
+
+
+# -- copies
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda net: pickle.loads(pickle.dumps(net))])
+def test_copies_are_the_same_and_apart(backend, dtype, data, duplicate):
+    if backend.name == "strict":
+        pytest.skip("array_api_strict copies and pickles its arrays in its newer versions alone")
+    net = make(dtype=dtype)
+    net.gradient(*data)
+    before, expected = host(net), net.loss(*data)
+    other = duplicate(net)
+    assert type(other) is TwoLayerNet
+    assert other.backend is backend
+    assert_same(host(other), before)
+    assert other.loss(*data) == expected
+    assert_same(host(other, other.gradient(*data)), host(net, net.gradient(*data)))
+    for name in other.params:
+        other.params[name] -= 1.0
+    assert other.layers[0].W is other.params["W1"]
+    assert_same(host(net), before)
+    assert net.loss(*data) == expected != other.loss(*data)
+
+
+# -- agreement
+
+
+@pytest.mark.parametrize("activation", ["sigmoid", "relu"])
+def test_backends_agree(backend, dtype, data, activation):
+    here = make(activation=activation, dtype=dtype, seed=4)
+    reference = make(activation=activation, dtype=dtype, seed=4, backend="numpy")
+    x, t = data
+    assert_close(backend, here.predict(x), reference.predict(x), ulps=32)
+    close = 32 * np.finfo(dtype).eps
+    gradients = host(here, here.gradient(x, t))
+    for name, expected in reference.gradient(x, t).items():
+        np.testing.assert_allclose(gradients[name], expected, rtol=close, atol=close)

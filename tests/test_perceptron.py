@@ -1,0 +1,51 @@
+import numpy as np
+import pytest
+
+import xnet
+from xnet.backend import dtype_name
+from xnet.errors import BackendError
+from xnet.perceptron import AND, NAND, OR, XOR, AND_with_threshold, perceptron, weighted_sum
+
+TRUTH = {AND: "0001", AND_with_threshold: "0001", NAND: "1110", OR: "0111", XOR: "0110"}
+
+
+@pytest.mark.parametrize("gate", TRUTH)
+@pytest.mark.parametrize("kind", [int, float, bool, np.float32])
+def test_gates_take_any_kind_of_number(backend, gate, kind):
+    corners = [(0, 0), (0, 1), (1, 0), (1, 1)]
+    outputs = [gate(kind(x1), kind(x2)) for x1, x2 in corners]
+    assert "".join(map(str, outputs)) == TRUTH[gate]
+    assert all(type(output) is int for output in outputs)
+
+
+def test_weighted_sum(backend, dtype):
+    x, w = backend.asarray([1.0, 2.0, 3.0], dtype), backend.asarray([0.5, -1.0, 2.0], dtype)
+    total = weighted_sum(x, w, 0.25)
+    assert float(total) == 4.75
+    assert total.shape == ()
+    assert dtype_name(total.dtype) == dtype
+    assert float(weighted_sum(x, w)) == 4.5
+
+
+def test_perceptron_fires_above_zero_only(backend):
+    x, w = backend.asarray([1.0, 1.0]), backend.asarray([0.5, 0.5])
+    assert [perceptron(x, w, b) for b in (-1.5, -1.0, -0.5)] == [0, 0, 1]
+
+
+def test_shapes_must_agree(backend):
+    x, w = backend.asarray([1.0, 2.0]), backend.asarray([1.0])
+    with pytest.raises(ValueError, match=r"x has shape \(2,\), w has \(1,\)"):
+        weighted_sum(x, w)
+    with pytest.raises(ValueError, match=r"x has shape \(2,\), w has \(1,\)"):
+        perceptron(x, w, 0.0)
+
+
+def test_arrays_of_two_devices_are_refused():
+    strict = xnet.resolve("strict").asarray([1.0])
+    with pytest.raises(BackendError, match="x is on numpy, w is on strict"):
+        perceptron(np.ones(1), strict, 0.0)
+
+
+def test_arrays_are_expected():
+    with pytest.raises(TypeError, match="x is a list, expected an array"):
+        weighted_sum([0.0, 1.0], np.ones(2))

@@ -1,0 +1,778 @@
+"""xnet.training: mini-batches, the loop, what it records, and how it ends."""
+
+import io
+import itertools
+import math
+import re
+import signal
+import sys
+
+import numpy as np
+import pytest
+import threadpoolctl
+
+import xnet
+from xnet import WeightsError, datasets, training, weights
+from xnet.layers import Affine, IdentityWithLoss, ReLU, Sigmoid, SoftmaxWithLoss
+from xnet.network import Network, TwoLayerNet
+from xnet.optimizers import OPTIMIZERS, SGD, Optimizer
+from xnet.training import History, minibatches, train
+
+
+def bits(network: Network) -> dict[str, bytes]:
+    """Every parameter to the last bit."""
+    return {name: network.backend.to_numpy(a).tobytes() for name, a in network.params.items()}
+
+
+def make_network(loss=SoftmaxWithLoss, **where) -> Network:
+    return Network([Affine(2, 8, "he"), ReLU(), Affine(8, 2, "he")], loss(), **where)
+
+
+def make_data(n=200, seed=0) -> tuple[np.ndarray, np.ndarray]:
+    """Points of the plane, in two classes that a line parts."""
+    x = np.random.default_rng(seed).standard_normal((n, 2))
+    return x, (x[:, 0] > x[:, 1]).astype(np.int64)
+
+
+@pytest.fixture
+def data():
+    return make_data()
+
+
+def run(network: Network, *data, **settings) -> History:
+    """Train in silence."""
+    return train(network, *data, progress=False, **settings)
+
+
+# Mini-batches.
+
+
+def test_each_sample_comes_once_an_epoch(rng):
+    batches = minibatches(10, 3, rng)
+    epochs = [[next(batches) for _ in range(4)] for _ in range(3)]
+    for epoch in epochs:
+        assert [len(batch) for batch in epoch] == [3, 3, 3, 1]
+        assert sorted(np.concatenate(epoch)) == list(range(10))
+        assert all(batch.dtype == np.int64 for batch in epoch)
+    orders = {tuple(np.concatenate(epoch).tolist()) for epoch in epochs}
+    assert len(orders) == 3
+
+
+def test_batch_larger_than_the_data_is_all_of_them(rng):
+    assert sorted(next(minibatches(4, 100, rng))) == [0, 1, 2, 3]
+
+
+def test_draws_with_replacement(rng):
+    drawn = list(itertools.islice(minibatches(10, 6, rng, replacement=True), 1000))
+    assert {batch.shape for batch in drawn} == {(6,)}
+    counts = np.bincount(np.concatenate(drawn), minlength=10)
+    assert counts.size == 10
+    # Each of 10 is drawn 6000 / 10 times, give or take 6 standard deviations.
+    assert (np.abs(counts - 600) < 6 * math.sqrt(6000 * 0.1 * 0.9)).all()
+    assert any(len(set(batch.tolist())) < 6 for batch in drawn)
+
+
+@pytest.mark.parametrize("replacement", [False, True])
+def test_draws_are_seeded(replacement):
+    def draw(seed):
+        batches = minibatches(50, 20, np.random.default_rng(seed), replacement)
+        return np.concatenate([next(batches) for _ in range(5)]).tolist()
+
+    assert draw(0) == draw(0)
+    assert draw(0) != draw(1)
+
+
+@pytest.mark.parametrize(("n", "batch_size", "name"), [(0, 1, "n"), (5, 0, "batch_size")])
+def test_sizes_below_one_are_refused(rng, n, batch_size, name):
+    with pytest.raises(ValueError, match=f"^{name} is 0, expected at least 1"):
+        next(minibatches(n, batch_size, rng))
+
+
+def test_notes_minibatch_of_mnist(backend, rng):
+    """10 of 60000 (§4.2.3)."""
+    xp = backend.xp
+    x, t = xp.zeros((60000, 784), dtype=xp.uint8), xp.zeros((60000, 10), dtype=xp.uint8)
+    rows = next(minibatches(60000, 10, rng, replacement=True))
+    taken = [xp.take(array, backend.asarray(rows), axis=0) for array in (x, t)]
+    assert [tuple(array.shape) for array in taken] == [(10, 784), (10, 10)]
+    assert 0 <= rows.min() < 10_000 < 50_000 < rows.max() < 60_000
+
+
+# Learning.
+
+
+def test_learns(backend, dtype, data):
+    network = make_network(dtype=dtype)
+    history = run(network, *data, optimizer=SGD(0.5), batch_size=20, epochs=10)
+    assert history.stopped == "finished"
+    assert history.train_accuracy[-1] >= 0.97
+    assert np.mean(history.loss[-10:]) < np.mean(history.loss[:10]) / 4
+    for array in network.params.values():
+        assert backend.owns(array)
+        assert str(array.dtype).endswith(dtype)
+
+
+@pytest.mark.parametrize("name", ["numpy", "numba"])
+def test_learns_real_digits(name):
+    if not {info.name: info for info in xnet.backends()}[name].usable:
+        pytest.skip(f"{name} cannot be used here")
+    layers = [Affine(64, 50, "he"), ReLU(), Affine(50, 10, "he")]
+    network = Network(layers, backend=name)
+    (x, t), (x_test, t_test) = datasets.load_digits()
+    history = run(network, x, t, x_test, t_test, epochs=50)
+    assert history.test_accuracy[-1] >= 0.95
+    assert np.mean(history.loss[-100:]) < 0.2 < 2 < history.loss[0]
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_each_optimizer_learns(name, data):
+    rate = 0.5 if name == "sgd" else 0.05
+    network = make_network()
+    history = run(network, *data, optimizer=OPTIMIZERS[name](rate), batch_size=20, epochs=15)
+    assert history.train_accuracy[-1] >= 0.97
+    assert np.mean(history.loss[-10:]) < np.mean(history.loss[:10]) / 2
+
+
+def test_default_optimizer_is_sgd_of_a_tenth(data):
+    default, given = make_network(), make_network()
+    run(default, *data)
+    run(given, *data, optimizer=SGD(0.1))
+    assert bits(default) == bits(given)
+
+
+def test_one_hot_labels_train_as_class_indices_do(data):
+    x, t = data
+    by_index, by_row = make_network(), make_network()
+    run(by_index, x, t)
+    run(by_row, x, np.eye(2)[t])
+    assert bits(by_index) == bits(by_row)
+
+
+def test_regression(backend):
+    x, _ = make_data()
+    network = make_network(IdentityWithLoss)
+    history = run(network, x, x @ [[1.0, 2.0], [0.5, -1.0]], epochs=20, batch_size=20)
+    assert np.mean(history.loss[-10:]) < np.mean(history.loss[:10]) / 20
+
+
+def test_pictures_are_flattened():
+    (x, t), _ = datasets.load_digits(flatten=False)
+    square, flat = (Network([Affine(64, 10)]) for _ in range(2))
+    run(square, x[:100], t[:100], iterations=3, batch_size=10)
+    run(flat, x[:100].reshape(100, 64), t[:100], iterations=3, batch_size=10)
+    assert bits(square) == bits(flat)
+
+
+def test_lists_and_host_arrays_are_moved(backend, data):
+    x, t = data
+    nested, moved = make_network(), make_network()
+    run(nested, x.tolist(), t.tolist())
+    run(moved, backend.asarray(x), backend.asarray(t))
+    assert bits(nested) == bits(moved)
+
+
+def test_numerical_gradient_trains_as_backpropagation_does(backend, rng):
+    x, t = rng.standard_normal((6, 2)), np.array([0, 1, 2, 0, 1, 2])
+    settings = {"iterations": 5, "batch_size": 3}
+    networks = {}
+    for gradient in ("backprop", "numerical"):
+        networks[gradient] = TwoLayerNet(2, 3, 3, weight_init_std=0.5)
+        before = bits(networks[gradient])
+        networks[gradient, "loss"] = run(networks[gradient], x, t, gradient=gradient, **settings)
+        assert bits(networks[gradient]) != before
+    exact, numerical = networks["backprop"].params, networks["numerical"].params
+    for name in exact:
+        # Each of 5 steps of 0.1 adds the difference's error, some h^2 = 1e-8.
+        difference = backend.to_numpy(exact[name]) - backend.to_numpy(numerical[name])
+        assert np.abs(difference).max() < 5 * 0.1 * 1e-7
+    losses = [networks[gradient, "loss"].loss for gradient in ("backprop", "numerical")]
+    np.testing.assert_allclose(*losses, rtol=1e-7)
+
+
+# What is recorded, and that it is so again.
+
+
+def test_repeatable_bit_for_bit(backend, dtype, data):
+    def trained(seed):
+        network = make_network(dtype=dtype)
+        history = run(network, *data, epochs=2, batch_size=30, seed=seed)
+        return history.loss, bits(network)
+
+    assert trained(seed=3) == trained(seed=3)
+    assert trained(seed=3)[0] != trained(seed=4)[0]
+
+
+def test_seed_none_draws_afresh(data):
+    losses = [run(make_network(), *data, seed=None, batch_size=10).loss for _ in range(2)]
+    assert losses[0] != losses[1]
+
+
+@pytest.mark.parametrize("replacement", [False, True])
+def test_history_is_that_of_the_loop_in_the_book(backend, data, replacement):
+    """§4.5.2: draw, gradient, step; the loss is taken before the step."""
+    x, t = data
+    network, by_hand = make_network(), make_network()
+    history = run(
+        network, x, t, optimizer=SGD(0.3), iterations=5, batch_size=30, replacement=replacement
+    )
+    rows = minibatches(200, 30, np.random.default_rng(0), replacement)
+    losses = []
+    for batch in itertools.islice(rows, 5):
+        losses.append(by_hand.loss(x[batch], t[batch]))
+        for name, gradient in by_hand.gradient(x[batch], t[batch]).items():
+            by_hand.params[name] = by_hand.params[name] - 0.3 * gradient
+    assert history.loss == losses
+    assert bits(network) == bits(by_hand)
+
+
+@pytest.mark.parametrize(
+    ("length", "iterations", "ends"),
+    [
+        ({}, 3, [3]),
+        ({"epochs": 4}, 12, [3, 6, 9, 12]),
+        ({"iterations": 7}, 7, [3, 6, 7]),
+        ({"iterations": 2}, 2, [2]),
+        ({"iterations": 6}, 6, [3, 6]),
+        ({"iterations": 4, "replacement": True}, 4, [3, 4]),
+    ],
+)
+def test_lengths_of_the_history(length, iterations, ends):
+    history = run(make_network(), *make_data(25), *make_data(7), batch_size=10, **length)
+    assert (history.iterations, len(history.loss)) == (iterations, iterations)
+    assert history.epoch_ends == ends
+    assert len(history.train_accuracy) == len(history.test_accuracy) == len(ends)
+    assert history.stopped == "finished"
+    assert 0 < history.seconds < 60
+    numbers = [*history.loss, *history.train_accuracy, *history.test_accuracy]
+    assert {type(number) for number in numbers} == {float}
+
+
+def test_epochs_are_so_many_iterations(data):
+    by_epochs, by_iterations = make_network(), make_network()
+    assert run(by_epochs, *data, epochs=2).loss == run(by_iterations, *data, iterations=4).loss
+    assert bits(by_epochs) == bits(by_iterations)
+
+
+def test_last_accuracies_are_the_networks(backend, data):
+    network, test = make_network(), make_data(50, seed=1)
+    history = run(network, *data, *test, iterations=5)
+    assert history.train_accuracy[-1] == network.accuracy(*data)
+    assert history.test_accuracy[-1] == network.accuracy(*test)
+    assert run(network, *data).test_accuracy == []
+
+
+def test_data_are_left_alone(backend, dtype):
+    arrays = [array for seed in (0, 1) for array in make_data(30, seed)]
+    arrays[0], arrays[2] = arrays[0].astype(dtype), arrays[2].astype(dtype)
+    for array in arrays:
+        array.flags.writeable = False
+    moved = [backend.asarray(array) for array in arrays]
+    before = [array.tobytes() for array in arrays]
+    run(make_network(dtype=dtype), *arrays, batch_size=8, epochs=2)
+    run(make_network(dtype=dtype), *moved, batch_size=8, epochs=2)
+    assert [array.tobytes() for array in arrays] == before
+    assert [backend.to_numpy(array).tobytes() for array in moved] == before
+
+
+# Early stop.
+
+
+class Scripted(Optimizer):
+    """Steps to given values of W1, one after the other."""
+
+    def __init__(self, *values):
+        super().__init__(0.0)
+        self.values = iter(values)
+
+    def update(self, params, grads):
+        params["W1"] = next(self.values)
+
+
+GOOD = np.array([[-1.0, 1.0], [1.0, -1.0]])  # class 1 where x0 > x1, as make_data has it
+BAD = -GOOD
+FAIR = np.array([[-1.0, 1.0], [0.0, 0.0]])  # looks at x0 alone
+
+
+def scripted_run(*values, test=(), **settings):
+    network = Network([Affine(2, 2)], backend="numpy")
+    settings = {"optimizer": Scripted(*values), "batch_size": 200, **settings}
+    history = run(network, *make_data(), *test, **settings)
+    return network, history
+
+
+def test_early_stop_goes_back_to_the_best():
+    network, history = scripted_run(FAIR, GOOD, FAIR, BAD, GOOD, epochs=5, patience=2)
+    assert history.stopped == "early stop"
+    assert history.epoch_ends == [1, 2, 3, 4]
+    assert history.train_accuracy[1] == 1.0 > max(history.train_accuracy[2:])
+    np.testing.assert_array_equal(network.params["W1"], GOOD)
+
+
+def test_early_stop_watches_the_test_data_if_there_are_any():
+    x, t = make_data(50, seed=1)
+    network, history = scripted_run(BAD, GOOD, GOOD, test=(x, 1 - t), epochs=3, patience=1)
+    assert history.stopped == "early stop"
+    assert (history.train_accuracy, history.test_accuracy) == ([0.0, 1.0], [1.0, 0.0])
+    np.testing.assert_array_equal(network.params["W1"], BAD)
+
+
+def test_patience_that_holds_keeps_the_last_parameters():
+    network, history = scripted_run(GOOD, FAIR, FAIR, epochs=3, patience=3)
+    assert history.stopped == "finished"
+    np.testing.assert_array_equal(network.params["W1"], FAIR)
+
+
+def test_accuracy_that_rises_is_waited_for():
+    _, history = scripted_run(BAD, FAIR, FAIR, GOOD, epochs=4, patience=2)
+    assert history.stopped == "finished"
+
+
+def test_checkpoint_of_an_early_stop_is_the_best(tmp_path):
+    path = tmp_path / "net"
+    scripted_run(GOOD, BAD, BAD, epochs=3, patience=1, checkpoint=path)
+    np.testing.assert_array_equal(weights.load_network(path, "numpy").params["W1"], GOOD)
+
+
+# Ctrl-C, and other ends.
+
+
+class Interrupting(SGD):
+    """SGD that raises `error` in step `at`, when it comes to parameter `name`."""
+
+    def __init__(self, at, name="W2", error=KeyboardInterrupt):
+        super().__init__(0.1)
+        self.at, self.name, self.error = at, name, error
+
+    def update(self, params, grads):
+        for name in grads:
+            if name == self.name:
+                self.at -= 1
+                if self.at == 0:
+                    raise self.error
+            super().update(params, {name: grads[name]})
+
+
+class Recorder:
+    """A Progress that keeps what it is told, and raises KeyboardInterrupt after `until` steps."""
+
+    def __init__(self, until=math.inf):
+        self.told, self.until = [], until
+
+    def start(self, total):
+        self.told.append(("start", total))
+
+    def advance(self, history):
+        self.told.append(("advance", history.iterations, history.loss[-1]))
+        if history.iterations == self.until:
+            raise KeyboardInterrupt
+
+    def stop(self):
+        self.told.append(("stop",))
+
+
+def after(iterations: int, batch_size: int = 10) -> dict[str, bytes]:
+    """The parameters after so many whole steps."""
+    network = make_network()
+    if iterations:
+        run(network, *make_data(), iterations=iterations, batch_size=batch_size)
+    return bits(network)
+
+
+@pytest.mark.parametrize("at", [1, 2, 25])
+@pytest.mark.parametrize("name", ["W1", "b2"])
+def test_ctrl_c_in_a_step_leaves_the_steps_before_it(backend, at, name, data):
+    network, optimizer = make_network(), Interrupting(at, name)
+    history = run(network, *data, optimizer=optimizer, epochs=9, batch_size=10)
+    assert (history.stopped, history.iterations) == ("interrupted", at - 1)
+    assert history.epoch_ends == [20] * (at > 20)
+    assert history.seconds > 0
+    assert bits(network) == after(at - 1)
+    assert run(network, *data).stopped == "finished"
+
+
+def test_ctrl_c_between_steps(backend, data):
+    network, recorder = make_network(), Recorder(until=7)
+    history = train(network, *data, epochs=9, batch_size=10, progress=recorder)
+    assert (history.stopped, history.iterations) == ("interrupted", 7)
+    assert bits(network) == after(7)
+    assert recorder.told[-1] == ("stop",)
+
+
+@pytest.mark.parametrize("at", range(1, 10))
+def test_ctrl_c_while_parameters_are_replaced(monkeypatch, at, data):
+    """The signal comes before W1, b1, W2 or b2 of a step is put in place: none is, or all are."""
+    place, placed = xnet.network.Parameters.__setitem__, []
+
+    def place_and_interrupt(self, key, value):
+        placed.append(key)
+        if len(placed) == at:
+            signal.raise_signal(signal.SIGINT)
+        place(self, key, value)
+
+    network = make_network()
+    monkeypatch.setattr(xnet.network.Parameters, "__setitem__", place_and_interrupt)
+    try:
+        history = run(network, *data, batch_size=10, iterations=4)
+    except KeyboardInterrupt:
+        pytest.fail("Ctrl-C came out of train")
+    monkeypatch.undo()
+    assert history.stopped == "interrupted"
+    assert bits(network) in (after(history.iterations), after(history.iterations + 1))
+
+
+@pytest.mark.parametrize("at", [1, 4, 30])
+def test_ctrl_c_in_a_numerical_gradient_restores_what_it_perturbed(monkeypatch, backend, at, data):
+    network = make_network()
+    calls, call = [], type(network.loss_layer).forward
+
+    def forward(self, x, t):
+        calls.append(1)
+        if len(calls) == at:
+            raise KeyboardInterrupt
+        return call(self, x, t)
+
+    monkeypatch.setattr(SoftmaxWithLoss, "forward", forward)
+    history = run(network, *data, gradient="numerical", iterations=2, batch_size=10)
+    assert (history.stopped, history.iterations) == ("interrupted", 0)
+    assert bits(network) == after(0)
+
+
+def test_checkpoint_of_an_interrupted_run(tmp_path, data):
+    path = tmp_path / "net"
+    network = make_network()
+    run(network, *data, optimizer=Interrupting(3), checkpoint=path, batch_size=10)
+    assert bits(weights.load_network(path)) == bits(network) == after(2)
+
+
+def test_error_in_a_step_leaves_whole_steps_and_stops_the_progress(data):
+    network, recorder = make_network(), Recorder()
+    optimizer = Interrupting(4, error=RuntimeError)
+    with pytest.raises(RuntimeError):
+        train(network, *data, optimizer=optimizer, batch_size=10, progress=recorder)
+    assert bits(network) == after(3)
+    assert recorder.told[-1] == ("stop",)
+
+
+@pytest.mark.parametrize(
+    ("activation", "loss"),
+    [(ReLU, SoftmaxWithLoss), (ReLU, IdentityWithLoss), (Sigmoid, IdentityWithLoss)],
+)
+def test_divergence_ends_the_run_without_a_warning(backend, dtype, activation, loss, data):
+    layers = [Affine(2, 8, "he"), activation(), Affine(8, 2, "he")]
+    network = Network(layers, loss(), dtype=dtype)
+    x, t = data
+    history = run(network, x, np.eye(2)[t], optimizer=SGD(1e200), iterations=50)
+    assert history.stopped == "diverged"
+    assert 1 < history.iterations < 50
+    assert not math.isfinite(history.loss[-1])
+    assert all(map(math.isfinite, history.loss[:-1]))
+
+
+def test_loss_that_is_bounded_does_not_diverge(backend, data):
+    """The 1e-7 in its logarithm keeps the cross-entropy error below 16.2 (§4.2.2)."""
+    history = run(make_network(), *data, optimizer=SGD(1e6), iterations=50)
+    assert history.stopped == "finished"
+    assert max(history.loss) <= -math.log(1e-7) + 1e-9
+
+
+def test_regression_diverges_without_a_warning(backend, data):
+    x, _ = data
+    history = run(make_network(IdentityWithLoss), x, x, optimizer=SGD(1e6), iterations=100)
+    assert history.stopped == "diverged"
+
+
+def test_divergence_spares_the_checkpoint_of_the_epoch_before(tmp_path):
+    path = tmp_path / "net"
+    bad = np.full((2, 2), np.nan)
+    _, history = scripted_run(GOOD, FAIR, bad, bad, batch_size=100, epochs=3, checkpoint=path)
+    assert (history.stopped, history.iterations) == ("diverged", 4)
+    np.testing.assert_array_equal(weights.load_network(path, "numpy").params["W1"], FAIR)
+
+
+# What is refused.
+
+
+def refused(network=None, *data, error=ValueError, **settings) -> str:
+    """Why train refuses; the network must be untouched and no optimizer called."""
+
+    class Never(Optimizer):
+        def update(self, params, grads):
+            pytest.fail("training started")
+
+    network = make_network() if network is None else network
+    before = bits(network)
+    recorder = Recorder()
+    settings = {"optimizer": Never(0.1), **settings}
+    with pytest.raises(error) as caught:
+        train(network, *data, progress=recorder, **settings)
+    assert bits(network) == before
+    assert recorder.told == []
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_numbers_that_are_not_finite_are_refused(backend, dtype, bad):
+    (x, t), (x_test, t_test) = make_data(30), make_data(10, seed=1)
+    network = make_network(dtype=dtype)
+    spoilt, spoilt_test, targets = x.copy(), x_test.copy(), np.eye(2)[t]
+    spoilt[29, 1] = spoilt_test[9, 0] = targets[29, 1] = bad
+    expected = "{} holds NaN or infinity"
+    assert refused(network, spoilt, t) == expected.format("x")
+    assert refused(network, x, t, spoilt_test, t_test) == expected.format("x_test")
+    assert refused(network, x, targets) == expected.format("t")
+    assert refused(network, x_test, t_test, x, targets) == expected.format("t_test")
+
+
+@pytest.mark.parametrize("label", [-1, 2, 10**9])
+def test_labels_out_of_range_are_refused(backend, label):
+    (x, t), (x_test, t_test) = make_data(30), make_data(10, seed=1)
+    bad, bad_test = t.copy(), t_test.copy()
+    bad[29] = bad_test[9] = label
+    assert refused(None, x, bad) == f"t has label {label}, expected 0..1"
+    message = refused(None, x, t, x_test, bad_test)
+    assert f"label {label}, expected 0..1" in message
+    assert "t_test" in message
+
+
+X, T = make_data(30)
+MISFITS = {
+    "one label too few": ((X, T[:-1]), "x has 30 samples, t has 29"),
+    "one test label too many": ((X, T, X, np.append(T, 0)), "x_test has 30 samples, t_test has 31"),
+    "three features": ((np.ones((30, 3)), T), "x has 3 features, W expects 2"),
+    "three test features": (
+        (X, T, np.ones((30, 3)), T),
+        "x_test, t_test: Affine: x has 3 features, W expects 2",
+    ),
+    "three test classes": (
+        (X, T, X, np.eye(3)[T]),
+        "x_test, t_test: t has shape (30, 3), expected (30, 2)",
+    ),
+    "no features": ((X[:, 0], T), "x has 1 features"),
+    "three classes": ((X, np.eye(3)[T]), r"t has shape (30, 3), expected (30, 2)"),
+    "labels in a column": ((X, T[:, None]), r"t has shape (30, 1)"),
+    "labels that are floats": ((X, T.astype(float)), "t has dtype float64, expected integer"),
+    "no samples": ((X[:0], T[:0]), "x has shape (0, 2): there are no samples"),
+    "no test samples": ((X, T, X[:0], T[:0]), "x_test has shape (0, 2): there are no samples"),
+    "a number": ((1.0, T), "x has shape (): there are no samples"),
+    "one label": ((X, 1), "t has shape (): there are no samples"),
+    "test data without labels": ((X, T, X), "x_test and t_test go together: one is missing"),
+    "test labels without data": ((X, T, None, T), "x_test and t_test go together"),
+}
+
+
+@pytest.mark.parametrize("kind", MISFITS)
+def test_data_that_do_not_fit_are_refused(backend, kind):
+    data, reason = MISFITS[kind]
+    assert reason in refused(None, *data)
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"epochs": 0}, "epochs is 0, expected at least 1"),
+        ({"epochs": -1}, "epochs is -1, expected at least 1"),
+        ({"iterations": 0}, "iterations is 0, expected at least 1"),
+        ({"epochs": 1, "iterations": 1}, "epochs and iterations were both given"),
+        ({"batch_size": 0}, "batch_size is 0, expected at least 1"),
+        ({"patience": 0}, "patience is 0, expected at least 1"),
+        ({"gradient": "magic"}, "gradient is 'magic', expected 'backprop' or 'numerical'"),
+        ({"seed": -1}, "seed is -1"),
+    ],
+)
+def test_bad_arguments_are_refused(settings, reason):
+    assert reason in refused(None, X, T, **settings)
+
+
+@pytest.mark.parametrize("name", ["epochs", "iterations", "batch_size"])
+def test_lengths_are_whole_numbers(name):
+    assert f"{name} is 1.5" in refused(None, X, T, error=(TypeError, ValueError), **{name: 1.5})
+
+
+def test_float32_is_refused_for_the_numerical_gradient_before_training():
+    network = make_network(dtype="float32")
+    assert "float32" in refused(network, X, T, gradient="numerical")
+
+
+def test_data_of_another_device_are_refused():
+    strict = xnet.resolve("strict")
+    network = make_network(backend="numpy")
+    x, t = strict.asarray(X), strict.asarray(T)
+    for arrays in [(x, t), (x, T), (X, t), (X, T, x, T), (X, T, X, t)]:
+        message = refused(network, *arrays, error=xnet.BackendError)
+        assert "the network is on numpy, " in message
+
+
+# Checkpoints.
+
+
+def test_checkpoint_after_every_epoch_and_at_the_end(backend, tmp_path):
+    path = tmp_path / "net"
+
+    class Watch(Recorder):
+        def advance(self, history):
+            self.told.append(bits(weights.load_network(path)) if path.exists() else None)
+
+    network, watch = make_network(), Watch()
+    train(network, *make_data(), iterations=5, batch_size=100, checkpoint=path, progress=watch)
+
+    first, second = after(2, batch_size=100), after(4, batch_size=100)
+    assert watch.told[1:-1] == [None, None, first, first, second]
+    assert bits(weights.load_network(path)) == bits(network) == after(5, batch_size=100)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("where", ["nowhere/net", "."])
+def test_checkpoint_that_cannot_be_written_is_refused_before_training(tmp_path, where):
+    path = tmp_path / where
+    message = refused(None, X, T, checkpoint=path, error=WeightsError)
+    assert message.startswith(f"{path} cannot be written: ")
+
+
+def test_checkpoint_of_a_layer_from_elsewhere_is_refused_before_training(tmp_path):
+    class Mine(ReLU):
+        pass
+
+    network = Network([Affine(2, 2), Mine()])
+    message = refused(network, X, T, checkpoint=tmp_path / "net", error=WeightsError)
+    assert "Mine" in message
+
+
+# Progress.
+
+
+def test_progress_is_told_in_order(data):
+    recorder = Recorder()
+    history = train(make_network(), *data, iterations=3, progress=recorder)
+    steps = [("advance", n, loss) for n, loss in enumerate(history.loss, start=1)]
+    assert recorder.told == [("start", 3), *steps, ("stop",)]
+
+
+def test_no_bar_without_a_terminal(capfd, data):
+    assert not sys.stderr.isatty()
+    train(make_network(), *data, iterations=3, progress=True)
+    assert capfd.readouterr() == ("", "")
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.fixture
+def open_terminal(monkeypatch):
+    """To be called in a test: puts a terminal, 120 columns wide, in stderr's place."""
+
+    def open_terminal() -> Terminal:
+        for name in ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv("TERM", "xterm")
+        monkeypatch.setenv("COLUMNS", "120")
+        monkeypatch.setattr(sys, "stderr", Terminal())
+        return sys.stderr
+
+    return open_terminal
+
+
+def test_bar_on_a_terminal(open_terminal, data):
+    terminal = open_terminal()
+    history = train(make_network(), *data, *make_data(50, seed=1), epochs=3, progress=True)
+    last = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", terminal.getvalue()).split("training")[-1]
+    for part in (
+        "6/6",
+        f"loss {history.loss[-1]:.4f}",
+        f"train {history.train_accuracy[-1]:.4f}",
+        f"test {history.test_accuracy[-1]:.4f}",
+        " it/s",
+        "0:00:00",
+    ):
+        assert part in last
+
+
+def test_bar_may_be_declined(open_terminal, data):
+    terminal = open_terminal()
+    train(make_network(), *data, progress=False)
+    assert terminal.getvalue() == ""
+
+
+def test_bar_is_drawn_ten_times_a_second_at_most(open_terminal, monkeypatch, data):
+    open_terminal()
+    drawn, update = [], training.ProgressBar._update
+
+    def counted(bar, history):
+        drawn.append(history.iterations)
+        update(bar, history)
+
+    monkeypatch.setattr(training.ProgressBar, "_update", counted)
+    history = train(make_network(), *data, iterations=300, batch_size=10, progress=True)
+    assert (drawn[0], drawn[-1]) == (1, 300)
+    assert len(drawn) <= 2 + history.seconds / 0.1
+
+
+def test_bar_of_a_run_that_is_interrupted_at_once(open_terminal, data):
+    terminal = open_terminal()
+    history = train(make_network(), *data, optimizer=Interrupting(1), progress=True)
+    assert history.iterations == 0
+    assert "nan" not in terminal.getvalue()
+
+
+# MNIST, as the notes train on it: 784-50-10, mini-batches of 100, learning rate 0.1 (§4.5.2).
+
+
+def mnist_network(name: str) -> Network:
+    if not {info.name: info for info in xnet.backends()}[name].usable:
+        pytest.skip(f"{name} cannot be used here")
+    return Network([Affine(784, 50, "he"), ReLU(), Affine(50, 10, "he")], backend=name)
+
+
+def test_first_losses_on_mnist_agree_as_far_as_rounding_goes(mnist):
+    """Numba adds in another order than NumPy: the losses may differ by what rounding explains.
+
+    A step is sums of at most 784 products (scores), then 100 (their gradients, over the batch),
+    50 and 10. A sum of n terms is off by some sqrt(n) u of its terms' size: the roundings of a sum
+    fall either way and add up as a random walk does (Higham & Mary 2019, whose bound is
+    lambda sqrt(n) u with a small lambda; gamma_n = n u only if all fall the same way). So a
+    step adds at most about sqrt(784 + 100 + 50 + 10) u, relatively, to how far the two runs are
+    apart; and while the losses fall at this learning rate, a step brings two neighbouring runs no
+    further apart than they were. After k steps: k sqrt(944) u, here 100 * 31 * 1.1e-16 = 3.4e-13.
+    """
+    steps, u = 100, 2.0**-53
+    (x, t), _ = mnist
+    x = x[: 100 * steps] / 255
+    losses = [
+        np.array(run(mnist_network(name), x, t[: 100 * steps], optimizer=SGD(0.1)).loss)
+        for name in ("numpy", "numba")
+    ]
+    assert losses[0].shape == (steps,)
+    tolerance = np.arange(1, steps + 1) * math.sqrt(784 + 100 + 50 + 10) * u
+    assert (np.abs(losses[0] - losses[1]) <= tolerance * losses[0]).all()
+
+
+@pytest.mark.parametrize("name", ["numpy", "numba"])
+def test_half_an_epoch_of_mnist_reaches_090(mnist, name):
+    (x, t), (x_test, t_test) = mnist
+    network = mnist_network(name)
+    history = run(network, x[:30000] / 255, t[:30000], x_test / 255, t_test, optimizer=SGD(0.1))
+    assert history.iterations == 300
+    assert history.test_accuracy[-1] >= 0.90
+
+
+class UntilAccurate(Recorder):
+    """Ends the run when the test accuracy has reached 0.965."""
+
+    def advance(self, history):
+        if history.test_accuracy and history.test_accuracy[-1] >= 0.965:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("name", ["numpy", "numba"])
+def test_mnist_reaches_0965_within_17_epochs(mnist, name):
+    """The longest test: some ten seconds, and several times that on a busy machine."""
+    (x, t), (x_test, t_test) = mnist
+    network = mnist_network(name)
+    # NumPy's BLAS threads wait for each other by spinning, and lose where other work runs.
+    with threadpoolctl.threadpool_limits(1, user_api="blas"):
+        history = train(
+            network, x / 255, t, x_test / 255, t_test, epochs=17, progress=UntilAccurate()
+        )
+    assert history.test_accuracy[-1] >= 0.965
+    assert network.accuracy(x_test / 255, t_test) >= 0.965 - 0.005

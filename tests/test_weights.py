@@ -1,0 +1,739 @@
+"""xnet.weights: what is written, how, and that nothing but arrays ever comes out of a file."""
+
+import builtins
+import errno
+import json
+import os
+import pickle
+import re
+import stat
+import subprocess
+import sys
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import numpy.testing
+import pytest
+import safetensors
+import safetensors.numpy
+from conftest import BACKENDS
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import xnet
+from xnet import WeightsError, weights
+from xnet.layers import Affine, IdentityWithLoss, ReLU, Sigmoid, SoftmaxWithLoss
+from xnet.network import Network
+
+USABLE = [info.name for info in xnet.backends() if info.usable and info.name in BACKENDS]
+
+
+def make_network(loss=SoftmaxWithLoss, **where) -> Network:
+    """One layer of every kind."""
+    layers = [Affine(4, 5, "he"), ReLU(), Affine(5, 3, "he"), Sigmoid(), Affine(3, 2, "he")]
+    return Network(layers, loss(), **where)
+
+
+def bits(network: Network) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
+    """Every parameter to the last bit."""
+    arrays = {name: network.backend.to_numpy(a) for name, a in network.params.items()}
+    return {name: (a.dtype.str, a.shape, a.tobytes()) for name, a in arrays.items()}
+
+
+@pytest.fixture
+def saved(tmp_path) -> Path:
+    path = tmp_path / "net.safetensors"
+    weights.save(make_network(), path)
+    return path
+
+
+# There and back.
+
+
+@pytest.mark.parametrize("loss", [SoftmaxWithLoss, IdentityWithLoss])
+@pytest.mark.parametrize("target", USABLE)
+def test_round_trip_bit_for_bit(backend, dtype, loss, target, tmp_path):
+    path = tmp_path / "net.safetensors"
+    network = make_network(loss, dtype=dtype)
+    tiny = np.finfo(dtype).smallest_subnormal
+    odd = np.array([-0.0, np.nan, np.inf, -tiny, 0.1], dtype)
+    network.params["b1"] = backend.asarray(odd)
+    weights.save(network, path)
+    loaded = weights.load_network(path, backend=target)
+    assert loaded.backend.name == target
+    assert loaded.dtype == dtype
+    assert list(map(repr, loaded.layers)) == list(map(repr, network.layers))
+    assert type(loaded.loss_layer) is loss
+    assert bits(loaded) == bits(network)
+
+
+def test_current_backend_is_the_default(backend, saved):
+    assert weights.load_network(saved).backend is backend
+
+
+def test_dtype_argument_casts(backend, dtype, saved):
+    loaded = weights.load_network(saved, dtype=dtype)
+    assert loaded.dtype == dtype
+    for name, array in make_network(backend="numpy").params.items():
+        np.testing.assert_array_equal(
+            backend.to_numpy(loaded.params[name]), array.astype(dtype), strict=True
+        )
+
+
+@pytest.mark.parametrize("loss", [SoftmaxWithLoss, IdentityWithLoss])
+def test_predictions_are_equal_after_loading(backend, dtype, loss, tmp_path, rng):
+    network = make_network(loss, dtype=dtype)
+    weights.save(network, tmp_path / "net")
+    x = rng.standard_normal((7, 4))
+    loaded = weights.load_network(tmp_path / "net")
+    before, after = (backend.to_numpy(net.predict(x)) for net in (network, loaded))
+    assert before.tobytes() == after.tobytes()
+
+
+def test_loaded_network_can_be_trained_both_ways(backend, saved, rng):
+    network = weights.load_network(saved)
+    x, t = rng.standard_normal((3, 4)), np.array([0, 1, 1])
+    assert max(xnet.gradient_check(network, x, t).values()) < 1e-6
+    before = network.loss(x, t)
+    xnet.train(network, x, t, iterations=20, progress=False)
+    assert network.loss(x, t) < before
+
+
+def test_architecture_is_in_the_metadata(saved):
+    with safetensors.safe_open(saved, framework="numpy") as file:
+        assert sorted(file.keys()) == ["W1", "W2", "W3", "b1", "b2", "b3"]
+        assert file.get_tensor("W1").shape == (4, 5)
+        architecture = json.loads(file.metadata()["xnet"])
+    assert architecture == {
+        "format": 1,
+        "layers": [
+            ["Affine", {"inputs": 4, "outputs": 5}],
+            ["ReLU", {}],
+            ["Affine", {"inputs": 5, "outputs": 3}],
+            ["Sigmoid", {}],
+            ["Affine", {"inputs": 3, "outputs": 2}],
+        ],
+        "loss": "SoftmaxWithLoss",
+    }
+
+
+def test_any_length_of_header_loads(saved):
+    """The file begins with the header's length, whatever bytes that may be."""
+    content = saved.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    expected = bits(make_network())
+    for padding in range(0, 2048, 8):
+        header = content[8 : 8 + length] + b" " * padding
+        saved.write_bytes(len(header).to_bytes(8, "little") + header + content[8 + length :])
+        assert bits(weights.load_network(saved)) == expected
+
+
+def test_network_without_parameters(tmp_path):
+    weights.save(Network([ReLU()]), tmp_path / "relu")
+    assert repr(weights.load_network(tmp_path / "relu").layers) == "[ReLU()]"
+
+
+def test_layer_from_elsewhere_is_not_saved(tmp_path):
+    class ReLU(xnet.layers.ReLU):  # of the same name, but who knows what it does
+        pass
+
+    with pytest.raises(WeightsError, match=r"ReLU\(\) is not one of Affine, ReLU, Sigmoid"):
+        weights.save(Network([Affine(2, 2), ReLU()]), tmp_path / "net")
+    assert list(tmp_path.iterdir()) == []
+
+
+# How files are written.
+
+
+def fail_to(monkeypatch, what: str, error: BaseException) -> None:
+    """Let one step of writing a file raise `error`."""
+
+    def fail(*_):
+        raise error
+
+    if what != "write":
+        monkeypatch.setattr(os, what, fail)
+        return
+
+    def opened(*arguments):
+        file = builtins.open(*arguments)  # noqa: SIM115 - the caller closes it
+        write = file.write
+
+        class HalfWritten:
+            def __enter__(self):
+                return self
+
+            def __exit__(self, *_):
+                file.close()
+
+            def write(self, content):
+                write(content[: len(content) // 2])
+                raise error
+
+        return HalfWritten()
+
+    monkeypatch.setattr(weights, "open", opened, raising=False)
+
+
+@pytest.mark.parametrize("what", ["write", "fsync", "replace"])
+@pytest.mark.parametrize("old", [b"what was there", None])
+def test_failure_in_mid_writing_leaves_the_old_file(monkeypatch, tmp_path, what, old):
+    path = tmp_path / "net"
+    if old is not None:
+        path.write_bytes(old)
+    fail_to(monkeypatch, what, OSError(errno.ENOSPC, "No space left on device"))
+    with pytest.raises(WeightsError, match="net cannot be written: No space left on device"):
+        weights.save(make_network(), path)
+    assert [each.name for each in tmp_path.iterdir()] == ([] if old is None else ["net"])
+    assert old is None or path.read_bytes() == old
+
+
+@pytest.mark.parametrize("what", ["write", "fsync", "replace"])
+def test_ctrl_c_in_mid_writing_leaves_the_old_file(monkeypatch, tmp_path, what):
+    path = tmp_path / "net"
+    path.write_bytes(b"what was there")
+    fail_to(monkeypatch, what, KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        weights.save(make_network(), path)
+    assert list(tmp_path.iterdir()) == [path]
+    assert path.read_bytes() == b"what was there"
+
+
+def test_new_file_is_whole_before_it_takes_the_old_ones_place(monkeypatch, tmp_path):
+    """So that a run killed at any moment leaves the one or the other."""
+    path = tmp_path / "net"
+    path.write_bytes(b"what was there")
+    replace, seen = os.replace, []
+
+    def watched(source, target):
+        seen.append((path.read_bytes(), bits(weights.load_network(source))))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", watched)
+    weights.save(make_network(), path)
+    assert seen == [(b"what was there", bits(make_network()))]
+    assert bits(weights.load_network(path)) == bits(make_network())
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no umask")
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+def test_file_is_an_ordinary_one(tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        weights.save(make_network(), tmp_path / "net")
+        assert os.umask(umask) == umask
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "net").stat().st_mode) == 0o666 & ~umask
+
+
+def test_longest_name_a_folder_takes(tmp_path):
+    path = tmp_path / ("n" * 255)
+    weights.check_writable(path)
+    weights.save(make_network(), path)
+    assert bits(weights.load_network(path)) == bits(make_network())
+
+
+UNWRITABLE = {
+    "no such folder": lambda folder: folder / "nowhere" / "net",
+    "below a file": lambda folder: folder / "file" / "net",
+    "a folder": lambda folder: folder / "folder",
+    "nothing": lambda folder: "",
+    "name too long": lambda folder: folder / ("n" * 256),
+}
+
+
+@pytest.mark.parametrize("kind", UNWRITABLE)
+@pytest.mark.parametrize("call", [weights.check_writable, lambda path: weights.save(NET, path)])
+def test_unwritable_path_is_refused(monkeypatch, tmp_path, kind, call):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_bytes(b"a file")
+    (tmp_path / "folder").mkdir()
+    path = Path(UNWRITABLE[kind](tmp_path))
+    with pytest.raises(WeightsError) as caught:
+        call(path)
+    assert str(caught.value).startswith(f"{path} cannot be written: ")
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["file", "folder"]
+
+
+NET = make_network(backend="numpy")
+
+
+def test_folder_without_permission_is_refused(monkeypatch, tmp_path):
+    """As the system says it; a chmod would not stop the superuser, as whom tests may run."""
+
+    def refuse(*_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(os, "open", refuse)
+    for call in (weights.check_writable, lambda path: weights.save(NET, path)):
+        with pytest.raises(WeightsError, match="net cannot be written: Permission denied"):
+            call(tmp_path / "net")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no such special files here")
+@pytest.mark.parametrize("call", [weights.check_writable, lambda path: weights.save(NET, path)])
+def test_special_file_is_not_replaced(tmp_path, call):
+    """/dev/null is one: root's `--save /dev/null` must not turn it into a file."""
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    with pytest.raises(WeightsError, match="pipe cannot be written"):
+        call(path)
+    assert stat.S_ISFIFO(path.stat().st_mode)
+
+
+def test_check_writable_leaves_nothing(tmp_path):
+    weights.check_writable(tmp_path / "net")
+    assert list(tmp_path.iterdir()) == []
+
+
+# Files that are not what they should be.
+
+
+def refusal(path: Path, content: bytes) -> str:
+    """What load_network says of a file of this content, the file's name taken off."""
+    path.write_bytes(content)
+    with pytest.raises(WeightsError) as caught:
+        weights.load_network(path)
+    message = str(caught.value)
+    assert message.startswith(f"{path}: ")
+    return message.removeprefix(f"{path}: ")
+
+
+def test_file_that_cannot_be_read(tmp_path):
+    for path, reason in {tmp_path: "directory", tmp_path / "none": "No such file"}.items():
+        with pytest.raises(WeightsError) as caught:
+            weights.load_network(path)
+        assert str(caught.value).startswith(f"{path} cannot be read: ")
+        assert reason in str(caught.value)
+
+
+def test_every_truncation_is_refused(saved):
+    content = saved.read_bytes()
+    for length in range(len(content)):
+        assert "a safetensors file" in refusal(saved, content[:length])
+    assert "not a safetensors file" in refusal(saved, content + b"\0")
+
+
+def test_every_flipped_bit_of_the_header_is_refused_or_harmless(saved):
+    """A flip may give another valid file; it must never give another exception."""
+    content = bytearray(saved.read_bytes())
+    refused = 0
+    for index in range(8 + int.from_bytes(content[:8], "little")):
+        for bit in range(8):
+            content[index] ^= 1 << bit
+            saved.write_bytes(content)
+            try:
+                assert weights.load_network(saved).inputs == 4
+            except WeightsError as error:
+                assert str(error).startswith(f"{saved}: ")  # noqa: PT017 - either is right
+                refused += 1
+            content[index] ^= 1 << bit
+    assert refused > 3000
+
+
+@settings(deadline=None, max_examples=200)
+@given(start=st.sampled_from([b"", b"\x80", b"\x10\0\0\0\0\0\0\0{"]), rest=st.binary())
+def test_random_bytes_are_refused(tmp_path_factory, start, rest):
+    assert refusal(tmp_path_factory.getbasetemp() / "random", start + rest)
+
+
+OK = {"W1": np.ones((2, 3)), "b1": np.ones(3)}
+AFFINE = ["Affine", {"inputs": 2, "outputs": 3}]
+
+
+def described(layers, loss="SoftmaxWithLoss", form=1) -> str:
+    return json.dumps({"format": form, "layers": layers, "loss": loss})
+
+
+DESCRIPTIONS = {
+    "unknown layer": (described([AFFINE, ["Tanh", {}]]), "unknown layer 'Tanh'"),
+    "unknown loss": (described([AFFINE], loss="Hinge"), "unknown loss 'Hinge'"),
+    "a later format": (described([AFFINE], form=2), "format 2, this xnet reads format 1"),
+    "missing tensor": (described([AFFINE, AFFINE]), "W2"),
+    "no layers": (described([]), "layers is empty"),
+    "not JSON": ("{", ""),
+    "nothing": ("null", ""),
+    "a number": ("1", ""),
+    "a string": ('"Affine"', ""),
+    "a list": ("[]", ""),
+    "no format": ("{}", "format"),
+    "no layers at all": ('{"format": 1}', "layers"),
+    "no loss": (f'{{"format": 1, "layers": [{json.dumps(AFFINE)}]}}', "loss"),
+    "layers that are none": (described(3), ""),
+    "a layer that is none": (described([3]), ""),
+    "a layer named by a list": (described([[[], {}]]), ""),
+    "arguments that are none": (described([AFFINE, ["ReLU", 3]]), ""),
+    "arguments too many": (described([AFFINE, ["ReLU", {"slope": 1}]]), ""),
+    "a loss that is no name": (described([AFFINE], loss=[]), ""),
+    "deep nesting": ("[" * 100_000, ""),
+}
+
+
+@pytest.mark.parametrize("kind", DESCRIPTIONS)
+def test_bad_architecture_is_refused(tmp_path, kind):
+    text, reason = DESCRIPTIONS[kind]
+    content = safetensors.numpy.save(OK, metadata={"xnet": text})
+    assert reason in refusal(tmp_path / "net", content)
+
+
+TENSORS = {
+    "shapes that do not fit": {"W1": np.ones((2, 3)), "b1": np.ones(2)},
+    "no matrix": {"W1": np.ones(3), "b1": np.ones(3)},
+    "empty": {"W1": np.ones((0, 3)), "b1": np.ones(3)},
+    "integers": {"W1": np.ones((2, 3), int), "b1": np.ones(3, int)},
+    "float16": {"W1": np.ones((2, 3), "float16"), "b1": np.ones(3, "float16")},
+    "two dtypes": {"W1": np.ones((2, 3)), "b1": np.ones(3, "float32")},
+}
+
+
+@pytest.mark.parametrize("kind", TENSORS)
+def test_bad_tensors_are_refused(tmp_path, kind):
+    arrays, architecture = TENSORS[kind], described([AFFINE])
+    reason = refusal(
+        tmp_path / "net", safetensors.numpy.save(arrays, metadata={"xnet": architecture})
+    )
+    assert "W" in reason
+    assert "expected" in reason or "float32" in reason
+
+
+def raw_safetensors(header: str, data: bytes = b"") -> bytes:
+    return len(header).to_bytes(8, "little") + header.encode() + data
+
+
+@pytest.mark.parametrize("metadata", ["", '"__metadata__": null', '"__metadata__": {"x": "y"}'])
+def test_safetensors_of_other_programs_are_refused(tmp_path, metadata):
+    content = raw_safetensors(f"{{{metadata}}}")
+    assert "without an xnet architecture" in refusal(tmp_path / "net", content)
+
+
+def test_dtype_that_numpy_lacks_is_refused(tmp_path):
+    tensors = {
+        "W1": {"dtype": "BF16", "shape": [1, 2], "data_offsets": [0, 4]},
+        "b1": {"dtype": "BF16", "shape": [2], "data_offsets": [4, 8]},
+    }
+    header = json.dumps({"__metadata__": {"xnet": described([AFFINE])}, **tensors})
+    assert "BF16" in refusal(tmp_path / "net", raw_safetensors(header, bytes(8)))
+
+
+def test_bad_arguments_are_no_fault_of_the_file(saved):
+    with pytest.raises(ValueError, match="dtype is int8, expected float32 or float64"):
+        weights.load_network(saved, dtype="int8")
+    with pytest.raises(xnet.BackendError, match="unknown backend 'nunpy'"):
+        weights.load_network(saved, backend="nunpy")
+    with pytest.raises(TypeError, match="backend is a int"):
+        weights.load_network(saved, backend=3)
+
+
+# Pickles.
+
+
+def test_notes_weights(backend, sample_weight):
+    network = weights.load_network(sample_weight)
+    assert repr(network.layers) == (
+        "[Affine(784, 50), Sigmoid(), Affine(50, 100), Sigmoid(), Affine(100, 10)]"
+    )
+    assert (network.dtype, network.backend) == ("float32", backend)
+    assert isinstance(network.loss_layer, SoftmaxWithLoss)
+    with open(sample_weight, "rb") as file:
+        expected = pickle.load(file)
+    for name, array in network.params.items():
+        np.testing.assert_array_equal(backend.to_numpy(array), expected[name], strict=True)
+
+
+def scaled(x, raw):
+    return x if raw else x / np.float32(255)
+
+
+@pytest.mark.parametrize(("raw", "right"), [(True, 9207), (False, 9352)])
+def test_notes_accuracy_in_batches(backend, sample_weight, mnist, raw, right):
+    _, (x, t) = mnist
+    network = weights.load_network(sample_weight)
+    batches = [
+        network.accuracy(scaled(x[i : i + 2000], raw), t[i : i + 2000])
+        for i in range(0, 10_000, 2000)
+    ]
+    assert round(2000 * sum(batches)) == right
+
+
+@pytest.mark.parametrize(("raw", "right"), [(True, 9207), (False, 9352)])
+@pytest.mark.parametrize("backend", ["numpy", "numba", "cupy"], indirect=True)
+def test_notes_accuracy_one_at_a_time(backend, sample_weight, mnist, raw, right):
+    _, (x, t) = mnist
+    network = weights.load_network(sample_weight)
+    classes = [backend.to_numpy(network.predict(one)).argmax() for one in scaled(x, raw)]
+    assert int((np.array(classes) == t).sum()) == right
+
+
+def test_notes_weights_survive_saving(tmp_path, sample_weight):
+    network = weights.load_network(sample_weight)
+    weights.save(network, tmp_path / "net")
+    assert bits(weights.load_network(tmp_path / "net")) == bits(network)
+
+
+ARRAYS = {
+    "float64": {"W1": np.arange(6.0).reshape(2, 3), "b1": np.ones(3)},
+    "float32": {"W1": np.ones((2, 3), "float32"), "b1": np.ones(3, "float32")},
+    "by column": {"W1": np.asfortranarray(np.arange(6.0).reshape(2, 3)), "b1": np.ones(3)},
+    "big-endian": {"W1": np.arange(6.0).reshape(2, 3).astype(">f8"), "b1": np.ones(3, ">f8")},
+}
+
+
+PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("kind", ARRAYS)
+def test_arrays_load_from_every_protocol(tmp_path, kind, protocol):
+    """Python 3.14 pickles by protocol 5 unless told otherwise, Python 2 did by 0."""
+    arrays = ARRAYS[kind]
+    (tmp_path / "net.pkl").write_bytes(pickle.dumps(arrays, protocol))
+    network = weights.load_network(tmp_path / "net.pkl", backend="numpy")
+    for name, array in arrays.items():
+        native = array.astype(array.dtype.newbyteorder("="))
+        np.testing.assert_array_equal(network.params[name], native, strict=True)
+
+
+@pytest.fixture
+def sentinel(tmp_path) -> Path:
+    return tmp_path / "ran"
+
+
+def calling(function, *arguments):
+    """An object whose pickle asks the reader to call `function`."""
+
+    class Call:
+        def __reduce__(self):
+            return function, arguments
+
+    return Call()
+
+
+RUNNING = {  # a function, what it is called with to make a folder, and its name in a pickle
+    "system": (os.system, "mkdir '{}'", rf"{os.system.__module__}\.system"),
+    "mkdir": (os.mkdir, "{}", rf"{os.mkdir.__module__}\.mkdir"),
+    "eval": (eval, "__import__('os').mkdir('{}')", r"(builtins|__builtin__)\.eval"),
+    "exec": (exec, "import os; os.mkdir('{}')", r"(builtins|__builtin__)\.exec"),
+    "runstring": (
+        numpy.testing.runstring,
+        "import os; os.mkdir('{}')",
+        r"numpy\.testing\..*runstring",
+    ),
+}
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("kind", RUNNING)
+def test_pickle_that_runs_code_is_refused_by_name(tmp_path, sentinel, kind, protocol):
+    function, code, name = RUNNING[kind]
+    arguments = [code.format(sentinel)] + [{}] * (kind == "runstring")
+    content = pickle.dumps(calling(function, *arguments), protocol)
+    assert re.match(rf"a pickle that names {name},", refusal(tmp_path / "evil.pkl", content))
+    assert not sentinel.exists()
+    pickle.loads(content)
+    assert sentinel.exists()  # so it would have run
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda evil: {"W1": np.ones((2, 3)), "b1": evil},
+        lambda evil: {"W1": np.ones((2, 3)), "b1": np.ones(3), "x": [({"y": evil},)]},
+        lambda evil: {(evil, 1): np.ones(3)},
+        lambda evil: np.array([evil, None], object),
+        lambda evil: [evil],
+    ],
+    ids=["value", "deep", "key", "object array", "list"],
+)
+def test_nested_code_is_refused_by_name(tmp_path, sentinel, wrap):
+    evil = calling(os.mkdir, str(sentinel))
+    content = pickle.dumps(wrap(evil), 3)
+    reason = refusal(tmp_path / "evil.pkl", content)
+    assert f"names {os.mkdir.__module__}.mkdir," in reason or "dtype 'O8'" in reason
+    assert not sentinel.exists()
+
+
+def named(module: str, name: str) -> bytes:
+    """Pickle code that pushes a global by the opcode of protocol 2."""
+    return f"c{module}\n{name}\n".encode()
+
+
+def named_4(module: str, name: str) -> bytes:
+    """Pickle code that pushes a global by the opcode of protocol 4, which takes dotted names."""
+    texts = (b"\x8c" + bytes([len(text)]) + text.encode() for text in (module, name))
+    return b"".join(texts) + b"\x93"
+
+
+@pytest.mark.parametrize("push", [named, named_4])
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        ("numpy", "load"),
+        ("numpy", "fromfile"),
+        ("numpy", "matrix"),
+        ("numpy", "vectorize"),
+        ("numpy", "ndarray.tofile"),
+        ("numpy.core.multiarray", "scalar"),
+        ("numpy._core.multiarray", "scalar"),
+        ("numpy._core.multiarray", "fromfile"),
+        ("numpy.testing._private.utils", "runstring"),
+        ("numpy.distutils.exec_command", "exec_command"),
+        ("xnet.weights", "os.system"),
+        ("xnet.weights", "save"),
+        ("builtins", "getattr"),
+        ("functools", "partial"),
+        ("copyreg", "_reconstructor"),
+        ("no_such_module", "no_such_name"),
+    ],
+)
+def test_other_names_are_refused_before_they_are_imported(tmp_path, push, module, name):
+    content = b"\x80\x04" + push(module, name) + b"."
+    before = set(sys.modules)
+    reason = refusal(tmp_path / "evil.pkl", content)
+    assert f"names {module}.{name}, which is no NumPy array: refused" in reason
+    assert set(sys.modules) == before
+
+
+RECONSTRUCT = named("numpy.core.multiarray", "_reconstruct")
+NDARRAY = named("numpy", "ndarray")
+EMPTY_SHAPE = b"K\x00\x85"  # (0,)
+
+
+def reconstructed(kind: bytes, shape: bytes = EMPTY_SHAPE) -> bytes:
+    """Pickle code for _reconstruct(kind, shape, b"b")."""
+    return RECONSTRUCT + kind + shape + b"C\x01b\x87R"
+
+
+def test_reconstruct_of_another_class_is_refused(tmp_path, sentinel):
+    path = tmp_path / "evil.pkl"
+    for module, name in [(os.mkdir.__module__, "mkdir"), ("numpy", "matrix")]:
+        content = b"\x80\x03" + reconstructed(named(module, name)) + b"."
+        assert f"names {module}.{name}," in refusal(path, content)
+    for kind in (named("numpy", "dtype"), RECONSTRUCT, b"K\x01", b"N"):
+        assert "plain NumPy arrays" in refusal(path, b"\x80\x03" + reconstructed(kind) + b".")
+    large = reconstructed(NDARRAY, shape=b"J\xff\xff\xff\x7f\x85")
+    assert "plain NumPy arrays" in refusal(path, b"\x80\x03" + large + b".")
+
+
+HARD = """
+import random, resource, sys
+from pathlib import Path
+from xnet import WeightsError, weights
+
+# What a damaged length asks for must fail at once, not fill the machine.
+resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
+path = Path(sys.argv[1])
+for line in sys.stdin:
+    path.write_bytes(bytes.fromhex(line))
+    try:
+        weights.load_network(path)
+    except WeightsError:
+        pass
+print("done")
+"""
+
+
+def load_in_a_child(tmp_path: Path, contents: list[bytes]) -> None:
+    """Load files of these contents: each must load or raise WeightsError.
+
+    In another process, for one that does neither may take its process with it.
+    """
+    pytest.importorskip("resource", reason="no limit on memory can be set here")
+    done = subprocess.run(
+        [sys.executable, "-c", HARD, str(tmp_path / "hard.pkl")],
+        input="\n".join(content.hex() for content in contents),
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},  # its threads' stacks count as memory
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
+
+
+def test_array_over_raw_memory_cannot_be_made(tmp_path):
+    """np.ndarray(shape, "O", buffer) takes the buffer's bytes for addresses of objects."""
+    objects = NDARRAY + b"(K\x01\x85\x8c\x01OC\x08AAAAAAAAtR"
+    load_in_a_child(tmp_path, [b"\x80\x04" + NDARRAY + objects + b"\x85R."])
+
+
+def test_pickles_with_flipped_bits(tmp_path):
+    content = bytearray(pickle.dumps(ARRAYS["float64"], 3))
+    flipped = []
+    for index in range(len(content)):
+        for bit in range(8):
+            content[index] ^= 1 << bit
+            flipped.append(bytes(content))
+            content[index] ^= 1 << bit
+    load_in_a_child(tmp_path, flipped)
+
+
+def test_pickles_with_altered_bytes(tmp_path, rng):
+    altered = []
+    for _ in range(3000):
+        content = bytearray(pickle.dumps(ARRAYS["float64"], 3))
+        for _ in range(rng.integers(1, 7)):
+            content[rng.integers(len(content))] = rng.integers(256)
+        altered.append(bytes(content))
+    load_in_a_child(tmp_path, altered)
+
+
+def test_small_pickle_takes_little_memory(tmp_path):
+    """Opcode "r" stores the top of the stack under a number, for which room may be made."""
+    tracemalloc.start()
+    try:
+        refusal(tmp_path / "net.pkl", b"\x80\x02K\x01r\x00\x00\x00\x01.")  # number 2^24
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_every_truncated_pickle_is_refused(tmp_path, protocol):
+    content = pickle.dumps(ARRAYS["float64"], protocol)
+    for length in range(len(content)):
+        assert refusal(tmp_path / "net.pkl", content[:length])
+
+
+def test_truncated_notes_weights_are_refused(tmp_path, sample_weight):
+    content = sample_weight.read_bytes()
+    for length in [*range(1, 400, 13), *range(400, len(content), 4999), len(content) - 1]:
+        assert refusal(tmp_path / "net.pkl", content[:length])
+
+
+W, B = np.ones((2, 3)), np.ones(3)
+OTHERS = {
+    "a list": ([W, B], "a pickled list, expected a dict of arrays"),
+    "an array": (W, "expected a dict of arrays"),
+    "nothing": (None, "a pickled NoneType, expected a dict of arrays"),
+    "an empty dict": ({}, "expected W1, b1, W2, b2, ..."),
+    "other names": ({"V1": W, "c1": B}, r"['V1', 'c1'], expected W1, b1, W2, b2, ..."),
+    "one too few": ({"W1": W, "b1": B, "W2": W}, "expected W1, b1, W2, b2, ..."),
+    "a gap": ({"W1": W, "b1": B, "W3": W, "b3": B}, "expected W1, b1, W2, b2, ..."),
+    "names that are numbers": ({1: W, 2: B}, "expected W1, b1, W2, b2, ..."),
+    "numbers": ({"W1": 1.0, "b1": 2.0}, "W is a float"),
+    "lists": ({"W1": [[1.0]], "b1": [2.0]}, "W is a list"),
+    "texts": ({"W1": "1.0", "b1": "2.0"}, "W is a str"),
+    "integers": ({"W1": W.astype(int), "b1": B.astype(int)}, "dtype 'i8', expected f4 or f8"),
+    "objects": ({"W1": W.astype(object), "b1": B}, "dtype 'O8', expected f4 or f8"),
+    "complex": ({"W1": W.astype(complex), "b1": B}, "dtype 'c16', expected f4 or f8"),
+    "text arrays": ({"W1": W.astype("U3"), "b1": B}, ""),
+    "records": ({"W1": np.zeros((2, 3), "f8,O"), "b1": B}, ""),
+    "no matrix": ({"W1": B, "b1": B}, "W has shape (3,), expected (D, M)"),
+    "shapes that do not fit": ({"W1": W, "b1": np.ones(2)}, "b has shape (2,), expected (3,)"),
+    "layers that do not fit": ({"W1": W, "b1": B, "W2": W, "b2": B}, "takes 2 features"),
+    "two dtypes": (
+        {"W1": W, "b1": B, "W2": np.ones((3, 2), "f4"), "b2": np.ones(2, "f4")},
+        "float32 and float64",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_other_pickles_are_refused(tmp_path, kind):
+    values, reason = OTHERS[kind]
+    assert reason in refusal(tmp_path / "net.pkl", pickle.dumps(values, 3))
+
+
+def test_layers_of_two_dtypes_load_with_a_dtype_named(tmp_path):
+    (tmp_path / "net.pkl").write_bytes(pickle.dumps(OTHERS["two dtypes"][0], 3))
+    assert weights.load_network(tmp_path / "net.pkl", dtype="float32").dtype == "float32"
