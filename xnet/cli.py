@@ -10,7 +10,7 @@ from enum import StrEnum
 from importlib.metadata import PackageNotFoundError, version
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import numpy as np
 import typer
@@ -116,7 +116,7 @@ def _threads() -> dict[str, int]:
         import threadpoolctl
 
         found["numba"] = numba.get_num_threads()
-        libraries: Any = threadpoolctl.threadpool_info()
+        libraries = cast(Any, threadpoolctl).threadpool_info()
         for library in libraries:
             if library["user_api"] == "blas":
                 found[library["internal_api"]] = library["num_threads"]

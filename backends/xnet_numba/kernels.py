@@ -50,17 +50,24 @@ class _OneBlasThread:
     def __init__(self):
         self.libraries = ThreadpoolController().select(user_api="blas").lib_controllers
         self.lock = threading.Lock()
+        self.counts = []
 
     def __enter__(self):
         self.lock.acquire()
-        self.counts = [library.get_num_threads() for library in self.libraries]
-        for library in self.libraries:
-            library.set_num_threads(1)
+        try:
+            self.counts = [library.get_num_threads() for library in self.libraries]
+            for library in self.libraries:
+                library.set_num_threads(1)
+        except BaseException:  # Ctrl-C: __exit__ will not be called
+            self.__exit__()
+            raise
 
     def __exit__(self, *_):
-        for library, count in zip(self.libraries, self.counts, strict=True):
-            library.set_num_threads(count)
-        self.lock.release()
+        try:
+            for library, count in zip(self.libraries, self.counts, strict=False):
+                library.set_num_threads(count)
+        finally:
+            self.lock.release()
 
 
 _one_blas_thread = _OneBlasThread()
