@@ -621,3 +621,21 @@ def test_numba_exp_at_the_ends(numba_exp, dtype):
     np.testing.assert_array_equal(numba_exp(x, dtype), expected)
     assert np.isfinite(numba_exp([highest * (1 - 1e-5)], dtype)).all()
     assert (numba_exp([zero * (1 - 1e-3)], dtype) > 0).all()
+
+
+def test_a_second_process_compiles_nothing(tmp_path):
+    """Compiled code is cached on disk."""
+    code = (
+        "import numpy as np; from xnet_numba import kernels;"
+        "kernels.sigmoid(np.ones(3)); kernels.sigmoid(np.ones(1 << 18));"
+        "loops = [kernels._sigmoid.stats, kernels._sigmoid_parallel.stats];"
+        "print([(sum(s.cache_hits.values()), sum(s.cache_misses.values())) for s in loops])"
+    )
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    printed = [
+        subprocess.run(
+            [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+        ).stdout.strip()
+        for _ in range(2)
+    ]
+    assert printed == ["[(0, 1), (0, 1)]", "[(1, 0), (1, 0)]"]
