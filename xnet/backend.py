@@ -16,7 +16,9 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
+from xnet import perturbation
 from xnet.errors import BackendError
+from xnet.perturbation import Step
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -175,6 +177,38 @@ class Backend:
         """
         r = t * y / (y + LOG_OFFSET)
         return (y * self.sum(r, axis=-1, keepdims=True) - r) * (dout / y.shape[0])
+
+    def row_losses(self, scores: Array, loss: str, t: Array) -> Array:
+        """The loss of each row, (...), of `scores` (..., C) against targets t of that shape.
+
+        `loss` is ``"cross_entropy"``, of the softmax of the scores, or ``"squared_error"``.
+        """
+        if loss == "cross_entropy":
+            return -self.sum(t * self.log(self.softmax(scores) + LOG_OFFSET), axis=-1)
+        difference = scores - t
+        return 0.5 * self.sum(difference * difference, axis=-1)
+
+    def loss_differences(
+        self, x: Array, a: Array, steps: list[Step], loss: str, t: Array, h: float
+    ) -> Array:
+        """L(w + h) - L(w - h) for every weight and bias w of one affine layer, (D + 1, M).
+
+        Each loss is really evaluated at the perturbed weight; the mean over the N samples of
+        `row_losses`. Row i holds the weights from input i, the last row the biases.
+
+        Parameters
+        ----------
+        x, a
+            The layer's input (N, D) and its output (N, M).
+        steps
+            What lies between that output and the scores: ``("sigmoid",)``, ``("relu",)`` or
+            ``("affine", W, b)``, each a kernel of this class with the arrays it takes.
+        loss, t
+            As in `row_losses`, t (N, C).
+        h
+            Size of the perturbation.
+        """
+        return perturbation.loss_differences(self, x, a, steps, loss, t, h)
 
 
 # -- the registry

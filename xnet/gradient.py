@@ -28,7 +28,7 @@ def numerical_diff(f: Callable[[Any], Any], x: Any, h: float = 1e-4) -> Any:
     ValueError
         h is not a positive number.
     """
-    _check_step(h)
+    check_step(h)
     return (f(x + h) - f(x - h)) / (2 * h)
 
 
@@ -60,17 +60,7 @@ def numerical_gradient(f: Callable[[Array], Any], x: Array, h: float = 1e-4) -> 
         f returns something other than one number.
     """
     backend = backend_of(x=x)
-    _check_step(h)
-    kind = dtype_name(x.dtype)
-    if kind not in ("float32", "float64"):
-        raise ValueError(
-            f"numerical_gradient: x is {kind}, too coarse to hold x + h; expected float64"
-        )
-    if kind == "float32" and h < SMALLEST_FLOAT32_STEP:
-        raise ValueError(
-            f"numerical_gradient: x is float32, where h={h} gives noise; use float64, "
-            f"or h of {SMALLEST_FLOAT32_STEP} or more (5e-3 is about best)"
-        )
+    check_step(h, dtype_name(x.dtype))
     gradient = backend.xp.zeros_like(x)
     for index in itertools.product(*map(range, x.shape)):
         value = float(x[index])
@@ -83,9 +73,19 @@ def numerical_gradient(f: Callable[[Array], Any], x: Array, h: float = 1e-4) -> 
     return gradient
 
 
-def _check_step(h: float) -> None:
+def check_step(h: float, dtype: str = "float64") -> None:
+    """Raise ValueError if h is no step, or none for numbers of this dtype."""
     if not (math.isfinite(h) and h > 0):
         raise ValueError(f"h is {h}, expected a positive number")
+    if dtype not in ("float32", "float64"):
+        raise ValueError(
+            f"numerical_gradient: x is {dtype}, too coarse to hold x + h; expected float64"
+        )
+    if dtype == "float32" and h < SMALLEST_FLOAT32_STEP:
+        raise ValueError(
+            f"numerical_gradient: x is float32, where h={h} gives noise; use float64, "
+            f"or h of {SMALLEST_FLOAT32_STEP} or more (5e-3 is about best)"
+        )
 
 
 def _evaluate(f: Callable[[Array], Any], x: Array, index: tuple[int, ...], value: float) -> float:

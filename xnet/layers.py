@@ -6,11 +6,12 @@ the gradient by its input. No layer changes an array it is handed.
 """
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 from xnet.activations import relu, sigmoid, softmax
 from xnet.backend import Array, Backend, backend_of, dtype_name, float_dtype
 from xnet.losses import batch_and_targets, mean_squared_error
+from xnet.perturbation import Step
 
 
 class Mul:
@@ -52,6 +53,14 @@ class Layer:
     def backward(self, dout: Array) -> Array:
         """Gradient by the input of the last `forward`; `dout` has the shape of its output."""
         raise NotImplementedError
+
+    def step(self) -> Step | None:
+        """The backend's kernel that this layer is, if it treats every row on its own.
+
+        ``("affine", W, b)``, or the name of an elementwise kernel alone. None keeps a network
+        from re-evaluating only what a perturbed weight changes.
+        """
+        return None
 
     @property
     def params(self) -> dict[str, Array]:
@@ -213,6 +222,9 @@ class Affine(Layer):
         shape = (1 if x.ndim == 1 else x.shape[0], self.inputs)
         return backend_of(x=x).xp.reshape(x, shape)
 
+    def step(self) -> Step:
+        return "affine", self.W, self.b
+
     @property
     def params(self) -> dict[str, Array]:
         """W (D, M) and b (M,)."""
@@ -237,6 +249,9 @@ class ReLU(Layer):
     def __call__(self, x: Array) -> Array:
         return relu(x)
 
+    def step(self) -> Step:
+        return ("relu",)
+
     def forward(self, x: Array) -> Array:
         out = self(x)
         self.mask = x <= 0
@@ -258,6 +273,9 @@ class Sigmoid(Layer):
     def __call__(self, x: Array) -> Array:
         return sigmoid(x)
 
+    def step(self) -> Step:
+        return ("sigmoid",)
+
     def forward(self, x: Array) -> Array:
         self.y = self(x)
         return self.y
@@ -274,6 +292,9 @@ class LossLayer:
 
     Called with the scores alone it gives what the network predicts.
     """
+
+    row_loss: ClassVar[str | None] = None
+    """What `Backend.row_losses` calls this loss; None if it is none of those."""
 
     y: Array = None
     """Predictions of the last `forward`, (N, C)."""
@@ -307,6 +328,8 @@ class SoftmaxWithLoss(LossLayer):
     right class's probability y.
     """
 
+    row_loss = "cross_entropy"
+
     def __call__(self, x: Array) -> Array:
         return softmax(x)
 
@@ -325,6 +348,8 @@ class SoftmaxWithLoss(LossLayer):
 
 class IdentityWithLoss(LossLayer):
     """Identity followed by the mean squared error (§3.5.2, §4.2.1), for regression."""
+
+    row_loss = "squared_error"
 
     def __call__(self, x: Array) -> Array:
         return x

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from xnet.backend import Array, Backend
+from xnet.perturbation import Step
 
 REQUIRED = ("numba", "scipy", "threadpoolctl")
 
@@ -72,6 +73,16 @@ class NumbaBackend(Backend):
 
     def softmax_with_loss_backward(self, y: Array, t: Array, dout: float = 1.0) -> Array:
         return self.kernels.softmax_with_loss_backward(_packed(y), _packed(t), dout)
+
+    def loss_differences(
+        self, x: Array, a: Array, steps: list[Step], loss: str, t: Array, h: float
+    ) -> Array:
+        # In float32 a difference of two losses is rounding noise however fast it comes.
+        if x.dtype != np.float64:
+            return super().loss_differences(x, a, steps, loss, t, h)
+        from xnet_numba import perturbation
+
+        return perturbation.loss_differences(self, x, a, steps, loss, t, h)
 
 
 def _packed(array: Array) -> Array:

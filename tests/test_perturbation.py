@@ -1,0 +1,202 @@
+"""The incremental numerical gradient against the notes' loop, which begins every loss anew."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from conftest import property_settings
+from hypothesis import given
+from hypothesis import strategies as st
+
+import xnet
+from xnet import perturbation
+from xnet.layers import Affine, IdentityWithLoss, Layer, ReLU, Sigmoid, SoftmaxWithLoss
+from xnet.network import Network
+
+U = 2.0**-53
+
+
+def assert_agree(network, x, t, h=1e-4):
+    """Both methods within the rounding noise of a central difference, 200 u |loss| / h.
+
+    A loss of a few hundred additions carries some ten units of rounding; a difference of two,
+    over 2h, as many times u |loss| / h. Two methods, and room for the worst of many elements.
+    """
+    naive = network.numerical_gradient(x, t, h, method="naive")
+    fast = network.numerical_gradient(x, t, h, method="incremental")
+    bound = 200 * U * max(1.0, abs(network.loss(x, t))) / h
+    assert list(fast) == list(naive) == list(network.params)
+    for name, expected in naive.items():
+        expected = network.backend.to_numpy(expected)
+        found = network.backend.to_numpy(fast[name])
+        assert found.shape == expected.shape
+        assert found.dtype == expected.dtype
+        np.testing.assert_allclose(found, expected, rtol=0, atol=bound)
+
+
+def sparse(rng, shape):
+    """Numbers of which a third are exactly zero, as most of MNIST's pixels are."""
+    return np.where(rng.random(shape) < 1 / 3, 0.0, rng.standard_normal(shape))
+
+
+@given(
+    widths=st.lists(st.integers(1, 9), min_size=2, max_size=5),
+    activations=st.lists(st.sampled_from([None, ReLU, Sigmoid]), min_size=5, max_size=5),
+    loss=st.sampled_from([SoftmaxWithLoss, IdentityWithLoss]),
+    one_hot=st.booleans(),
+    samples=st.integers(1, 5),
+    seed=st.integers(0, 1000),
+)
+@property_settings
+def test_random_networks(backend, widths, activations, loss, one_hot, samples, seed):
+    """One to four affine layers, an activation or none after each, the last one included."""
+    rng = np.random.default_rng(seed)
+    layers = []
+    for inputs, outputs, activation in zip(widths, widths[1:], activations, strict=False):
+        layers += [Affine(inputs, outputs, "he"), *([] if activation is None else [activation()])]
+    network = Network(layers, loss(), seed=seed)
+    t = rng.integers(0, widths[-1], samples)
+    assert_agree(
+        network, sparse(rng, (samples, widths[0])), np.eye(widths[-1])[t] if one_hot else t
+    )
+
+
+@pytest.mark.parametrize("activation", [ReLU, Sigmoid])
+@pytest.mark.parametrize("widths", [(30, 200, 10), (7, 1, 200, 3), (3, 65, 2, 17, 4)])
+def test_wider_networks(backend, rng, widths, activation):
+    if backend.name == "strict":
+        pytest.skip("the naive loop takes minutes on array-api-strict")
+    layers = []
+    for inputs, outputs in pairwise(widths):
+        layers += [Affine(inputs, outputs, "he"), activation()]
+    network = Network(layers[:-1])
+    assert_agree(network, sparse(rng, (4, widths[0])), rng.integers(0, widths[-1], 4))
+
+
+@pytest.mark.parametrize("h", [1e-3, 0.5, 30.0])
+def test_any_size_of_perturbation(backend, rng, h):
+    """Each loss is evaluated, not expanded: it holds where no derivative would."""
+    network = Network([Affine(5, 4, "he"), Sigmoid(), Affine(4, 3, "he")])
+    assert_agree(network, sparse(rng, (6, 5)), rng.integers(0, 3, 6), h)
+
+
+def test_extreme_scores(backend, rng):
+    """Saturated softmax and sigmoid, one sample right and one wrong by far."""
+    network = Network([Affine(5, 4, 50.0), Sigmoid(), Affine(4, 3, 900.0)])
+    assert_agree(network, sparse(rng, (6, 5)), rng.integers(0, 3, 6))
+
+
+def test_one_sample_and_tensors(backend, rng):
+    network = Network([Affine(6, 4, "he"), ReLU(), Affine(4, 3, "he")])
+    assert_agree(network, rng.standard_normal(6), 2)
+    assert_agree(network, rng.standard_normal((5, 2, 3)), rng.integers(0, 3, 5))
+    one_hot = np.array([0.0, 1.0, 0.0])
+    assert_agree(network, rng.standard_normal(6), one_hot)
+
+
+def test_activation_before_the_first_affine(backend, rng):
+    network = Network([Sigmoid(), Affine(4, 3, "he")], IdentityWithLoss())
+    assert_agree(network, rng.standard_normal((5, 4)), rng.standard_normal((5, 3)))
+
+
+def test_zero_inputs_have_derivative_zero(backend, rng):
+    network = Network([Affine(4, 3, "he"), Sigmoid(), Affine(3, 2, "he")])
+    x = rng.standard_normal((5, 4))
+    x[:, 1] = 0
+    gradient = network.backend.to_numpy(network.numerical_gradient(x, [0, 1, 0, 1, 1])["W1"])
+    assert (gradient[1] == 0).all()
+    assert (gradient[[0, 2, 3]] != 0).all()
+
+
+def test_parameters_are_never_touched(backend, rng):
+    network = Network([Affine(4, 3, "he"), ReLU(), Affine(3, 2, "he")])
+    before = {
+        name: network.backend.to_numpy(array).copy() for name, array in network.params.items()
+    }
+    arrays = dict(network.params)
+    network.numerical_gradient(rng.standard_normal((5, 4)), [0, 1, 0, 1, 1])
+    for name, array in network.params.items():
+        assert array is arrays[name]
+        np.testing.assert_array_equal(network.backend.to_numpy(array), before[name])
+
+
+def test_small_stacks_give_the_same(monkeypatch, rng):
+    network = Network([Affine(5, 9, "he"), ReLU(), Affine(9, 4, "he")], backend="numpy")
+    x, t = sparse(rng, (6, 5)), rng.integers(0, 4, 6)
+    expected = network.numerical_gradient(x, t)
+    monkeypatch.setattr(perturbation, "LARGEST_STACK", 100)
+    for name, found in network.numerical_gradient(x, t).items():
+        np.testing.assert_allclose(found, expected[name], rtol=0, atol=1e-11)
+
+
+def test_stacks_stay_within_their_bound(monkeypatch, rng):
+    """No array that goes through the network holds more than LARGEST_STACK numbers."""
+    from xnet_numpy import NumpyBackend
+
+    monkeypatch.setattr(perturbation, "LARGEST_STACK", 2000)
+    seen, row_losses = [], NumpyBackend.row_losses
+    monkeypatch.setattr(
+        NumpyBackend,
+        "row_losses",
+        lambda self, scores, loss, t: seen.append(scores.size) or row_losses(self, scores, loss, t),
+    )
+    network = Network([Affine(5, 90, "he"), ReLU(), Affine(90, 40, "he")], backend="numpy")
+    network.numerical_gradient(rng.standard_normal((6, 5)), rng.integers(0, 40, 6))
+    assert max(seen) <= 2000
+
+
+def test_float32_with_an_h_that_suits_it(backend, rng):
+    layers = [Affine(4, 5, "he"), Sigmoid(), Affine(5, 3, "he")]
+    network = Network(layers, dtype="float32")
+    x, t = rng.standard_normal((6, 4)), rng.integers(0, 3, 6)
+    gradient, exact = network.numerical_gradient(x, t, 5e-3), network.gradient(x, t)
+    for name, found in gradient.items():
+        assert found.dtype == exact[name].dtype
+        difference = network.backend.to_numpy(found) - network.backend.to_numpy(exact[name])
+        # h^2 |f'''| / 6 of truncation and some units of 2^-24 |f| / h of rounding.
+        assert np.abs(difference).max() < 5e-3**2 + 20 * 2.0**-24 * network.loss(x, t) / 5e-3
+    with pytest.raises(ValueError, match=r"float32, where h=0\.0001 gives noise"):
+        network.numerical_gradient(x, t)
+
+
+class Centred(Layer):
+    """A layer from elsewhere that mixes rows."""
+
+    def __call__(self, x):
+        return x - x.mean(axis=0)
+
+
+def test_a_layer_that_mixes_rows_is_evaluated_naively(rng):
+    network = Network([Affine(4, 3, "he"), Centred()], backend="numpy")
+    x, t = rng.standard_normal((5, 4)), rng.integers(0, 3, 5)
+    with pytest.raises(ValueError, match=r"method='incremental': Centred\(\) may mix rows"):
+        network.numerical_gradient(x, t, method="incremental")
+    naive = network.numerical_gradient(x, t, method="naive")
+    for name, found in network.numerical_gradient(x, t).items():
+        np.testing.assert_array_equal(found, naive[name])
+    row_wise = Network([Affine(4, 3, "he")], backend="numpy")
+    assert not np.allclose(naive["W1"], row_wise.numerical_gradient(x, t)["W1"])
+
+
+def test_unknown_method(rng):
+    network = xnet.TwoLayerNet(2, 2, 2, backend="numpy")
+    with pytest.raises(ValueError, match="method is 'magic', expected 'naive', 'incremental'"):
+        network.numerical_gradient(np.ones((1, 2)), [0], method="magic")
+
+
+def test_numbas_logarithm_over_its_whole_range():
+    numba = pytest.importorskip("numba")
+    from xnet_numba.perturbation import _log
+
+    @numba.njit
+    def logs(x, out):
+        for k in range(x.size):
+            out[k] = _log(x[k])
+
+    near_1 = 1 + np.concatenate([-np.geomspace(1e-16, 0.4, 5000), np.geomspace(1e-16, 0.6, 5000)])
+    x = np.concatenate([np.geomspace(1e-300, 1e300, 20001), np.geomspace(1e-7, 1, 20001), near_1])
+    out = np.empty_like(x)
+    logs(x, out)
+    expected = np.log(x.astype(np.longdouble))
+    units = np.spacing(np.abs(expected.astype(np.float64)))
+    assert (np.abs(out - expected) <= 2 * units).all()
