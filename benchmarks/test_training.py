@@ -23,13 +23,3 @@ def test_training_step(benchmark, backend, rng, dtype):
         return loss
 
     assert math.isfinite(benchmark(step))
-
-
-@pytest.mark.benchmark(group="numerical gradient of 8-5-3, 10 samples")
-def test_numerical_gradient(benchmark, backend, rng):
-    network = xnet.TwoLayerNet(8, 5, 3, 0.5, backend=backend)
-    x, t = backend.asarray(rng.random((10, 8))), backend.asarray(rng.integers(0, 3, 10))
-    gradients = benchmark(network.numerical_gradient, x, t)
-    exact = network.gradient(x, t)
-    for name, gradient in gradients.items():
-        assert float(backend.xp.max(backend.xp.abs(gradient - exact[name]))) < 1e-6
