@@ -33,13 +33,13 @@ LN2_LOW = (math.log(2) - LN2_HIGH) + 2.3190468138462996e-17
 ATANH = tuple(2.0 / (2 * k + 1) for k in range(12, 0, -1))
 
 
-def _exp_below_0(x):
+def _exp_to_500(x):
     raise NotImplementedError  # compiled code only: see the overload
 
 
-@overload(_exp_below_0, fastmath={"contract"})
-def _exp_below_0_overload(x):
-    """exp of a float64 of at most 0, as `_exp` but for results below 1e-307, which stay there.
+@overload(_exp_to_500, fastmath={"contract"})
+def _exp_to_500_overload(x):
+    """exp of a float64 of at most 500, as `_exp` but for results below 1e-307, which stay there.
 
     Each is added to a sum of at least 1 or to 1e-7, where no such number leaves a trace; and one
     power of two is enough.
@@ -92,7 +92,7 @@ def _log_overload(x):
 def _activate(operation, v):
     if operation == SIGMOID:
         for k in range(v.size):
-            z = _exp_below_0(-abs(v[k]))
+            z = _exp_to_500(-abs(v[k]))
             y = 1.0 / (1.0 + z)
             v[k] = y if v[k] >= 0 else z * y
     else:
@@ -144,24 +144,49 @@ def _add_losses(scores, cross_entropy, t, sign, total, top, norm):
         norm[j] = 0.0
     for c in range(classes):
         for j in range(columns):
-            e = _exp_below_0(scores[c, j] - top[j])
+            e = _exp_to_500(scores[c, j] - top[j])
             scores[c, j] = e
             norm[j] += e
+    _add_cross_entropies(scores, norm, t, sign, total)
+
+
+@_serial
+def _add_losses_of_products(base, change, W_columns, t, sign, total, exps, norm):
+    """As `_add_losses` of the cross-entropy of the scores base + change W, in one pass.
+
+    The softmax is taken relative to the largest of `base`: no score exceeds that by over 500.
+    """
+    classes, columns = W_columns.shape
+    top = base.max()
+    for j in range(columns):
+        norm[j] = 0.0
     for c in range(classes):
+        offset = base[c] - top
+        for j in range(columns):
+            e = _exp_to_500(offset + change[j] * W_columns[c, j])
+            exps[c, j] = e
+            norm[j] += e
+    _add_cross_entropies(exps[:classes], norm, t, sign, total)
+
+
+@_serial
+def _add_cross_entropies(exps, norm, t, sign, total):
+    for c in range(exps.shape[0]):
         if t[c] != 0:
             weight = sign * t[c]
-            for j in range(columns):
-                total[j] -= weight * _log(scores[c, j] / norm[j] + LOG_OFFSET)
+            for j in range(norm.size):
+                total[j] -= weight * _log(exps[c, j] / norm[j] + LOG_OFFSET)
 
 
 @_serial
 def _input_differences(
-    column, step, a, z, before, after, W_columns, operations, flat, cross_entropy, t,
-    total, change, units, spare, top, norm,
+    column, step, a, z, before, after, W_columns, largest_weight, operations, flat,
+    cross_entropy, t, total, change, units, spare, top, norm,
 ):  # fmt: skip
     """The differences for all weights from one input, into `total`; `column` (N,) holds it."""
     columns = total.size
     total[:] = 0
+    ends_here = cross_entropy and operations.shape[0] == 0 and W_columns.shape[0] > 0
     for n in range(column.size):
         if column[n] == 0:
             continue
@@ -171,8 +196,15 @@ def _input_differences(
             for k in range(before.size):
                 _activate(before[k], change)
             if W_columns.shape[0]:
+                reach = 0.0
                 for j in range(columns):
                     change[j] -= z[n, j]
+                    reach = max(reach, abs(change[j]))
+                if ends_here and reach * largest_weight <= 500.0:
+                    _add_losses_of_products(
+                        after[n], change, W_columns, t[n], sign, total, units, norm
+                    )
+                    continue
                 for q in range(after.shape[1]):
                     for j in range(columns):
                         units[q, j] = after[n, q] + change[j] * W_columns[q, j]
@@ -191,6 +223,7 @@ def _loss_differences(
 ):
     inputs = x.shape[1] + 1
     ones = np.ones(x.shape[0])
+    largest_weight = np.abs(W_columns).max() if W_columns.size else 0.0
     for piece in prange(pieces):
         columns = a.shape[1]
         total, change = np.empty(columns), np.empty(columns)
@@ -199,8 +232,8 @@ def _loss_differences(
         for i in range(piece * inputs // pieces, (piece + 1) * inputs // pieces):
             column = ones if i == x.shape[1] else x[:, i].copy()
             _input_differences(
-                column, step, a, z, before, after, W_columns, operations, flat, cross_entropy, t,
-                total, change, units, spare, top, norm,
+                column, step, a, z, before, after, W_columns, largest_weight, operations, flat,
+                cross_entropy, t, total, change, units, spare, top, norm,
             )  # fmt: skip
             for j in range(out.shape[1]):
                 out[i, j] = total[j] / x.shape[0]
