@@ -6,6 +6,7 @@ compiled code is cached on disk.
 """
 
 from contextlib import AbstractContextManager
+from importlib import import_module
 from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
@@ -35,9 +36,7 @@ class NumbaBackend(Backend):
     @property
     def kernels(self) -> ModuleType:
         """The compiled functions."""
-        from xnet_numba import kernels
-
-        return kernels
+        return import_module("xnet_numba.kernels")
 
     def owns(self, array: object) -> bool:
         """Whether `array` is a NumPy array or scalar."""
@@ -80,9 +79,8 @@ class NumbaBackend(Backend):
         # In float32 a difference of two losses is rounding noise however fast it comes.
         if x.dtype != np.float64:
             return super().loss_differences(x, a, steps, loss, t, h)
-        from xnet_numba import perturbation
-
-        return perturbation.loss_differences(self, x, a, steps, loss, t, h)
+        compiled: Any = import_module("xnet_numba.perturbation")
+        return compiled.loss_differences(self, x, a, steps, loss, t, h)
 
 
 def _packed(array: Array) -> Array:
