@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parent / "packages"))
 import xnet
 from xnet import datasets
 
-BACKENDS = ("numpy", "numba", "cupy", "strict")
+BACKENDS = tuple(info.name for info in xnet.backends())  # every registered one takes part
 DTYPES = ("float32", "float64")
 
 

@@ -504,3 +504,14 @@ def test_layers_by_name():
 def test_config_makes_the_layer_again(cls):
     config = {"inputs": 2, "outputs": 3} if cls is Affine else {}
     assert cls(**config).config() == config
+
+
+@pytest.mark.parametrize("kind", [Mul, Add])
+def test_two_shapes_are_refused(kind):
+    with pytest.raises(ValueError, match=r"x has shape \(2, 3\), y has \(3,\), expected one shape"):
+        kind().forward(np.ones((2, 3)), np.ones(3))
+
+
+def test_mul_backward_before_forward():
+    with pytest.raises(RuntimeError, match="Mul: backward was called before forward"):
+        Mul().backward(1.0)

@@ -648,3 +648,28 @@ def test_backends_agree(backend, dtype, data, activation):
     gradients = host(here, here.gradient(x, t))
     for name, expected in reference.gradient(x, t).items():
         np.testing.assert_allclose(gradients[name], expected, rtol=close, atol=close)
+
+
+@pytest.mark.parametrize("layers", [[ReLU], [Affine(2, 2), "relu"]])
+def test_layers_are_objects(layers):
+    with pytest.raises(TypeError, match=r"layers\[\d\] is .*, expected a Layer object"):
+        Network(layers)
+    with pytest.raises(TypeError, match="loss is the class SoftmaxWithLoss, expected a LossLayer"):
+        Network([Affine(2, 2)], SoftmaxWithLoss)
+
+
+def test_network_that_cannot_move_stays_whole(monkeypatch):
+    """The second layer does not fit on the other device: the first stays too."""
+    net = make(backend="numpy")
+    strict, moved = xnet.resolve("strict"), []
+
+    def asarray(values, dtype=None):
+        moved.append(values)
+        if len(moved) == 3:
+            raise MemoryError
+        return type(strict).asarray(strict, values, dtype)
+
+    monkeypatch.setattr(strict, "asarray", asarray)
+    with pytest.raises(MemoryError):
+        net.to("strict")
+    assert all(net.backend.owns(array) for array in net.params.values())

@@ -1,5 +1,6 @@
 """xnet.training: mini-batches, the loop, what it records, and how it ends."""
 
+import functools
 import io
 import itertools
 import math
@@ -423,6 +424,8 @@ def test_ctrl_c_while_parameters_are_replaced(monkeypatch, at, data):
 @pytest.mark.parametrize("at", [1, 4, 30])
 def test_ctrl_c_in_a_numerical_gradient_restores_what_it_perturbed(monkeypatch, backend, at, data):
     network = make_network()
+    naive = functools.partial(network.numerical_gradient, method="naive")
+    monkeypatch.setattr(network, "numerical_gradient", naive)
     calls, call = [], type(network.loss_layer).forward
 
     def forward(self, x, t):
@@ -517,8 +520,8 @@ def test_numbers_that_are_not_finite_are_refused(backend, dtype, bad):
     spoilt, spoilt_test, targets = x.copy(), x_test.copy(), np.eye(2)[t]
     spoilt[29, 1] = spoilt_test[9, 0] = targets[29, 1] = bad
     expected = "{} holds NaN or infinity"
-    assert refused(network, spoilt, t) == expected.format("x")
-    assert refused(network, x, t, spoilt_test, t_test) == expected.format("x_test")
+    assert refused(network, spoilt, t) == expected.format("x") + f" as {dtype}"
+    assert refused(network, x, t, spoilt_test, t_test) == expected.format("x_test") + f" as {dtype}"
     assert refused(network, x, targets) == expected.format("t")
     assert refused(network, x_test, t_test, x, targets) == expected.format("t_test")
 
@@ -776,3 +779,27 @@ def test_mnist_reaches_0965_within_17_epochs(mnist, name):
         )
     assert history.test_accuracy[-1] >= 0.965
     assert network.accuracy(x_test / 255, t_test) >= 0.965 - 0.005
+
+
+def test_early_stop_of_a_regression_watches_its_loss():
+    """Accuracy says nothing there: of one output it is always 1."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((60, 3))
+    t = x @ np.array([[1.0], [-2.0], [0.5]])
+    network = Network([Affine(3, 1)], IdentityWithLoss(), backend="numpy")
+    history = run(network, x, t, optimizer=SGD(0.05), batch_size=20, epochs=100, patience=3)
+    assert history.iterations > 60  # the loss fell for more than twenty epochs
+    assert network.loss(x, t) < 1e-6
+
+
+def test_early_stop_says_which_epoch_it_went_back_to():
+    network, history = scripted_run(GOOD, BAD, BAD, BAD, epochs=9, patience=2)
+    assert (history.stopped, history.kept_epoch) == ("early stop", 0)
+    x, t = make_data()
+    assert history.train_accuracy[history.kept_epoch] == network.accuracy(x, t)
+
+
+def test_optimizer_by_name_is_refused():
+    assert "optimizer is 'sgd', expected an Optimizer" in refused(
+        None, X, T, optimizer="sgd", error=TypeError
+    )

@@ -709,10 +709,10 @@ OTHERS = {
     "other names": ({"V1": W, "c1": B}, r"['V1', 'c1'], expected W1, b1, W2, b2, ..."),
     "one too few": ({"W1": W, "b1": B, "W2": W}, "expected W1, b1, W2, b2, ..."),
     "a gap": ({"W1": W, "b1": B, "W3": W, "b3": B}, "expected W1, b1, W2, b2, ..."),
-    "names that are numbers": ({1: W, 2: B}, "expected W1, b1, W2, b2, ..."),
-    "numbers": ({"W1": 1.0, "b1": 2.0}, "W is a float"),
-    "lists": ({"W1": [[1.0]], "b1": [2.0]}, "W is a list"),
-    "texts": ({"W1": "1.0", "b1": "2.0"}, "W is a str"),
+    "names that are numbers": ({1: W, 2: B}, "dict of int to _Array, expected the arrays W1, b1,"),
+    "numbers": ({"W1": 1.0, "b1": 2.0}, "dict of str to float, expected"),
+    "lists": ({"W1": [[1.0]], "b1": [2.0]}, "dict of str to list, expected"),
+    "texts": ({"W1": "1.0", "b1": "2.0"}, "dict of str to str, expected"),
     "integers": ({"W1": W.astype(int), "b1": B.astype(int)}, "dtype 'i8', expected f4 or f8"),
     "objects": ({"W1": W.astype(object), "b1": B}, "dtype 'O8', expected f4 or f8"),
     "complex": ({"W1": W.astype(complex), "b1": B}, "dtype 'c16', expected f4 or f8"),
@@ -737,3 +737,11 @@ def test_other_pickles_are_refused(tmp_path, kind):
 def test_layers_of_two_dtypes_load_with_a_dtype_named(tmp_path):
     (tmp_path / "net.pkl").write_bytes(pickle.dumps(OTHERS["two dtypes"][0], 3))
     assert weights.load_network(tmp_path / "net.pkl", dtype="float32").dtype == "float32"
+
+
+def test_pickle_cannot_set_the_state_of_anything_else(tmp_path):
+    """BUILD would set attributes and defaults of the very functions that stand in for NumPy's."""
+    state = b"}(X\x0c\x00\x00\x00__defaults__X\x06\x00\x00\x00latin1\x85u"
+    content = b"\x80\x02" + named("_codecs", "encode") + b"N" + state + b"\x86b."
+    assert "sets the state of what is no NumPy array" in refusal(tmp_path / "net.pkl", content)
+    assert weights._latin1.__defaults__ is None

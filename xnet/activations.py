@@ -16,8 +16,9 @@ def step(x: Array) -> Array:
     Array
         int64, the shape of x.
     """
-    xp = backend_of(x=x).xp
-    return xp.astype(x > 0, xp.int64)
+    backend = backend_of(x=x)
+    with backend.running():
+        return backend.xp.astype(x > 0, backend.xp.int64)
 
 
 def sigmoid(x: Array) -> Array:

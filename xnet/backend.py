@@ -11,7 +11,7 @@ import contextlib
 import contextvars
 import difflib
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
@@ -262,6 +262,8 @@ def _why_unusable(name: str) -> str | None:
         return _load(name).why_unusable()
     except BackendError as error:
         return str(error)
+    except Exception as error:  # as above: one plug-in's fault is not the others'
+        return f"asking whether it is usable failed: {error!r}"
 
 
 def backends() -> list[BackendInfo]:
@@ -281,7 +283,7 @@ def _instance(name: str, device: int | None, reproducible: bool) -> Backend:
             "or XNET_REPRODUCIBLE"
         )
     cls = _load(name)
-    reason = cls.why_unusable()
+    reason = _why_unusable(name)
     if reason is not None:
         usable = ", ".join(info.name for info in backends() if info.usable)
         raise BackendError(f"backend {name!r} cannot be used here: {reason}. Usable: {usable}")
@@ -358,8 +360,9 @@ def get_backend() -> Backend:
         return current
     if _default is None:
         name = os.environ.get("XNET_BACKEND", "").strip() or "numpy"
+        reproducible = _reproducible_from_environment()
         try:
-            _default = resolve(name)
+            _default = resolve(name, reproducible)
         except BackendError as error:
             if "XNET_BACKEND" not in os.environ:
                 raise
@@ -370,6 +373,9 @@ def get_backend() -> Backend:
 def set_backend(backend: str | Backend, reproducible: bool | None = None) -> Backend:
     """Make `backend` the process's own, wherever no `use_backend` block says otherwise."""
     global _default
+    if not isinstance(backend, str | Backend):  # pyright: ignore[reportUnnecessaryIsInstance]
+        # None would make the current block's backend the process's.
+        raise TypeError(f"backend is a {type(backend).__name__}, expected a name or a Backend")
     _default = resolve(backend, reproducible)
     return _default
 
@@ -396,18 +402,25 @@ def owner_of(array: Array, name: str = "array") -> Backend:
     if current.owns(array):
         return current
     if type(array).__module__ != "builtins":
-        # A backend's arrays exist only where it is usable, so only those need be asked.
-        for info in backends():
-            if info.usable:
-                for device in range(max(1, _load(info.name).device_count())):
-                    count = _load(info.name).device_count()
-                    candidate = _instance(info.name, device if count else None, False)
-                    if candidate.owns(array):
-                        return candidate
+        for candidate in _every_backend(current.reproducible):
+            if candidate.owns(array):
+                return candidate
     raise TypeError(
         f"{name} is a {type(array).__name__}, expected an array of a usable backend "
         f"(xnet.get_backend().asarray(...) makes one)"
     )
+
+
+def _every_backend(reproducible: bool) -> Iterator[Backend]:
+    """Every backend whose arrays there can be, the reference first, those in use before others."""
+    names = list(_registry())
+    in_use = [b for b in list(_instances.values()) if b.reproducible == reproducible]
+    yield from sorted(in_use, key=lambda backend: names.index(backend.name))
+    for name in names:
+        if _why_unusable(name) is None:
+            count = _load(name).device_count()
+            for device in range(count) if count else [None]:
+                yield _instance(name, device, reproducible)
 
 
 def backend_of(**arrays: Array) -> Backend:

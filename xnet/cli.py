@@ -20,7 +20,7 @@ from rich.table import Table
 
 import xnet
 from xnet import datasets, weights
-from xnet.backend import Backend, backends, resolve
+from xnet.backend import Backend, backends, get_backend, resolve
 from xnet.errors import XnetError
 from xnet.layers import ACTIVATIONS, Affine, Layer
 from xnet.network import Network
@@ -40,6 +40,8 @@ DATASET_OF_INPUTS = {64: "digits", 784: "mnist"}
 NOTES_ITERATIONS = 10_000
 """How long the notes' experiment runs (§4.5.2)."""
 NOTES_LEARNING_RATE = 0.1
+INTERRUPTED = 130
+"""Exit status by which a shell reports a command that Ctrl-C ended."""
 
 BackendOption = Annotated[
     str | None,
@@ -74,7 +76,9 @@ def main() -> None:
 @app.command(epilog="Example: [bold]xnet info --json[/bold]")
 def info(as_json: JsonOption = False) -> None:
     """Show backends, versions, threads and devices."""
+    current = get_backend()  # a wrong environment variable is said here
     facts = {
+        "current": current.label,
         "xnet": xnet.__version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -91,6 +95,7 @@ def info(as_json: JsonOption = False) -> None:
         return
     out.print(f"xnet {xnet.__version__} on Python {facts['python']}, {facts['platform']}")
     out.print(_backend_table())
+    out.print(f"current   {current.label}")
     out.print("versions  " + ", ".join(f"{k} {v}" for k, v in _versions().items()))
     threads = ", ".join(f"{k} {v}" for k, v in _threads().items())
     out.print(f"threads   {threads} ({os.cpu_count()} CPUs)")
@@ -198,7 +203,7 @@ def train_command(
     (x, t), (x_test, t_test) = datasets.DATASETS[dataset]()
     sizes = [x.shape[1], *(hidden or [50]), int(t.max()) + 1]
     network = _dense(sizes, activation, init, seed=seed, dtype=dtype, backend=chosen)
-    _warm_up(network, x, t)
+    _warm_up(network, x[:batch_size], t[:batch_size])
     history = train(
         network,
         x,
@@ -233,7 +238,7 @@ def train_command(
             f"the loss became {history.loss[-1]} at iteration {history.iterations}: {rate}"
         )
     if history.stopped == "interrupted":
-        sys.exit(130)  # as a shell reports a command that Ctrl-C ended
+        sys.exit(INTERRUPTED)
 
 
 def _dense(sizes: list[int], activation: str, init: str, **where: Any) -> Network:
@@ -251,7 +256,7 @@ def _dense(sizes: list[int], activation: str, init: str, **where: Any) -> Networ
 def _warm_up(network: Network, x: Any, t: Any) -> None:
     """Run every kernel of a training step once, so that compiling is announced and not timed."""
     with Console(stderr=True).status(f"preparing {network.backend.label} (compiles on first use)"):
-        network.loss_and_gradient(x[:1], t[:1])
+        network.loss_and_gradient(x, t)
         network.predict(x[0])
 
 
@@ -267,8 +272,9 @@ def _report(network: Network, history: History, save: Path | None) -> None:
     if save is not None:
         print(f"saved to {save}")
     if history.test_accuracy:
-        print(f"train accuracy {history.train_accuracy[-1]:.4f}")
-        print(f"test accuracy {history.test_accuracy[-1]:.4f}")
+        epoch = -1 if history.kept_epoch is None else history.kept_epoch
+        print(f"train accuracy {history.train_accuracy[epoch]:.4f}")
+        print(f"test accuracy {history.test_accuracy[epoch]:.4f}")
 
 
 # -- evaluate
@@ -373,8 +379,10 @@ def demo(
         out.print(_backend_table())
         out.print(f"training 64-50-10 on {len(x)} handwritten digits on {chosen.label}")
     network = _dense([64, 50, 10], "relu", "he", seed=seed, backend=chosen)
-    _warm_up(network, x, t)
+    _warm_up(network, x[:100], t[:100])
     history = train(network, x, t, x_test, t_test, epochs=100, seed=seed, progress=not as_json)
+    if history.stopped == "interrupted":
+        sys.exit(INTERRUPTED)
     usable = [resolve(b.name) for b in backends() if b.usable]
     rows = _comparison(network, usable, x_test)
     if as_json:
@@ -403,9 +411,7 @@ def _comparison(network: Network, usable: list[Backend], x: Any) -> list[dict[st
     """Each backend on the same network: its predictions against NumPy's, and two speeds."""
     home = network.backend
     reference = _predictions(network.to("numpy"), x)
-    # A probability moves by at most twice the largest error of a score: that of a sum of n
-    # products is n u |x| |W|, and here no score of the demo's network is larger than 100.
-    bound = 2 * (64 + 50) * float(np.finfo(reference.dtype).eps) * 100
+    bound = _rounding_bound(network, x)
     rows: list[dict[str, Any]] = []
     for backend in usable:
         network.to(backend)
@@ -423,6 +429,23 @@ def _comparison(network: Network, usable: list[Backend], x: Any) -> list[dict[st
         )
     network.to(home)
     return rows
+
+
+def _rounding_bound(network: Network, x: Any) -> float:
+    """How far rounding can put two backends' probabilities apart.
+
+    n rounded operations on a path leave an error of at most gamma_n = n u / (1 - n u) times the
+    same path with absolute values (Higham 2002, §3.1), and ReLU and sigmoid pass it on as it is
+    or smaller. A probability moves by at most as much as the scores, and exp adds a few units.
+    """
+    magnitude, operations = np.abs(x.astype(np.float64)), 0
+    for layer in network.layers:
+        if isinstance(layer, Affine):
+            W, b = (np.abs(network.backend.to_numpy(array)) for array in (layer.W, layer.b))
+            magnitude, operations = magnitude @ W + b, operations + layer.inputs + 1
+    u = float(np.finfo(network.dtype).eps) / 2
+    gamma = operations * u / (1 - operations * u)
+    return 2 * gamma * float(magnitude.max()) + 16 * u
 
 
 def _predictions(network: Network, x: Any) -> Any:

@@ -61,16 +61,17 @@ def numerical_gradient(f: Callable[[Array], Any], x: Array, h: float = 1e-4) -> 
     """
     backend = backend_of(x=x)
     check_step(h, dtype_name(x.dtype))
-    gradient = backend.xp.zeros_like(x)
-    for index in itertools.product(*map(range, x.shape)):
-        value = float(x[index])
-        try:
-            above = _evaluate(f, x, index, value + h)
-            below = _evaluate(f, x, index, value - h)
-        finally:
-            _write(x, index, value)
-        gradient[index] = (above - below) / (2 * h)
-    return gradient
+    with backend.running():
+        gradient = backend.xp.zeros_like(x)
+        for index in itertools.product(*map(range, x.shape)):
+            value = float(x[index])
+            try:
+                above = _evaluate(f, x, index, value + h)
+                below = _evaluate(f, x, index, value - h)
+            finally:
+                _write(x, index, value)
+            gradient[index] = (above - below) / (2 * h)
+        return gradient
 
 
 def check_step(h: float, dtype: str = "float64") -> None:
@@ -138,15 +139,17 @@ def gradient_descent(
     """
     if step_num < 0:
         raise ValueError(f"step_num is {step_num}, expected 0 or more")
-    xp = backend_of(init_x=init_x).xp
-    x = xp.asarray(init_x, copy=True)
-    if path is not None:
-        path.append(xp.asarray(x, copy=True))
-    for _ in range(step_num):
-        x = x - lr * numerical_gradient(f, x)
+    backend = backend_of(init_x=init_x)
+    xp = backend.xp
+    with backend.running():
+        x = xp.asarray(init_x, copy=True)
         if path is not None:
             path.append(xp.asarray(x, copy=True))
-    return x
+        for _ in range(step_num):
+            x = x - lr * numerical_gradient(f, x)
+            if path is not None:
+                path.append(xp.asarray(x, copy=True))
+        return x
 
 
 class Differentiable(Protocol):
@@ -178,6 +181,8 @@ def gradient_check(
     exact, numerical = network.gradient(x, t), network.numerical_gradient(x, t, h)
     differences: dict[str, float] = {}
     for name in exact:
-        xp = backend_of(gradient=exact[name]).xp
-        differences[name] = float(xp.mean(xp.abs(exact[name] - numerical[name])))
+        backend = backend_of(gradient=exact[name])
+        with backend.running():
+            difference = backend.xp.abs(exact[name] - numerical[name])
+            differences[name] = float(backend.xp.mean(difference))
     return differences

@@ -17,14 +17,18 @@ from xnet.perturbation import Step
 class Mul:
     """Product of two numbers or arrays of one shape (§5.4.1)."""
 
+    x: Any = None
+    y: Any = None
+
     def forward(self, x: Any, y: Any) -> Any:
         """X times y."""
+        _check_one_shape(self, x, y)
         self.x, self.y = x, y
         return x * y
 
     def backward(self, dout: Any) -> tuple[Any, Any]:
         """Gradients by x and y: `dout` times the other one."""
-        return dout * self.y, dout * self.x
+        return dout * _remembered(self, self.y), dout * self.x
 
 
 class Add:
@@ -32,6 +36,7 @@ class Add:
 
     def forward(self, x: Any, y: Any) -> Any:
         """X plus y."""
+        _check_one_shape(self, x, y)
         return x + y
 
     def backward(self, dout: Any) -> tuple[Any, Any]:
@@ -81,7 +86,15 @@ class Layer:
         return f"{type(self).__name__}({arguments})"
 
 
-def _remembered(layer: "Layer | LossLayer", value: Array) -> Array:
+def _check_one_shape(layer: object, x: Any, y: Any) -> None:
+    """Refuse arrays of two shapes: broadcast, their gradients would not have those shapes."""
+    shapes = [tuple(getattr(value, "shape", ())) for value in (x, y)]
+    if shapes[0] != shapes[1]:
+        name = type(layer).__name__
+        raise ValueError(f"{name}: x has shape {shapes[0]}, y has {shapes[1]}, expected one shape")
+
+
+def _remembered(layer: object, value: Array) -> Array:
     """`value`, which the layer's `forward` leaves for `backward`."""
     if value is None:
         raise RuntimeError(f"{type(layer).__name__}: backward was called before forward")
@@ -186,9 +199,9 @@ class Affine(Layer):
                 "or make it with Affine.from_params"
             )
         backend = backend_of(x=x, W=self.W)
-        flat = self._flattened(x)
-        out = backend.affine(flat, self.W, self.b)
-        return out[0, ...] if x.ndim == 1 else out
+        with backend.running():
+            out = backend.affine(self._flattened(x), self.W, self.b)
+            return out[0, ...] if x.ndim == 1 else out
 
     def forward(self, x: Array) -> Array:
         out = self(x)
@@ -200,10 +213,11 @@ class Affine(Layer):
         backend = backend_of(dout=dout, W=self.W)
         _check_gradient(self, dout, (*x.shape[: x.ndim > 1], self.outputs), self.W.dtype)
         xp = backend.xp
-        dx, self.dW, self.db = backend.affine_backward(
-            xp.reshape(dout, (-1, self.outputs)), self._flattened(x), self.W
-        )
-        return xp.reshape(dx, x.shape)
+        with backend.running():
+            dx, self.dW, self.db = backend.affine_backward(
+                xp.reshape(dout, (-1, self.outputs)), self._flattened(x), self.W
+            )
+            return xp.reshape(dx, x.shape)
 
     def _flattened(self, x: Array) -> Array:
         """`x` as (N, D), checked against W."""
@@ -254,7 +268,8 @@ class ReLU(Layer):
 
     def forward(self, x: Array) -> Array:
         out = self(x)
-        self.mask = x <= 0
+        with backend_of(x=x).running():
+            self.mask = x <= 0
         return out
 
     def backward(self, dout: Array) -> Array:
@@ -325,7 +340,7 @@ class SoftmaxWithLoss(LossLayer):
     -----
     `backward` is the derivative of the loss as it is computed, 1e-7 in the logarithm included;
     the book's (y - t) / N leaves that out. The two differ by a factor y / (y + 1e-7) of the
-    right class's probability y.
+    right class's probability y, where t is one-hot.
     """
 
     row_loss = "cross_entropy"
@@ -342,8 +357,9 @@ class SoftmaxWithLoss(LossLayer):
     def backward(self, dout: float = 1.0) -> Array:
         y = _remembered(self, self.y)
         backend = backend_of(y=y)
-        dx = backend.softmax_with_loss_backward(y, self.t, float(dout))
-        return backend.xp.reshape(dx, self.shape)
+        with backend.running():
+            dx = backend.softmax_with_loss_backward(y, self.t, float(dout))
+            return backend.xp.reshape(dx, self.shape)
 
 
 class IdentityWithLoss(LossLayer):
@@ -361,8 +377,10 @@ class IdentityWithLoss(LossLayer):
 
     def backward(self, dout: float = 1.0) -> Array:
         y = _remembered(self, self.y)
-        dx = (y - self.t) * (float(dout) / y.shape[0])
-        return backend_of(y=y).xp.reshape(dx, self.shape)
+        backend = backend_of(y=y)
+        with backend.running():
+            dx = (y - self.t) * (float(dout) / y.shape[0])
+            return backend.xp.reshape(dx, self.shape)
 
 
 LAYERS: dict[str, type[Layer]] = {cls.__name__: cls for cls in (Affine, ReLU, Sigmoid)}

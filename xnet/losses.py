@@ -24,8 +24,9 @@ def mean_squared_error(y: Array, t: Array) -> Array:
         Shapes that do not fit, a label outside 0..C-1, an empty batch, y not floating point.
     """
     backend, y, t = batch_and_targets(y, t)
-    difference = y - t
-    return backend.sum(difference * difference) * (0.5 / y.shape[0])
+    with backend.running():
+        difference = y - t
+        return backend.sum(difference * difference) * (0.5 / y.shape[0])
 
 
 def cross_entropy_error(y: Array, t: Array) -> Array:
@@ -50,12 +51,18 @@ def cross_entropy_error(y: Array, t: Array) -> Array:
         Shapes that do not fit, a label outside 0..C-1, an empty batch, y not floating point.
     """
     backend, y, t = batch_and_targets(y, t)
-    return -backend.sum(t * backend.log(y + LOG_OFFSET)) / y.shape[0]
+    with backend.running():
+        return -backend.sum(t * backend.log(y + LOG_OFFSET)) / y.shape[0]
 
 
 def batch_and_targets(y: Array, t: Array) -> tuple[Backend, Array, Array]:
     """`y` as (N, C) and `t` as (N, C) of its dtype, checked, with the backend that owns them."""
     backend = backend_of(y=y, t=t)
+    with backend.running():
+        return backend, *_batch_and_targets(backend, y, t)
+
+
+def _batch_and_targets(backend: Backend, y: Array, t: Array) -> tuple[Array, Array]:
     xp = backend.xp
     float_dtype(y.dtype, "dtype of y")
     if y.ndim not in (1, 2):
@@ -72,7 +79,7 @@ def batch_and_targets(y: Array, t: Array) -> tuple[Backend, Array, Array]:
             f"or {tuple(y.shape[:-1])} (class indices)"
         )
     shape = (-1, y.shape[-1])
-    return backend, xp.reshape(y, shape), xp.reshape(targets, shape)
+    return xp.reshape(y, shape), xp.reshape(targets, shape)
 
 
 def _one_hot(backend: Backend, y: Array, t: Array) -> Array:

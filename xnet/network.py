@@ -90,6 +90,9 @@ class Network:
 
     Notes
     -----
+    The layers become the network's own: it moves and trains their arrays. Predictions can be asked
+    for by many threads at once; training, and `gradient`, take one thread, for the layers remember.
+
     NumPy arrays and nested lists handed to the methods below are moved to the network's backend
     and dtype: that is the one door. Arrays of another device are an error.
 
@@ -115,6 +118,10 @@ class Network:
 
         if not layers:
             raise ValueError("Network: layers is empty, expected at least one")
+        for index, layer in enumerate(layers):
+            _check_instance(f"layers[{index}]", layer, Layer)
+        if loss is not None:
+            _check_instance("loss", loss, LossLayer)
         self.layers = list(layers)
         self.loss_layer = SoftmaxWithLoss() if loss is None else loss
         self.backend = resolve(backend)
@@ -165,7 +172,8 @@ class Network:
                     f'the network with net.to("{owner.label}"), or the array with '
                     "net.backend.asarray(...)"
                 )
-        return self.backend.asarray(values, dtype)
+        with self.backend.running():
+            return self.backend.asarray(values, dtype)
 
     def _batch(self, x: Any, t: Any) -> tuple[Array, Array]:
         """A batch and its labels on this network's backend."""
@@ -175,9 +183,13 @@ class Network:
         return x, t
 
     def _move_parameters(self, move: Callable[[Array], Array]) -> None:
-        for layer in self.layers:
-            for name, array in layer.params.items():
-                setattr(layer, name, move(array))
+        moved = [
+            (layer, name, move(array))
+            for layer in self.layers
+            for name, array in layer.params.items()
+        ]
+        for layer, name, array in moved:  # all of them or, if one cannot be moved, none
+            setattr(layer, name, array)
 
     @property
     def params(self) -> Parameters:
@@ -379,6 +391,12 @@ class Network:
             f"{type(self).__name__}([{layers}], {self.loss_layer}, "
             f"dtype={self.dtype}, backend={self.backend.label})"
         )
+
+
+def _check_instance(name: str, value: object, kind: type) -> None:
+    if not isinstance(value, kind):
+        what = f"the class {value.__name__}" if isinstance(value, type) else repr(value)
+        raise TypeError(f"{name} is {what}, expected a {kind.__name__} object")
 
 
 def _common_dtype(arrays: list[Array]) -> str:

@@ -66,10 +66,17 @@ class Optimizer:
                 )
             steps, memory = self.memory.get(name, (0, []))
             if not memory:
-                memory = [backend.xp.zeros_like(W) for _ in range(self.slots)]
+                with backend.running():
+                    memory = [backend.xp.zeros_like(W) for _ in range(self.slots)]
             for array in memory:
                 backend_of(**{name: W, f"the optimizer's memory of {name}": array})
-            params[name], *memory = self.step(backend.xp, steps + 1, W, gradient, *memory)
+                if tuple(array.shape) != tuple(W.shape):
+                    raise ValueError(
+                        f"{name} has shape {tuple(W.shape)}, the optimizer remembers one of "
+                        f"{tuple(array.shape)}: use a new optimizer for each network"
+                    )
+            with backend.running():
+                params[name], *memory = self.step(backend.xp, steps + 1, W, gradient, *memory)
             self.memory[name] = steps + 1, memory
 
     def step(self, xp: Any, n: int, W: Array, g: Array, *memory: Array) -> tuple[Array, ...]:
@@ -135,7 +142,10 @@ class AdaGrad(Optimizer):
 
 
 class RMSProp(Optimizer):
-    """h = decay h + (1 - decay) g^2, W - lr g / (sqrt(h) + eps) (Tieleman & Hinton 2012)."""
+    """h = decay h + (1 - decay) g^2, W - lr g / (sqrt(h) + eps) (Tieleman & Hinton 2012).
+
+    The lecture takes a decay of 0.9; 0.99 is the book's default (§6.1).
+    """
 
     slots = 1
 

@@ -10,7 +10,8 @@ def weighted_sum(x: Array, w: Array, b: float = 0.0) -> Array:
     backend = backend_of(x=x, w=w)
     if tuple(x.shape) != tuple(w.shape):
         raise ValueError(f"x has shape {tuple(x.shape)}, w has {tuple(w.shape)}: expected one")
-    return backend.sum(w * x) + b
+    with backend.running():
+        return backend.sum(w * x) + float(b)
 
 
 def perceptron(x: Array, w: Array, b: float) -> int:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from xnet import weights
 from xnet.backend import Array, use_backend
+from xnet.layers import SoftmaxWithLoss
 from xnet.losses import batch_and_targets
 from xnet.network import Network
 from xnet.optimizers import SGD, Optimizer
@@ -26,11 +27,13 @@ class History:
     loss: list[float] = field(default_factory=list[float])
     """Loss of each mini-batch, before the step that it led to."""
     train_accuracy: list[float] = field(default_factory=list[float])
-    """Accuracy on the training data after each epoch."""
+    """Accuracy on the training data after each epoch; of use where classes are learnt."""
     test_accuracy: list[float] = field(default_factory=list[float])
     """Accuracy on the test data after each epoch; empty without test data."""
     epoch_ends: list[int] = field(default_factory=list[int])
     """How many iterations had been done when each accuracy was taken."""
+    kept_epoch: int | None = None
+    """Index of the epoch whose parameters early stopping went back to; None: the last step's."""
     stopped: str = "finished"
     """Why the run ended: "finished", "early stop", "interrupted" or "diverged"."""
     seconds: float = 0.0
@@ -135,8 +138,9 @@ def train(
     gradient
         ``"backprop"``, or ``"numerical"`` for central differences.
     patience
-        Stop when the test accuracy (without test data, the training accuracy) has not risen for
-        so many epochs, and go back to the parameters that had the best.
+        Stop when the accuracy on the test data (without test data, on the training data) has not
+        risen for so many epochs, and go back to the parameters that had the best. With another
+        loss than `SoftmaxWithLoss` it is the loss that has not fallen.
     seed
         For the draws; None for fresh ones every time.
     checkpoint
@@ -171,6 +175,8 @@ def train(
             f"gradient='numerical' needs float64, this network is {network.dtype}: the difference "
             "of two losses would be rounding noise"
         )
+    if optimizer is not None and not isinstance(optimizer, Optimizer):  # pyright: ignore
+        raise TypeError(f"optimizer is {optimizer!r}, expected an Optimizer such as SGD(0.1)")
     if (x_test is None) != (t_test is None):
         raise ValueError("x_test and t_test go together: one is missing")
     if checkpoint is not None:
@@ -214,7 +220,7 @@ class _Run:
         self.optimizer = optimizer
         self.numerical = gradient == "numerical"
         self.history = History()
-        self.best: tuple[float, dict[str, Array]] = (-1.0, {})
+        self.best: tuple[float, int, dict[str, Array]] = (-math.inf, 0, {})
         self.epochs_since_best = 0
 
     def loop(
@@ -274,19 +280,26 @@ class _Run:
     def end_epoch(self) -> None:
         """Take the accuracies, and remember the parameters if they are the best so far."""
         history, network = self.history, self.network
-        history.train_accuracy.append(network.accuracy(*self.data))
-        if self.test is not None:
-            history.test_accuracy.append(network.accuracy(*self.test))
+        train_accuracy = network.accuracy(*self.data)
+        test_accuracy = None if self.test is None else network.accuracy(*self.test)
+        if isinstance(network.loss_layer, SoftmaxWithLoss):
+            score = train_accuracy if test_accuracy is None else test_accuracy
+        else:
+            score = -network.loss(*(self.test or self.data))
+        # All are known: Ctrl-C finds the lists equally long.
         history.epoch_ends.append(history.iterations)
-        score = (history.test_accuracy or history.train_accuracy)[-1]
+        history.train_accuracy.append(train_accuracy)
+        if test_accuracy is not None:
+            history.test_accuracy.append(test_accuracy)
         self.epochs_since_best += 1
         if score > self.best[0]:
             # Updates replace arrays and never write to them, so these need no copies.
-            self.best = score, dict(network.params)
+            self.best = score, len(history.epoch_ends) - 1, dict(network.params)
             self.epochs_since_best = 0
 
     def restore_best(self) -> None:
-        self.network.params.update(self.best[1])
+        _, self.history.kept_epoch, params = self.best
+        self.network.params.update(params)
 
 
 def _check_length(name: str, value: int | None) -> None:
@@ -325,7 +338,7 @@ def _checked(network: Network, x: Any, t: Any, suffix: str = "") -> tuple[Array,
     xp = network.backend.xp
     with use_backend(network.backend), network.backend.running():
         if not bool(xp.all(xp.isfinite(x))):
-            raise ValueError(f"{x_name} holds NaN or infinity")
+            raise ValueError(f"{x_name} holds NaN or infinity as {network.dtype}")
         if xp.isdtype(t.dtype, "real floating") and not bool(xp.all(xp.isfinite(t))):
             raise ValueError(f"{t_name} holds NaN or infinity")
         try:

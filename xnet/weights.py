@@ -5,7 +5,9 @@ import io
 import json
 import os
 import pickle
+import secrets
 import tempfile
+import textwrap
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar, cast
@@ -91,25 +93,17 @@ def replaced(path: str | os.PathLike[str]) -> Generator[BinaryIO]:
     check_writable(path)
     target = Path(path)
     try:
-        handle, temporary = tempfile.mkstemp(prefix=".xnet-", dir=target.parent)
+        temporary = target.parent / f".xnet-{secrets.token_hex(8)}"
         try:
-            with open(handle, "wb") as file:
+            with open(temporary, "xb") as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-            # mkstemp makes files that only their owner reads; a saved network is an ordinary one.
-            os.chmod(temporary, 0o666 & ~_umask())
             os.replace(temporary, target)
         finally:
-            Path(temporary).unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
     except OSError as error:
         raise WeightsError(f"{target} cannot be written: {error.strerror}") from error
-
-
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current
 
 
 def load_network(
@@ -198,14 +192,20 @@ def _from_pickle(content: bytes) -> tuple[list[Layer], Any]:
         ) from error
     if not isinstance(found, dict):
         raise WeightsError(f"a pickled {type(found).__name__}, expected a dict of arrays")
-    arrays: dict[Any, Any] = {
-        name: value.array if isinstance(value, _Array) else value
-        for name, value in cast("dict[Any, Any]", found).items()
-    }
+    arrays: dict[str, Any] = {}
+    for name, value in cast("dict[Any, Any]", found).items():
+        if not (isinstance(name, str) and isinstance(value, _Array)):
+            raise WeightsError(
+                f"a pickled dict of {type(name).__name__} to {type(value).__name__}, "
+                "expected the arrays W1, b1, W2, b2, ..."
+            )
+        arrays[name] = value.array
     depth = len(arrays) // 2
     names = [f"{kind}{number}" for number in range(1, depth + 1) for kind in "Wb"]
     if depth == 0 or set(arrays) != set(names):
-        raise WeightsError(f"a pickle of {list(arrays)}, expected W1, b1, W2, b2, ...")
+        raise WeightsError(
+            f"a pickle of {textwrap.shorten(str(list(arrays)), 80)}, expected W1, b1, W2, b2, ..."
+        )
     layers: list[Layer] = []
     for number in range(1, depth + 1):
         if layers:
@@ -271,6 +271,8 @@ def _latin1(text: str, encoding: str) -> bytes:
 class _ArraysOnly(pickle._Unpickler):  # pyright: ignore
     """An unpickler that admits NumPy arrays and nothing else, none of it NumPy's own code."""
 
+    stack: list[Any]
+
     ADMITTED: ClassVar[dict[str, Any]] = {
         "numpy.ndarray": _NDARRAY,
         "numpy.dtype": _Dtype,
@@ -279,6 +281,18 @@ class _ArraysOnly(pickle._Unpickler):  # pyright: ignore
         "numpy.core.numeric._frombuffer": _from_buffer,
         "numpy._core.numeric._frombuffer": _from_buffer,
         "_codecs.encode": _latin1,
+    }
+
+    def load_build(self) -> None:
+        """Set the state of an array or a dtype; of anything else a pickle could alter it."""
+        state = self.stack.pop()
+        if not isinstance(self.stack[-1], _Array | _Dtype):
+            raise WeightsError("a pickle that sets the state of what is no NumPy array: refused")
+        self.stack[-1].__setstate__(state)
+
+    dispatch: ClassVar[dict[int, Any]] = {
+        **pickle._Unpickler.dispatch,  # pyright: ignore
+        pickle.BUILD[0]: load_build,
     }
 
     def find_class(self, module: str, name: str) -> Any:

@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager
 from functools import wraps
 from importlib import import_module
 from importlib.util import find_spec
+from inspect import isfunction
 from typing import Any, cast
 
 from xnet.backend import Array, Backend
@@ -39,8 +40,9 @@ class CupyBackend(Backend):
     @classmethod
     def why_unusable(cls) -> str | None:
         """CuPy is missing, or it finds no CUDA driver or device."""
-        if find_spec("cupy") is None:
-            return 'CuPy is not installed: pip install "xnet-nn[cuda12]" (or cuda13)'
+        for module, name in {"cupy": "CuPy", "array_api_compat": "array-api-compat"}.items():
+            if find_spec(module) is None:
+                return f'{name} is not installed: pip install "xnet-nn[cuda12]" (or cuda13)'
         try:
             cupy = _cupy()
         except ImportError as error:
@@ -78,17 +80,8 @@ class CupyBackend(Backend):
         """Block within which CuPy's current device is this one."""
         return _cupy().cuda.Device(self.device)
 
-    asarray = _on_device(Backend.asarray)
-    matmul = _on_device(Backend.matmul)
-    sum = _on_device(Backend.sum)
-    exp = _on_device(Backend.exp)
-    log = _on_device(Backend.log)
-    affine = _on_device(Backend.affine)
-    affine_backward = _on_device(Backend.affine_backward)
-    sigmoid = _on_device(Backend.sigmoid)
-    sigmoid_backward = _on_device(Backend.sigmoid_backward)
-    relu = _on_device(Backend.relu)
-    relu_backward = _on_device(Backend.relu_backward)
-    softmax = _on_device(Backend.softmax)
-    softmax_with_loss = _on_device(Backend.softmax_with_loss)
-    softmax_with_loss_backward = _on_device(Backend.softmax_with_loss_backward)
+
+# Whatever computes, this release's kernels and the next one's, computes on the backend's device.
+for _name, _member in vars(Backend).items():
+    if isfunction(_member) and not _name.startswith("_") and _name not in vars(CupyBackend):
+        setattr(CupyBackend, _name, _on_device(_member))

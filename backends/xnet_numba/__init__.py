@@ -1,8 +1,7 @@
 """Numba: NumPy arrays, compiled kernels.
 
-The kernels are in `kernels.py`, imported on first use: making the backend imports neither Numba
-nor SciPy. Each runs on one thread where the work is small and on all of Numba's where it pays;
-compiled code is cached on disk.
+The kernels are in `kernels.py`, imported on first use. Each runs on one thread where the work is
+small and on all of Numba's where it pays; compiled code is cached on disk.
 """
 
 from contextlib import AbstractContextManager
@@ -27,11 +26,15 @@ class NumbaBackend(Backend):
 
     @classmethod
     def why_unusable(cls) -> str | None:
-        """Numba, or one of the two packages its kernels need, is missing."""
+        """Numba, or one of the two packages its kernels need, is missing or does not import."""
         missing = [name for name in REQUIRED if find_spec(name) is None]
-        if not missing:
-            return None
-        return f'{", ".join(missing)} not installed: pip install "xnet-nn[numba]"'
+        if missing:
+            return f'{", ".join(missing)} not installed: pip install "xnet-nn[numba]"'
+        try:
+            import_module("numba")
+        except ImportError as error:  # often a NumPy newer than Numba knows
+            return f"Numba does not import ({error})"
+        return None
 
     @property
     def kernels(self) -> ModuleType:

@@ -44,16 +44,19 @@ _serial = njit(cache=True, error_model="numpy", fastmath={"contract", "reassoc"}
 _parallel = njit(cache=True, error_model="numpy", fastmath={"contract", "reassoc"}, parallel=True)
 
 
+launching = threading.Lock()
+"""Held while Numba's threads run: not all of the pools that Numba can have take two callers."""
+
+
 class _OneBlasThread:
-    """Block within which every BLAS in the process runs on one thread, restored at its end."""
+    """Block, one at a time, in which every BLAS loaded by now runs on one thread."""
 
     def __init__(self):
         self.libraries = ThreadpoolController().select(user_api="blas").lib_controllers
-        self.lock = threading.Lock()
-        self.counts = []
 
     def __enter__(self):
-        self.lock.acquire()
+        launching.acquire()
+        self.counts = []
         try:
             self.counts = [library.get_num_threads() for library in self.libraries]
             for library in self.libraries:
@@ -67,7 +70,7 @@ class _OneBlasThread:
             for library, count in zip(self.libraries, self.counts, strict=False):
                 library.set_num_threads(count)
         finally:
-            self.lock.release()
+            launching.release()
 
 
 _one_blas_thread = _OneBlasThread()
@@ -301,9 +304,18 @@ def relu_backward(dout, mask):
 def _elementwise(serial, parallel, *arrays):
     """Run the loop that suits the size over the flattened `arrays`; the result has their shape."""
     out = np.empty_like(arrays[0])
-    loop = parallel if out.size >= PARALLEL_ELEMENTS else serial
-    loop(*(array.reshape(-1) for array in arrays), out.reshape(-1))
+    flat = [array.reshape(-1) for array in (*arrays, out)]
+    _run(serial, parallel, out.size, *flat)
     return out
+
+
+def _run(serial, parallel, size, *arguments):
+    """Run the loop that suits the size."""
+    if size < PARALLEL_ELEMENTS:
+        serial(*arguments)
+    else:
+        with launching:
+            parallel(*arguments)
 
 
 # -- rows
@@ -341,8 +353,7 @@ def softmax(x):
     """exp(x) / sum of exp(x) over the last axis."""
     y = np.empty_like(x)
     rows = (-1, x.shape[-1]) if x.size else (0, 1)
-    loop = _softmax_parallel if x.size >= PARALLEL_ELEMENTS else _softmax
-    loop(x.reshape(rows), y.reshape(rows))
+    _run(_softmax, _softmax_parallel, x.size, x.reshape(rows), y.reshape(rows))
     return y
 
 
@@ -374,8 +385,7 @@ def softmax_with_loss(x, t):
     """Mean cross-entropy error of softmax(x) against t (N, C), and softmax(x)."""
     y = np.empty_like(x)
     losses = np.empty(x.shape[0], x.dtype)
-    parallel = x.size >= PARALLEL_ELEMENTS
-    (_softmax_with_loss_parallel if parallel else _softmax_with_loss)(x, t, y, losses)
+    _run(_softmax_with_loss, _softmax_with_loss_parallel, x.size, x, t, y, losses)
     return losses.sum() / x.shape[0], y
 
 
@@ -405,7 +415,6 @@ def _softmax_with_loss_backward_parallel(y, t, scale, dx):
 def softmax_with_loss_backward(y, t, dout):
     """(y sum(r) - r) dout / N with r = t y / (y + 1e-7), row by row."""
     dx = np.empty_like(y)
-    parallel = y.size >= PARALLEL_ELEMENTS
-    loop = _softmax_with_loss_backward_parallel if parallel else _softmax_with_loss_backward
-    loop(y, t, y.dtype.type(dout / y.shape[0]), dx)
+    loops = _softmax_with_loss_backward, _softmax_with_loss_backward_parallel
+    _run(*loops, y.size, y, t, y.dtype.type(dout / y.shape[0]), dx)
     return dx

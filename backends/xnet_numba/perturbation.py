@@ -14,7 +14,7 @@ from numba import prange
 from numba.extending import overload
 
 from xnet.backend import LOG_OFFSET
-from xnet_numba.kernels import _bits_to_float, _float_to_bits, _parallel, _serial
+from xnet_numba.kernels import _bits_to_float, _float_to_bits, _parallel, _serial, launching
 
 LANES = 8
 """The columns are padded to a multiple of this, a vector of float64 at its widest."""
@@ -260,22 +260,23 @@ def loss_differences(backend, x, a, steps, loss, t, h):
         at += sum(array.size for array in parameters)
         width, widest = width_out, max(widest, width_out)
     out = np.empty((x.shape[1] + 1, a.shape[1]))
-    _loss_differences(
-        np.ascontiguousarray(x),
-        float(h),
-        _padded(a),
-        _padded(z),
-        before,
-        np.ascontiguousarray(after),
-        W_columns,
-        np.array(operations, np.int64).reshape(-1, 4),
-        np.concatenate(arrays),
-        loss == "cross_entropy",
-        np.ascontiguousarray(t),
-        widest,
-        min(x.shape[1] + 1, PIECES_PER_THREAD * numba.get_num_threads()),
-        out,
-    )
+    with launching:
+        _loss_differences(
+            np.ascontiguousarray(x),
+            float(h),
+            _padded(a),
+            _padded(z),
+            before,
+            np.ascontiguousarray(after),
+            W_columns,
+            np.array(operations, np.int64).reshape(-1, 4),
+            np.concatenate(arrays),
+            loss == "cross_entropy",
+            np.ascontiguousarray(t),
+            widest,
+            min(x.shape[1] + 1, PIECES_PER_THREAD * numba.get_num_threads()),
+            out,
+        )
     return out
 
 
