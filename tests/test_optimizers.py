@@ -253,7 +253,5 @@ def test_eps(cls, eps):
 def test_memory_of_another_network_is_refused():
     optimizer = xnet.optimizers.Adam()
     optimizer.update({"b1": np.zeros(1)}, {"b1": np.ones(1)})
-    with pytest.raises(
-        ValueError, match=r"b1 has shape \(4,\), the optimizer remembers"
-    ):
+    with pytest.raises(ValueError, match=r"b1 has shape \(4,\), the optimizer remembers"):
         optimizer.update({"b1": np.zeros(4)}, {"b1": np.ones(4)})
