@@ -362,12 +362,11 @@ class ProgressBar:
         self._last = 0.0
         self._began = 0.0
         self._bar = Rich(
-            TextColumn("training"),
-            BarColumn(),
+            BarColumn(bar_width=8),  # all of it fits into 80 columns
             MofNCompleteColumn(),
             TextColumn("{task.fields[loss]}"),
             TextColumn("{task.fields[accuracy]}"),
-            TextColumn("{task.fields[speed]:,.0f} it/s"),
+            TextColumn("{task.fields[speed]:,.0f}/s"),
             TimeRemainingColumn(),
             console=Console(stderr=True),
         )
