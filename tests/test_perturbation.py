@@ -178,6 +178,29 @@ def test_a_layer_that_mixes_rows_is_evaluated_naively(rng):
     assert not np.allclose(naive["W1"], row_wise.numerical_gradient(x, t)["W1"])
 
 
+class Leaky(ReLU):
+    """A layer from elsewhere that computes something else than the one it is made from."""
+
+    def __call__(self, x):
+        return np.where(x > 0, x, 0.1 * x)
+
+
+class Doubled(SoftmaxWithLoss):
+    def forward(self, x, t):
+        return 2 * super().forward(x, t)
+
+
+@pytest.mark.parametrize(("activation", "loss"), [(Leaky, SoftmaxWithLoss), (ReLU, Doubled)])
+def test_a_subclass_is_not_taken_for_its_base(rng, activation, loss):
+    network = Network([Affine(4, 3, "he"), activation(), Affine(3, 2)], loss(), backend="numpy")
+    x, t = rng.standard_normal((5, 4)), rng.integers(0, 2, 5)
+    naive = network.numerical_gradient(x, t, method="naive")
+    for name, found in network.numerical_gradient(x, t).items():
+        np.testing.assert_array_equal(found, naive[name])
+    with pytest.raises(ValueError, match="use method='naive'"):
+        network.numerical_gradient(x, t, method="incremental")
+
+
 def test_unknown_method(rng):
     network = xnet.TwoLayerNet(2, 2, 2, backend="numpy")
     with pytest.raises(ValueError, match="method is 'magic', expected 'naive', 'incremental'"):

@@ -100,6 +100,10 @@ class Backend:
 
         return np.asarray(array)
 
+    def threads(self) -> int | None:
+        """How many threads its kernels may use; None if that is not for the backend to say."""
+        return None
+
     def synchronize(self) -> None:
         """Wait until the device has finished everything it was asked for."""
 

@@ -7,7 +7,9 @@ import platform
 import sys
 import time
 from enum import StrEnum
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -113,18 +115,12 @@ def _versions() -> dict[str, str]:
 
 
 def _threads() -> dict[str, int]:
-    """How many threads each compiled library would use, as far as one can ask."""
-    found: dict[str, int] = {}
-    usable = {b.name for b in backends() if b.usable}
-    if "numba" in usable:
-        import numba
-        import threadpoolctl
-
-        found["numba"] = numba.get_num_threads()
-        libraries = cast(Any, threadpoolctl).threadpool_info()
-        for library in libraries:
-            if library["user_api"] == "blas":
-                found[library["internal_api"]] = library["num_threads"]
+    """How many threads each backend, and BLAS, would use, as far as one can ask."""
+    usable = [resolve(b.name) for b in backends() if b.usable]
+    found = {b.name: count for b in usable if (count := b.threads()) is not None}
+    if find_spec("threadpoolctl") is not None:
+        libraries: Any = cast(Any, import_module("threadpoolctl")).threadpool_info()
+        found |= {b["internal_api"]: b["num_threads"] for b in libraries if b["user_api"] == "blas"}
     return found
 
 

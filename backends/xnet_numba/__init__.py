@@ -45,6 +45,10 @@ class NumbaBackend(Backend):
         """Whether `array` is a NumPy array or scalar."""
         return isinstance(array, np.ndarray | np.generic)
 
+    def threads(self) -> int:
+        """How many threads Numba's parallel kernels use."""
+        return int(import_module("numba").get_num_threads())
+
     def running(self) -> AbstractContextManager[object]:
         """Block without NumPy's warnings of overflow, of division by 0 and of NaN."""
         return np.errstate(over="ignore", divide="ignore", invalid="ignore")
