@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 
+import cuda_on_host
 import numpy as np
 import pytest
 import xnet_cupy
@@ -35,6 +36,7 @@ def in_memory(*shapes):
 
 
 FORCED = "numba, forced parallel"
+ON_HOST = "cupy, its kernels on the host"
 
 
 def force_parallel(monkeypatch):
@@ -47,14 +49,18 @@ def force_parallel(monkeypatch):
     monkeypatch.setattr(kernels, "ROWS_PER_PIECE", 2)
 
 
-@pytest.fixture(params=[*BACKENDS, FORCED])
-def backend(request, monkeypatch):
-    """Each usable backend, and Numba once more with its parallel path forced."""
-    name, _, forced = request.param.partition(",")
+@pytest.fixture(params=[*BACKENDS, FORCED, ON_HOST])
+def backend(request, monkeypatch, tmp_path):
+    """Each usable backend, Numba once more with its parallel path forced, CUDA without a GPU."""
+    name = request.param.partition(",")[0]
+    if request.param == ON_HOST:
+        if cuda_on_host.COMPILER is None:
+            pytest.skip(cuda_on_host.NO_COMPILER)
+        cuda_on_host.install(monkeypatch, tmp_path)
     why_not = {info.name: info.reason for info in xnet.backends()}[name]
     if why_not is not None:
         pytest.skip(f"{name}: {why_not}")
-    if forced:
+    if request.param == FORCED:
         force_parallel(monkeypatch)
     with xnet.use_backend(name) as current:
         yield current

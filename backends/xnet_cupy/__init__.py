@@ -1,5 +1,6 @@
-"""CuPy: arrays on a CUDA device, by the generic kernels.
+"""CuPy: arrays on a CUDA device, products by cuBLAS, the other kernels in CUDA.
 
+The kernels are in `kernels.cu`, compiled when first needed by what comes with CuPy and cached.
 Work goes to CuPy's current stream of the device, as in any CuPy program, so kernels and copies
 are ordered with the caller's own. Nothing here waits for the device except `to_numpy`, which
 returns finished values, and `synchronize`.
@@ -11,9 +12,12 @@ from functools import wraps
 from importlib import import_module
 from importlib.util import find_spec
 from inspect import isfunction
+from types import ModuleType
 from typing import Any, cast
 
+from xnet import perturbation
 from xnet.backend import Array, Backend
+from xnet.perturbation import Step
 
 
 def _cupy() -> Any:
@@ -80,8 +84,67 @@ class CupyBackend(Backend):
         """Block within which CuPy's current device is this one."""
         return _cupy().cuda.Device(self.device)
 
+    @property
+    def kernels(self) -> ModuleType:
+        """The CUDA kernels, as functions of packed arrays."""
+        return import_module("xnet_cupy.kernels")
+
+    def affine(self, x: Array, W: Array, b: Array) -> Array:
+        out = self.matmul(x, W)
+        self.kernels.add_bias(out, _packed(b))
+        return out
+
+    def affine_backward(self, dout: Array, x: Array, W: Array) -> tuple[Array, Array, Array]:
+        sums = self.kernels.column_sums(_packed(dout))
+        return self.matmul(dout, W.T), self.matmul(x.T, dout), sums
+
+    def sigmoid(self, x: Array) -> Array:
+        return self.kernels.sigmoid(_packed(x))
+
+    def sigmoid_backward(self, dout: Array, y: Array) -> Array:
+        return self.kernels.sigmoid_backward(_packed(dout), _packed(y))
+
+    def relu(self, x: Array) -> Array:
+        return self.kernels.relu(_packed(x))
+
+    def relu_backward(self, dout: Array, mask: Array) -> Array:
+        return self.kernels.relu_backward(_packed(dout), _packed(mask))
+
+    def softmax(self, x: Array) -> Array:
+        return self.kernels.softmax(_packed(x))
+
+    def softmax_with_loss(self, x: Array, t: Array) -> tuple[Array, Array]:
+        losses, y = self.kernels.softmax_with_loss(_packed(x), _packed(t))
+        return self.sum(losses) / x.shape[0], y
+
+    def softmax_with_loss_backward(self, y: Array, t: Array, dout: float = 1.0) -> Array:
+        scale = dout / y.shape[0]
+        return self.kernels.softmax_with_loss_backward(_packed(y), _packed(t), scale)
+
+    def row_losses(self, scores: Array, loss: str, t: Array) -> Array:
+        t = self.xp.broadcast_to(t, scores.shape)
+        return self.kernels.row_losses(_packed(scores), loss, _packed(t))
+
+    def loss_differences(
+        self, x: Array, a: Array, steps: list[Step], loss: str, t: Array, h: float
+    ) -> Array:
+        # In float32 a difference of two losses is rounding noise however fast it comes.
+        if x.dtype != self.xp.float64:
+            return super().loss_differences(x, a, steps, loss, t, h)
+        first = next((k for k, step in enumerate(steps) if step[0] == "affine"), len(steps))
+        z = perturbation.run(self, steps[:first], a)
+        after = perturbation.run(self, steps[first : first + 1], z)
+        arrays = map(_packed, (x, a, z, after))
+        return self.kernels.loss_differences(*arrays, steps, loss, _packed(t), h)
+
+
+def _packed(array: Array) -> Array:
+    """`array` in C order, which the kernels read; no copy is made where it is so already."""
+    return _cupy().asarray(array, order="C")
+
 
 # Whatever computes, this release's kernels and the next one's, computes on the backend's device.
+_ELSEWHERE = ("owns", "to_numpy", "synchronize", "running")
 for _name, _member in vars(Backend).items():
-    if isfunction(_member) and not _name.startswith("_") and _name not in vars(CupyBackend):
-        setattr(CupyBackend, _name, _on_device(_member))
+    if isfunction(_member) and not _name.startswith("_") and _name not in _ELSEWHERE:
+        setattr(CupyBackend, _name, _on_device(getattr(CupyBackend, _name)))

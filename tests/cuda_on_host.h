@@ -1,0 +1,223 @@
+// Runs kernels.cu on the host, thread by thread: a test's stand-in for a device.
+//
+// A block's threads run one after the other. One that must wait for others, at __syncthreads or a
+// warp shuffle, gives way and goes on when all have come: each has a stack of its own from then on.
+// Threads take turns in the order given (ascending, or descending), so that a result which depends
+// on it shows. Threads that do not all come to the same barrier are an error, not a hang.
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <map>
+#include <memory>
+#include <string>
+#include <type_traits>
+#include <utility>
+#include <vector>
+#include <ucontext.h>
+
+#define __global__
+#define __device__
+#define __host__
+#define __shared__ static
+#define __restrict__
+#define __launch_bounds__(...)
+#define __forceinline__ inline
+
+struct dim3 {
+    unsigned x, y, z;
+};
+
+static dim3 threadIdx, blockIdx, blockDim, gridDim;
+
+using std::exp;
+using std::fabs;
+using std::fmax;
+using std::fmin;
+using std::log;
+using std::sqrt;
+
+namespace host {
+
+enum class State { running, at_block_barrier, at_warp_barrier, done };
+
+struct Fiber {  // a stack, and the thread that runs on it
+    ucontext_t context;
+    std::unique_ptr<char[]> stack{new char[stack_size]};
+    unsigned thread = 0;
+    State state = State::done;
+    static constexpr size_t stack_size = 1 << 17;
+};
+
+struct Block {
+    std::function<void()> kernel;
+    unsigned count = 0, next = 0;
+    bool descending = false;
+    std::vector<std::unique_ptr<Fiber>> fibers;
+    std::vector<State> states;                 // by thread
+    std::vector<unsigned long long> exchange;  // what a shuffle passes on, by thread
+    Fiber* current = nullptr;
+    ucontext_t scheduler;
+    std::string error;
+};
+
+static Block block;
+
+static void set_thread(unsigned thread) {
+    threadIdx = {
+        thread % blockDim.x, thread / blockDim.x % blockDim.y, thread / blockDim.x / blockDim.y
+    };
+}
+
+static void fiber_main() {
+    for (;;) {  // run threads until none is left; one that waited is done by its own fiber
+        Fiber* self = block.current;
+        if (block.next == block.count) {
+            self->state = State::done;
+            swapcontext(&self->context, &block.scheduler);
+            continue;
+        }
+        unsigned turn = block.next++;
+        self->thread = block.descending ? block.count - 1 - turn : turn;
+        self->state = block.states[self->thread] = State::running;
+        set_thread(self->thread);
+        block.kernel();
+        block.states[self->thread] = State::done;
+    }
+}
+
+static void give_way(State state) {
+    Fiber* self = block.current;
+    self->state = block.states[self->thread] = state;
+    swapcontext(&self->context, &block.scheduler);
+    set_thread(self->thread);
+}
+
+static Fiber* idle_fiber(size_t index) {
+    if (index == block.fibers.size()) {
+        block.fibers.push_back(std::make_unique<Fiber>());
+    }
+    Fiber* fiber = block.fibers[index].get();
+    getcontext(&fiber->context);
+    fiber->context.uc_stack.ss_sp = fiber->stack.get();
+    fiber->context.uc_stack.ss_size = Fiber::stack_size;
+    fiber->context.uc_link = nullptr;
+    makecontext(&fiber->context, fiber_main, 0);
+    return fiber;
+}
+
+static void resume(Fiber* fiber) {
+    block.current = fiber;
+    swapcontext(&block.scheduler, &fiber->context);
+}
+
+// Let those threads in [first, last) go on that wait, if all of them wait for the same.
+static bool release(unsigned first, unsigned last, State barrier) {
+    for (unsigned t = first; t < last; ++t) {
+        if (block.states[t] != barrier) return false;
+    }
+    for (unsigned t = first; t < last; ++t) block.states[t] = State::running;
+    return true;
+}
+
+static bool run_block() {
+    block.next = 0;
+    block.states.assign(block.count, State::running);
+    block.exchange.assign(block.count, 0);
+    size_t used = 0;
+    while (block.next < block.count) resume(idle_fiber(used++));
+    for (;;) {
+        bool waiting = false, released = release(0, block.count, State::at_block_barrier);
+        for (unsigned first = 0; first < block.count; first += 32) {
+            unsigned last = first + 32;  // a warp that is not whole cannot shuffle
+            if (last <= block.count && release(first, last, State::at_warp_barrier)) released = true;
+        }
+        for (size_t f = 0; f < used; ++f) {
+            Fiber* fiber = block.fibers[block.descending ? used - 1 - f : f].get();
+            if (fiber->state == State::done) continue;
+            waiting = true;
+            if (block.states[fiber->thread] == State::running) resume(fiber);
+        }
+        if (!waiting) return true;
+        if (!released) {
+            block.error = "threads wait at a barrier that others do not come to";
+            return false;
+        }
+    }
+}
+
+// -- entry points: name, the types of the parameters, and a call with CUDA's array of addresses
+
+template <class T> std::string type_name() {
+    if constexpr (std::is_pointer_v<T>) {
+        return type_name<std::remove_cv_t<std::remove_pointer_t<T>>>() + "*";
+    } else if constexpr (std::is_same_v<T, bool>) {
+        return "bool";
+    } else if constexpr (std::is_floating_point_v<T>) {
+        return "float" + std::to_string(8 * sizeof(T));
+    } else if constexpr (std::is_integral_v<T>) {
+        return "int" + std::to_string(8 * sizeof(T));
+    } else {
+        return "int64";  // a struct of them
+    }
+}
+
+struct Entry {
+    std::string signature;
+    std::function<void(void**)> call;
+};
+
+static std::map<std::string, Entry> entries;
+
+template <class... T, size_t... i>
+Entry entry(void (*kernel)(T...), std::index_sequence<i...>) {
+    return {((type_name<T>() + " ") + ... + ""), [kernel](void** arguments) {
+                kernel(*static_cast<std::remove_cv_t<T>*>(arguments[i])...);
+            }};
+}
+
+template <class... T> Entry entry(void (*kernel)(T...)) {
+    return entry(kernel, std::index_sequence_for<T...>());
+}
+
+}  // namespace host
+
+extern "C" const char* signature(const char* name) {
+    return host::entries.at(name).signature.c_str();
+}
+
+extern "C" const char* launch(
+    const char* name, const unsigned* grid, const unsigned* threads, void** arguments,
+    bool descending
+) {
+    gridDim = {grid[0], grid[1], grid[2]};
+    blockDim = {threads[0], threads[1], threads[2]};
+    host::block.kernel = [&] { host::entries.at(name).call(arguments); };
+    host::block.count = threads[0] * threads[1] * threads[2];
+    host::block.descending = descending;
+    host::block.error.clear();
+    size_t blocks = size_t(grid[0]) * grid[1] * grid[2];
+    for (size_t b = 0; b < blocks && host::block.error.empty(); ++b) {
+        size_t i = descending ? blocks - 1 - b : b;
+        blockIdx = {
+            unsigned(i % grid[0]), unsigned(i / grid[0] % grid[1]), unsigned(i / grid[0] / grid[1])
+        };
+        host::run_block();
+    }
+    return host::block.error.c_str();
+}
+
+// -- what a kernel calls
+
+inline void __syncthreads() { host::give_way(host::State::at_block_barrier); }
+
+template <class T> T __shfl_xor_sync(unsigned, T value, int lanes) {
+    unsigned self = host::block.current->thread;
+    auto& exchange = host::block.exchange;
+    std::memcpy(&exchange[self], &value, sizeof value);
+    host::give_way(host::State::at_warp_barrier);
+    std::memcpy(&value, &exchange[self ^ unsigned(lanes)], sizeof value);
+    host::give_way(host::State::at_warp_barrier);  // before the next shuffle overwrites it
+    return value;
+}
