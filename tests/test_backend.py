@@ -147,9 +147,31 @@ def test_auto_takes_the_fastest_that_works(monkeypatch):
     assert resolve("auto") == "numpy"
 
 
-def test_reproducible_mode_is_refused_rather_than_ignored():
-    with pytest.raises(BackendError, match="reproducible mode is not in this version"):
-        resolve("numpy", reproducible=True)
+def test_reproducible_mode_by_every_way_of_selecting():
+    assert not xnet.get_backend().reproducible
+    assert resolve("numba", reproducible=True).reproducible
+    with xnet.use_backend("numba", reproducible=True) as backend:
+        assert backend.reproducible
+        assert xnet.TwoLayerNet(2, 3, 2).backend is backend
+        # A backend named within keeps the mode, unless it is said otherwise.
+        assert resolve("numpy").reproducible
+        assert not resolve("numpy", reproducible=False).reproducible
+    with xnet.use_backend(reproducible=True) as backend:
+        assert backend is resolve("numpy", reproducible=True)
+
+
+def test_reproducible_mode_from_outside(monkeypatch):
+    monkeypatch.setenv("XNET_REPRODUCIBLE", "1")
+    assert xnet.get_backend() is resolve("numpy", reproducible=True)
+    assert resolve("numba").reproducible
+    assert xnet.set_backend("numba", reproducible=False) is resolve("numba")
+    assert not xnet.get_backend().reproducible
+
+
+def test_moving_a_network_keeps_its_mode():
+    network = xnet.TwoLayerNet(2, 3, 2, backend=resolve("numpy", reproducible=True))
+    assert network.to("numba").backend is resolve("numba", reproducible=True)
+    assert network.to(resolve("numba")).backend is resolve("numba")
 
 
 # -- selection

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
-from xnet import perturbation
+from xnet import exact, perturbation
 from xnet.errors import BackendError
 from xnet.perturbation import Step
 
@@ -114,23 +114,27 @@ class Backend:
         """
         return contextlib.nullcontext()
 
-    # -- the four operations that decide the bits
+    # -- the four operations that decide the bits; in reproducible mode those of `xnet.exact`.
+    # All else (+ - * / sqrt, comparisons, where) is correctly rounded by IEEE 754, and so the same
+    # everywhere as long as nothing fuses a multiplication with an addition.
 
     def matmul(self, a: Array, b: Array) -> Array:
         """Matrix product (N, K) by (K, M)."""
-        return self.xp.matmul(a, b)
+        return exact.matmul(self.xp, a, b) if self.reproducible else self.xp.matmul(a, b)
 
     def sum(self, a: Array, axis: int | None = None, keepdims: bool = False) -> Array:
         """Sum of the elements along `axis`, or of all."""
+        if self.reproducible:
+            return exact.sum(self.xp, a, axis, keepdims)
         return self.xp.sum(a, axis=axis, keepdims=keepdims)
 
     def exp(self, a: Array) -> Array:
         """e to the power of each element."""
-        return self.xp.exp(a)
+        return exact.exp(self.xp, a) if self.reproducible else self.xp.exp(a)
 
     def log(self, a: Array) -> Array:
         """Natural logarithm of each element."""
-        return self.xp.log(a)
+        return exact.log(self.xp, a) if self.reproducible else self.xp.log(a)
 
     # -- kernels: generic forms. Arrays are floating point, of one dtype, and checked by the caller
 
@@ -281,11 +285,6 @@ _instances: dict[tuple[str, int | None, bool], Backend] = {}
 
 def _instance(name: str, device: int | None, reproducible: bool) -> Backend:
     """The one instance for these arguments, made on first use."""
-    if reproducible:
-        raise BackendError(
-            "reproducible mode is not in this version of xnet; drop reproducible=True "
-            "or XNET_REPRODUCIBLE"
-        )
     cls = _load(name)
     reason = _why_unusable(name)
     if reason is not None:
@@ -313,7 +312,8 @@ def resolve(backend: "str | Backend | None" = None, reproducible: bool | None = 
         (cupy if a GPU works, else numba if installed, else numpy); a `Backend`; or None for the
         current one.
     reproducible
-        None keeps the backend's own mode, or for a name the one XNET_REPRODUCIBLE sets.
+        None keeps a `Backend`'s own mode, and for a name the current one: that of
+        `get_backend`, which XNET_REPRODUCIBLE sets from outside.
 
     Raises
     ------
@@ -329,7 +329,7 @@ def resolve(backend: "str | Backend | None" = None, reproducible: bool | None = 
     if not isinstance(backend, str):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(f"backend is a {type(backend).__name__}, expected a name or a Backend")
     if reproducible is None:
-        reproducible = _reproducible_from_environment()
+        reproducible = _current_mode()
     if backend == "auto":
         usable = [name for name in AUTO_ORDER if name in _registry() and not _why_unusable(name)]
         return _instance(usable[0], None, reproducible)
@@ -350,6 +350,11 @@ def _reproducible_from_environment() -> bool:
     if value not in ("", "0", "1"):
         raise BackendError(f"XNET_REPRODUCIBLE is {value!r}, expected 0 or 1")
     return value == "1"
+
+
+def _current_mode() -> bool:
+    current = _current.get() or _default
+    return _reproducible_from_environment() if current is None else current.reproducible
 
 
 def get_backend() -> Backend:
@@ -388,7 +393,10 @@ def set_backend(backend: str | Backend, reproducible: bool | None = None) -> Bac
 def use_backend(
     backend: str | Backend | None = None, reproducible: bool | None = None
 ) -> Generator[Backend]:
-    """Make `backend` current within the block, in this thread or asyncio task alone."""
+    """Make `backend` current within the block, in this thread or asyncio task alone.
+
+    Without a name it is the current backend in the mode asked for.
+    """
     chosen = resolve(backend, reproducible)
     token = _current.set(chosen)
     try:

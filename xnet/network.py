@@ -199,12 +199,15 @@ class Network:
     def to(self, backend: str | Backend) -> "Network":
         """Move this network to another backend; returns the network itself.
 
+        A name keeps the network's mode, reproducible or fast; a `Backend` brings its own.
+
         Raises
         ------
         BackendError
             The backend is unknown or unusable; the network stays where it was.
         """
-        target = resolve(backend)
+        mode = None if isinstance(backend, Backend) else self.backend.reproducible
+        target = resolve(backend, mode)
         self._move_parameters(target.asarray)
         self.backend = target
         return self

@@ -1,0 +1,376 @@
+"""The order-free product and sum, and exp and log from exact steps: reproducible mode.
+
+Rounding makes a sum depend on its order, and BLAS libraries, thread counts and GPUs all choose
+different orders. So the order is not fixed here: every partial sum is made exact, and then its
+order does not matter. What is left to round is added in one written order.
+
+**Slices** (Rump, Ogita & Oishi 2008, "Accurate floating-point summation", section 3). Let L be a
+power of two with |a| <= L, and s = 1.5 2^52 w L for a width w = 2^-beta, beta <= 51. Every number
+near s is a multiple of w L, so q = (a + s) - s is `a` rounded to a multiple of w L, and a - q is
+exact and at most w L / 2. Doing the same to a - q with w^2, and so on, cuts `a` into slices: the
+first is an integer of at most 2^beta in units of w L, the t-th one of at most 2^(beta - 1) in
+units of w^t L.
+
+**Product** (Ozaki, Ogita, Oishi & Rump 2012, "Error-free transformations of matrix
+multiplication by using fast routines of matrix multiplication"). With one L for each row of A and
+for each column of B, an element of A_s B_t is a sum of K integers in one unit, w^(s + t) L L'. So
+are all the A_s B_t of one order s + t; together they are sums of at most K (1 + (S - 2) / 4)
+2^(2 beta), where S is the number of slices. `product_slices` chooses beta to keep that within 2^53:
+then float64 holds every partial sum exactly, in any order, any blocking, with or without fused
+multiply-adds, and any BLAS gives the same bits at its full speed. Orders beyond S + 1 are dropped;
+the others are rounded once each and added, the smallest first.
+
+**Rounding.** With u = 2^-24 or 2^-53 for float32 and float64, an element of the product differs
+from the exact one by at most
+
+    u |c| + 8 K 2^(-S beta) max|row of A| max|column of B|
+
+(what is cut off and dropped is at most 2 K 2^(-S beta) L L', and L is below twice the maximum).
+S beta is at least 32 for float32 and 54 for float64; it is 42 and 63 for K up to 1,638, where the
+second term is 2^-18 and 2^-10 of K u max max. Plain BLAS has K u sum |a| |b| in its place: that
+is less only where the largest elements of a row and of a column exceed the others that much and do
+not meet.
+
+**Range.** float32 is cut in float64, whose exponents hold all products of slices. In float64, rows
+and columns whose largest element is beyond 2^400 or below 2^-400 are first scaled by 2^-600 or
+2^600, and the result is scaled back.
+
+**Zeros, infinities, NaN.** A sum that is 0 is +0. Subnormals are numbers as any other. What is not
+finite takes part as in IEEE 754: a result is NaN if one of its terms is, or if it has terms of
+both inf and -inf; else it is the infinity among its terms.
+"""
+
+import math
+from functools import cache
+from typing import Any, TypeAlias
+
+Array: TypeAlias = Any
+Namespace: TypeAlias = Any
+
+ACCURATE_BITS = {"float32": 32, "float64": 54}
+"""Bits, at least, that the slices of a product keep below the largest element of a row."""
+
+DIGITS = {"float32": 24, "float64": 53}
+"""Bits of a significand."""
+
+
+# -- slices
+
+
+def product_slices(contracted: int, dtype: str) -> tuple[int, int]:
+    """How many slices a product over `contracted` terms takes, and of how many bits each.
+
+    The fewest that keep `ACCURATE_BITS`: two for float32 up to a length of 2^21, three for
+    float64 up to about 2^17.
+    """
+    slices = 2
+    while True:
+        most = math.ceil(contracted * (slices + 2) / 4)
+        bits = (53 - (most - 1).bit_length()) // 2
+        if slices * bits >= ACCURATE_BITS[dtype]:
+            return slices, bits
+        slices += 1
+
+
+def sum_slices(terms: int, dtype: str) -> tuple[int, int]:
+    """How many slices a sum of `terms` takes, and of how many bits each.
+
+    Sums of slices of 53 - ceil(log2(terms)) bits are exact. There are enough of them for what is
+    cut off, at most terms 2^(-slices bits) max|a|, to be below u max|a|.
+    """
+    bits = min(51, 53 - (terms - 1).bit_length())
+    return math.ceil((DIGITS[dtype] + (terms - 1).bit_length()) / bits), bits
+
+
+def power_of_two(xp: Namespace, p: Array) -> Array:
+    """The smallest power of two that is at least p, for p in [0, 2^970); 0 for 0.
+
+    NextPowerTwo of Rump, Ogita & Oishi 2008, algorithm 3.5: two roundings do it.
+    """
+    q = p * 2.0**53
+    power = xp.abs((q + p) - q)
+    return xp.where(power == 0, p, power)
+
+
+def cut(xp: Namespace, a: Array, largest: Array, slices: int, bits: int) -> list[Array]:
+    """`a`, float64, in slices of `bits` bits below the power of two `largest`."""
+    parts: list[Array] = []
+    for s in range(1, slices + 1):
+        shift = largest * (1.5 * 2.0 ** (52 - bits * s))
+        part = a + shift
+        part -= shift
+        parts.append(part)
+        if s < slices:
+            a = a - part
+    return parts
+
+
+def _largest(xp: Namespace, a: Array, axis: int | tuple[int, ...] | None) -> Array:
+    """max|a| along `axis`, kept as an axis of length 1, without a copy of `a`."""
+    return xp.maximum(xp.max(a, axis=axis, keepdims=True), -xp.min(a, axis=axis, keepdims=True))
+
+
+def _half_scale(xp: Namespace, largest: Array) -> Array:
+    """2^300, 1 or 2^-300: the root of the factor by which the range of float64 was left."""
+    one = xp.ones_like(largest)
+    low = xp.where(largest < 2.0**-400, one * 2.0**-300, one)
+    return xp.where(largest > 2.0**400, one * 2.0**300, low)
+
+
+def _every_finite(xp: Namespace, *arrays: Array) -> bool:
+    return all(bool(xp.all(xp.isfinite(array))) for array in arrays)
+
+
+# -- product
+
+
+def matmul(xp: Namespace, a: Array, b: Array) -> Array:
+    """Matrix product (N, K) by (K, M), the same bits whatever `xp.matmul` does.
+
+    Parameters
+    ----------
+    xp
+        The array namespace.
+    a, b
+        Both float32 or both float64.
+
+    Returns
+    -------
+    Array
+        (N, M), the dtype of a. See the module's text for how it is rounded.
+    """
+    if 0 in (*a.shape, *b.shape):
+        return xp.zeros((a.shape[0], b.shape[1]), dtype=a.dtype, device=a.device)
+    largest_a, largest_b = _largest(xp, a, 1), _largest(xp, b, 0)
+    if _every_finite(xp, largest_a, largest_b):
+        return xp.astype(_finite_matmul(xp, a, b, largest_a, largest_b), a.dtype)
+    zero = xp.zeros_like(a[0, 0])
+    finite_a, finite_b = (xp.where(xp.isfinite(array), array, zero) for array in (a, b))
+    return _with_infinities(xp, a, b, matmul(xp, finite_a, finite_b))
+
+
+def _finite_matmul(xp: Namespace, a: Array, b: Array, largest_a: Array, largest_b: Array) -> Array:
+    """The product of finite matrices, in float64."""
+    slices, bits = product_slices(a.shape[1], _name(xp, a))
+    half = None
+    if a.dtype == xp.float64:
+        half_a, half_b = _half_scale(xp, largest_a), _half_scale(xp, largest_b)
+        half = half_a * half_b
+        a, b = a / half_a / half_a, b / half_b / half_b
+        largest_a, largest_b = largest_a / half_a / half_a, largest_b / half_b / half_b
+    a, b, largest_a, largest_b = (
+        xp.astype(array, xp.float64, copy=False) for array in (a, b, largest_a, largest_b)
+    )
+    parts_a = cut(xp, a, power_of_two(xp, largest_a), slices, bits)
+    parts_b = cut(xp, b, power_of_two(xp, largest_b), slices, bits)
+    # One product with all the slices of b that meet a slice of a: BLAS likes few and wide ones.
+    products = [
+        xp.matmul(part, xp.concat(parts_b[: slices - s], axis=1) if s < slices - 1 else parts_b[0])
+        for s, part in enumerate(parts_a)
+    ]
+    columns = b.shape[1]
+    total = 0.0
+    for order in range(slices - 1, -1, -1):
+        exact = products[0][:, order * columns : (order + 1) * columns]
+        for s in range(1, order + 1):
+            exact = exact + products[s][:, (order - s) * columns : (order - s + 1) * columns]
+        total = exact + total
+    return total if half is None else total * half * half
+
+
+def _name(xp: Namespace, a: Array) -> str:
+    return "float32" if a.dtype == xp.float32 else "float64"
+
+
+def _with_infinities(xp: Namespace, a: Array, b: Array, finite: Array) -> Array:
+    """`finite` with what the infinities and NaN among a (N, K) and b (K, M) make of it.
+
+    How many terms of each kind there are is a product of zeros and ones, which is exact.
+    """
+
+    def kinds(*masks: Array, axis: int) -> Array:
+        return xp.astype(xp.concat(masks, axis=axis), xp.float64)
+
+    def count(left: list[Array], right: list[Array]) -> Array:
+        return xp.matmul(kinds(*left, axis=1), kinds(*right, axis=0)) > 0
+
+    def signs(array: Array) -> list[Array]:
+        up, down = array == math.inf, array == -math.inf
+        return [up, down, (array > 0) & ~up, (array < 0) & ~down]
+
+    (up_a, down_a, plus_a, minus_a), (up_b, down_b, plus_b, minus_b) = signs(a), signs(b)
+    every_a, every_b = xp.ones_like(up_a), xp.ones_like(up_b)
+    # Which terms are inf: inf by what is above 0, -inf by what is below, and the other way round.
+    left = [up_a, down_a, up_a | plus_a, down_a | minus_a]
+    up = count(left, [up_b | plus_b, down_b | minus_b, up_b, down_b])
+    down = count(left, [down_b | minus_b, up_b | plus_b, down_b, up_b])
+    nan = count(
+        [xp.isnan(a), every_a, up_a | down_a, a == 0], [every_b, xp.isnan(b), b == 0, up_b | down_b]
+    )
+    return _special(xp, finite, up, down, nan)
+
+
+def _special(xp: Namespace, finite: Array, up: Array, down: Array, nan: Array) -> Array:
+    """`finite`, or inf, -inf or NaN where there are such terms."""
+
+    def constant(value: float) -> Array:
+        return xp.asarray(value, dtype=finite.dtype, device=finite.device)
+
+    infinite = xp.where(up, constant(math.inf), xp.where(down, constant(-math.inf), finite))
+    return xp.where(nan | (up & down), constant(math.nan), infinite)
+
+
+# -- sum
+
+
+def sum(xp: Namespace, a: Array, axis: int | None = None, keepdims: bool = False) -> Array:
+    """Sum along `axis` or of all, the same bits whatever `xp.sum` does.
+
+    Parameters
+    ----------
+    xp
+        The array namespace.
+    a
+        float32 or float64.
+    axis, keepdims
+        As those of the array API.
+
+    Returns
+    -------
+    Array
+        The dtype of a; within u |sum| + u max|a| of the exact sum (u = 2^-24 or 2^-53).
+    """
+    size = math.prod(a.shape)
+    if size == 0:
+        return xp.sum(a, axis=axis, keepdims=keepdims)
+    largest = _largest(xp, a, axis)
+    if not _every_finite(xp, largest):
+        finite = sum(xp, xp.where(xp.isfinite(a), a, xp.zeros_like(a)), axis, keepdims)
+        kinds = (a == math.inf, a == -math.inf, xp.isnan(a))
+        return _special(xp, finite, *(xp.any(v, axis=axis, keepdims=keepdims) for v in kinds))
+    terms = size if axis is None else a.shape[axis]
+    slices, bits = sum_slices(terms, _name(xp, a))
+    half = _half_scale(xp, largest) if a.dtype == xp.float64 else None
+    dtype = a.dtype
+    if half is not None:
+        a, largest = a / half / half, largest / half / half
+    a, largest = (xp.astype(array, xp.float64, copy=False) for array in (a, largest))
+    total = 0.0
+    for part in reversed(cut(xp, a, power_of_two(xp, largest), slices, bits)):
+        total = xp.sum(part, axis=axis, keepdims=True) + total
+    if half is not None:
+        total = total * half * half
+    if not keepdims:
+        total = xp.reshape(total, ()) if axis is None else xp.squeeze(total, axis=axis)
+    return xp.astype(total, dtype)
+
+
+# -- exp and log
+
+LN2_HIGH = math.floor(math.log(2) * 2.0**41) / 2.0**41
+"""ln 2 to 41 bits: its product with an integer of up to 11 bits is exact."""
+
+LN2_LOW = (math.log(2) - LN2_HIGH) + 2.3190468138462996e-17
+"""ln 2 - LN2_HIGH, by way of ln 2 - float64(ln 2) to 17 digits."""
+
+LOG2_E = 1 / math.log(2)
+SHIFTER = 1.5 * 2.0**52
+"""Adding it rounds to an integer."""
+
+EXP_LOWEST, EXP_HIGHEST = -746.0, 710.0
+"""Where exp has become 0 and inf."""
+
+EXP_COEFFICIENTS = tuple(1 / math.factorial(k) for k in range(13, 1, -1))
+"""Taylor's, from r^13 to r^2: for |r| <= ln(2) / 2 the next term is below 2^-57."""
+
+LOG_COEFFICIENTS = tuple(2 / (2 * k + 1) for k in range(11, 0, -1))
+"""Of 2 atanh(s) / s - 2 in s^2, from s^22: for |s| <= 0.1716 the next term is below 2^-62."""
+
+LOWEST_POWER = -1022
+
+
+@cache
+def _powers_of_two(xp: Namespace, device: Any) -> Array:
+    """2^k for k from `LOWEST_POWER` to 1023."""
+    powers = [math.ldexp(1.0, k) for k in range(LOWEST_POWER, 1024)]
+    return xp.asarray(powers, dtype=xp.float64, device=device)
+
+
+def _times_power_of_two(xp: Namespace, a: Array, n: Array) -> Array:
+    """A 2^n for integers n in [-1080, 1030], in two factors so that it rounds once."""
+    powers = _powers_of_two(xp, a.device)
+
+    def power(k: Array) -> Array:
+        return xp.reshape(xp.take(powers, xp.reshape(k - LOWEST_POWER, (-1,)), axis=0), k.shape)
+
+    half = n // 2
+    return a * power(half) * power(n - half)
+
+
+def exp(xp: Namespace, a: Array) -> Array:
+    """e to the power of each element, by separate multiplications and additions.
+
+    x = n ln 2 + r with an integer n and |r| <= ln(2) / 2, and exp(x) = 2^n exp(r) with exp(r) =
+    1 + (r + r^2 (1/2! + r/3! + ...)) (Cody & Waite 1980, chapter 6). It is done in float64 for
+    both dtypes: within 1 unit in the last place there, and for float32 correctly rounded but for
+    about one argument in 10^8.
+
+    Parameters
+    ----------
+    xp
+        The array namespace.
+    a
+        float32 or float64, any shape.
+    """
+    x = xp.astype(a, xp.float64)
+    x = xp.where(x < EXP_LOWEST, xp.full_like(x, EXP_LOWEST), x)
+    x = xp.where(x > EXP_HIGHEST, xp.full_like(x, EXP_HIGHEST), x)
+    nan = xp.isnan(x)
+    x = xp.where(nan, xp.zeros_like(x), x)  # it could not become an integer
+    n = (x * LOG2_E + SHIFTER) - SHIFTER
+    r = (x - n * LN2_HIGH) - n * LN2_LOW
+    p = xp.full_like(r, EXP_COEFFICIENTS[0])
+    for coefficient in EXP_COEFFICIENTS[1:]:
+        p = p * r + coefficient
+    y = _times_power_of_two(xp, (r * r * p + r) + 1.0, xp.astype(n, xp.int64))
+    return xp.astype(xp.where(nan, xp.full_like(y, math.nan), y), a.dtype)
+
+
+def log(xp: Namespace, a: Array) -> Array:
+    """Natural logarithm of each element, by separate multiplications and additions.
+
+    x = 2^n (1 + f) with an integer n and 1 + f in [sqrt(1/2), sqrt(2)]. With s = f / (2 + f),
+    log(1 + f) = 2 atanh(s) = f - (f^2 / 2 - s (f^2 / 2 + R)), R = 2 s^2 / 3 + 2 s^4 / 5 + ...:
+    the form of FreeBSD's e_log.c, with the series' own coefficients. It is done in float64 for
+    both dtypes: within 1 unit in the last place there.
+
+    Parameters
+    ----------
+    xp
+        The array namespace.
+    a
+        float32 or float64, any shape. log(0) is -inf, the logarithm of less is NaN.
+    """
+    x = xp.astype(a, xp.float64)
+    valid = (x > 0) & (x < math.inf)
+    x = xp.where(valid, x, xp.ones_like(x))
+    huge = x > 2.0**900
+    x = xp.where(huge, x * 2.0**-200, x)
+    power = power_of_two(xp, x)
+    # The logarithm of a power of two is an integer, whatever the library rounds it to.
+    n = xp.round(xp.log2(power))
+    m = x / power
+    low = m < math.sqrt(0.5)
+    m, n = xp.where(low, m + m, m), xp.where(low, n - 1.0, n)
+    n = xp.where(huge, n + 200.0, n)
+    f = m - 1.0
+    s = f / (f + 2.0)
+    z = s * s
+    R = xp.full_like(z, LOG_COEFFICIENTS[0])
+    for coefficient in LOG_COEFFICIENTS[1:]:
+        R = R * z + coefficient
+    half_square = f * f * 0.5
+    y = n * LN2_HIGH - ((half_square - (s * (half_square + R * z) + n * LN2_LOW)) - f)
+    special = xp.where(a == 0, xp.full_like(y, -math.inf), xp.full_like(y, math.nan))
+    special = xp.where(a == math.inf, xp.full_like(y, math.inf), special)
+    return xp.astype(xp.where(valid, y, special), a.dtype)
