@@ -19,6 +19,7 @@
 
 #define __global__
 #define __device__
+#define __constant__
 #define __host__
 #define __shared__ static
 #define __restrict__
@@ -209,6 +210,18 @@ extern "C" const char* launch(
 }
 
 // -- what a kernel calls
+
+inline double __longlong_as_double(long long bits) {
+    double value;
+    std::memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+inline long long __double_as_longlong(double value) {
+    long long bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    return bits;
+}
 
 inline void __syncthreads() { host::give_way(host::State::at_block_barrier); }
 

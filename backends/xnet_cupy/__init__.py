@@ -89,47 +89,71 @@ class CupyBackend(Backend):
         """The CUDA kernels, as functions of packed arrays."""
         return import_module("xnet_cupy.kernels")
 
+    @property
+    def _mode(self) -> str:
+        return "Exact" if self.reproducible else "Fast"
+
+    def matmul(self, a: Array, b: Array) -> Array:
+        if not self.reproducible or not (a.size and b.size):
+            return super().matmul(a, b)
+        return self.kernels.exact_matmul(_packed(a), _packed(b))
+
+    def sum(self, a: Array, axis: int | None = None, keepdims: bool = False) -> Array:
+        if not self.reproducible or not a.size:
+            return super().sum(a, axis, keepdims)
+        return self.kernels.exact_sum(_packed(a), axis, keepdims)
+
+    def exp(self, a: Array) -> Array:
+        if not self.reproducible:
+            return super().exp(a)
+        return self.kernels.apply("Exact", "Exp<Exact>", _packed(a))
+
+    def log(self, a: Array) -> Array:
+        if not self.reproducible:
+            return super().log(a)
+        return self.kernels.apply("Exact", "Log<Exact>", _packed(a))
+
     def affine(self, x: Array, W: Array, b: Array) -> Array:
         out = self.matmul(x, W)
-        self.kernels.add_bias(out, _packed(b))
+        self.kernels.add_bias(self._mode, out, _packed(b))
         return out
 
     def affine_backward(self, dout: Array, x: Array, W: Array) -> tuple[Array, Array, Array]:
-        sums = self.kernels.column_sums(_packed(dout))
+        sums = self.kernels.column_sums(self._mode, _packed(dout))
         return self.matmul(dout, W.T), self.matmul(x.T, dout), sums
 
     def sigmoid(self, x: Array) -> Array:
-        return self.kernels.sigmoid(_packed(x))
+        return self.kernels.apply(self._mode, "Sigmoid<{math}>", _packed(x))
 
     def sigmoid_backward(self, dout: Array, y: Array) -> Array:
-        return self.kernels.sigmoid_backward(_packed(dout), _packed(y))
+        return self.kernels.sigmoid_backward(self._mode, _packed(dout), _packed(y))
 
     def relu(self, x: Array) -> Array:
-        return self.kernels.relu(_packed(x))
+        return self.kernels.apply(self._mode, "Relu", _packed(x))
 
     def relu_backward(self, dout: Array, mask: Array) -> Array:
-        return self.kernels.relu_backward(_packed(dout), _packed(mask))
+        return self.kernels.relu_backward(self._mode, _packed(dout), _packed(mask))
 
     def softmax(self, x: Array) -> Array:
-        return self.kernels.softmax(_packed(x))
+        return self.kernels.softmax(self._mode, _packed(x))
 
     def softmax_with_loss(self, x: Array, t: Array) -> tuple[Array, Array]:
-        losses, y = self.kernels.softmax_with_loss(_packed(x), _packed(t))
-        return self.sum(losses) / x.shape[0], y
+        y, terms = self.kernels.softmax_with_terms(self._mode, _packed(x), _packed(t))
+        return -self.sum(terms) / x.shape[0], y
 
     def softmax_with_loss_backward(self, y: Array, t: Array, dout: float = 1.0) -> Array:
-        scale = dout / y.shape[0]
-        return self.kernels.softmax_with_loss_backward(_packed(y), _packed(t), scale)
+        arrays, scale = (_packed(y), _packed(t)), dout / y.shape[0]
+        return self.kernels.softmax_with_loss_backward(self._mode, *arrays, scale)
 
     def row_losses(self, scores: Array, loss: str, t: Array) -> Array:
         t = self.xp.broadcast_to(t, scores.shape)
-        return self.kernels.row_losses(_packed(scores), loss, _packed(t))
+        return self.kernels.row_losses(self._mode, _packed(scores), loss, _packed(t))
 
     def loss_differences(
         self, x: Array, a: Array, steps: list[Step], loss: str, t: Array, h: float
     ) -> Array:
         # In float32 a difference of two losses is rounding noise however fast it comes.
-        if x.dtype != self.xp.float64:
+        if self.reproducible or x.dtype != self.xp.float64:
             return super().loss_differences(x, a, steps, loss, t, h)
         first = next((k for k, step in enumerate(steps) if step[0] == "affine"), len(steps))
         z = perturbation.run(self, steps[:first], a)

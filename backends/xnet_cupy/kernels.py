@@ -8,6 +8,7 @@ import base64
 import contextlib
 import hashlib
 import json
+import math
 import os
 import tempfile
 from functools import cache
@@ -17,27 +18,34 @@ import cupy
 import numpy as np
 from cupy.cuda import nvrtc
 
+from xnet import exact
+
 SOURCE = Path(__file__).with_name("kernels.cu")
 
-OPTIONS = ("--std=c++17", "--ftz=false", "--prec-div=true", "--prec-sqrt=true", "--fmad=true")
-"""Subnormals are kept and division is correctly rounded; fused multiply-adds are welcome."""
+OPTIONS = ("--std=c++17", "--ftz=false", "--prec-div=true", "--prec-sqrt=true")
+"""Subnormals are kept, division is correctly rounded."""
+
+CONTRACTION = {"Fast": "--fmad=true", "Exact": "--fmad=false"}
+"""Whether multiplications are fused with additions, by what the kernels are for."""
 
 C_TYPES = {"float32": "float", "float64": "double"}
 
-PER_TYPE = (
-    *(f"{kernel}<{{}}, {f}>" for kernel in ("activate", "add_bias") for f in ("Sigmoid", "Relu")),
-    "add_bias<{}, Identity>",
-    "sigmoid_backward<{}>",
-    "relu_backward<{}>",
-    "softmax<{}>",
-    "softmax_with_loss<{}>",
-    "softmax_with_loss_backward<{}>",
-    "cross_entropies<{}>",
-    "squared_errors<{}>",
-    "column_sums<{}>",
+KERNELS = (
+    *("apply<{type}, Sigmoid<{math}>>", "apply<{type}, Relu>"),
+    *("add_bias<{type}, Identity>", "add_bias<{type}, Sigmoid<{math}>>", "add_bias<{type}, Relu>"),
+    *("sigmoid_backward<{type}>", "relu_backward<{type}>"),
+    *("softmax<{type}, {math}>", "softmax_with_terms<{type}, {math}>"),
+    "softmax_with_loss_backward<{type}, {math}>",
+    *("cross_entropies<{type}, {math}>", "squared_errors<{type}, {math}>"),
+    *("row_sums<{type}, {math}>", "column_sums<{type}, {math}>"),
 )
-KERNELS = (*(name.format(t) for t in C_TYPES.values() for name in PER_TYPE), "loss_differences")
-"""Every instance that is compiled, as C++ names it."""
+"""What both modes compile, for each type of number."""
+
+EXACT_KERNELS = (
+    *("apply<{type}, Exp<Exact>>", "apply<{type}, Log<Exact>>"),
+    *("cut_rows<{type}>", "cut_columns<{type}>", "add_products<{type}>"),
+)
+"""What the reproducible mode compiles besides."""
 
 THREADS = 256
 """Of a block, but where a row has few columns: then a warp."""
@@ -64,6 +72,13 @@ OPERATIONS = {"sigmoid": 0, "relu": 1, "affine": 2}
 
 
 # -- compiling
+
+
+def instances(mode):
+    """The kernels of "Fast" or "Exact" mode, as C++ names them."""
+    templates = (*KERNELS, *EXACT_KERNELS) if mode == "Exact" else KERNELS
+    names = [t.format(type=c, math=mode) for c in C_TYPES.values() for t in templates]
+    return (*names, "loss_differences") if mode == "Fast" else tuple(names)
 
 
 def compiled(names, options, capability):
@@ -108,132 +123,168 @@ def _cached(names, options, capability):
 
 
 @cache
-def _module(device, names, options):
-    code, lowered = _cached(names, options, cupy.cuda.Device(device).compute_capability)
+def _module(device, mode):
+    capability = cupy.cuda.Device(device).compute_capability
+    code, lowered = _cached(instances(mode), (*OPTIONS, CONTRACTION[mode]), capability)
     module = cupy.cuda.Module()
     module.load(code)
     return module, lowered
 
 
 @cache
-def _function(device, name):
-    module, lowered = _module(device, KERNELS, OPTIONS)
+def _function(device, mode, name):
+    module, lowered = _module(device, mode)
     return module.get_function(lowered[name])
 
 
 # -- launching
 
 
-def _launch(name, grid, block, *arguments):
-    """Launch the kernel; of the arguments, ints are `Index`, floats are double."""
+def _launch(mode, kernel, array, grid, block, *arguments):
+    """Launch the instance of `kernel` for the dtype of `array`; ints are passed as `Index`."""
+    name = kernel.format(type=C_TYPES[array.dtype.name], math=mode)
     numbers = {bool: np.bool_, int: np.int64, float: np.float64}
     arguments = tuple(numbers.get(type(value), lambda v: v)(value) for value in arguments)
-    _function(cupy.cuda.Device().id, name)(grid, block, arguments)
+    _function(cupy.cuda.Device().id, mode, name)(grid, block, arguments)
 
 
-def _instance(kernel, array, *parameters):
-    return f"{kernel}<{', '.join([C_TYPES[array.dtype.name], *parameters])}>"
+def _over_elements(mode, kernel, array, *arguments):
+    """Launch a kernel of which each thread takes an element of `array` at a time."""
+    if array.size:
+        grid = (min(-(-array.size // THREADS), LARGEST_GRID),)
+        _launch(mode, kernel, array, grid, (THREADS,), *arguments)
 
 
-def _over_elements(name, size, *arguments):
-    """Launch a kernel of which each thread takes an element at a time."""
-    if size:
-        _launch(name, (min(-(-size // THREADS), LARGEST_GRID),), (THREADS,), *arguments)
-
-
-def _over_rows(name, shape, *arguments):
-    """Launch a kernel of which each block takes a row at a time, of an array of this shape."""
-    rows, columns = shape
-    if rows and columns:
+def _over_rows(mode, kernel, array, *arguments):
+    """Launch a kernel of which each block takes a row of `array` (..., C) at a time."""
+    if array.size:
+        columns = array.shape[-1]
+        rows = array.size // columns
         threads = 32 if columns <= WARP_COLUMNS else THREADS
-        _launch(name, (min(rows, LARGEST_GRID),), (threads,), *arguments, rows, columns)
+        grid = (min(rows, LARGEST_GRID),)
+        _launch(mode, kernel, array, grid, (threads,), *arguments, rows, columns)
 
 
-# -- kernels: see xnet/backend.py
+# -- kernels: see xnet/backend.py. `mode` is "Fast", or "Exact" for reproducible mode
 
 
-def add_bias(y, b, activation="Identity"):
-    """The activation of y + b, in place of y (N, M)."""
-    name = _instance("add_bias", y, activation)
-    _over_elements(name, y.size, y, b, y.size, b.size)
-
-
-def _activate(x, activation):
+def apply(mode, function, x):
+    """The elementwise `function` of kernels.cu of x."""
     y = cupy.empty_like(x)
-    _over_elements(_instance("activate", x, activation), x.size, x, y, x.size)
+    _over_elements(mode, f"apply<{{type}}, {function}>", x, x, y, x.size)
     return y
 
 
-def sigmoid(x):
-    """1 / (1 + exp(-x)) elementwise."""
-    return _activate(x, "Sigmoid")
+def add_bias(mode, y, b, activation="Identity"):
+    """The activation of y + b, in place of y (N, M)."""
+    _over_elements(mode, f"add_bias<{{type}}, {activation}>", y, y, b, y.size, b.size)
 
 
-def relu(x):
-    """0 where x <= 0, x elsewhere."""
-    return _activate(x, "Relu")
-
-
-def sigmoid_backward(dout, y):
+def sigmoid_backward(mode, dout, y):
     """dout (1 - y) y elementwise."""
     dx = cupy.empty_like(y)
-    _over_elements(_instance("sigmoid_backward", y), y.size, dout, y, dx, y.size)
+    _over_elements(mode, "sigmoid_backward<{type}>", y, dout, y, dx, y.size)
     return dx
 
 
-def relu_backward(dout, mask):
+def relu_backward(mode, dout, mask):
     """`dout` with zeros where `mask`."""
     dx = cupy.empty_like(dout)
-    _over_elements(_instance("relu_backward", dout), dx.size, dout, mask, dx, dx.size)
+    _over_elements(mode, "relu_backward<{type}>", dout, dout, mask, dx, dx.size)
     return dx
 
 
-def column_sums(x):
-    """Sums of the columns of x (N, M): (M,)."""
-    rows, columns = x.shape
-    if not x.size:
-        return cupy.zeros(columns, x.dtype)
-    piece = max(PIECE, -(-rows // LARGEST_PIECES))
-    pieces = -(-rows // piece)
-    out = cupy.empty((pieces, columns), x.dtype)
-    grid = -(-columns // 32), pieces
-    _launch(_instance("column_sums", x), grid, (32, 8), x, out, rows, columns, piece)
-    return out[0] if pieces == 1 else column_sums(out)
-
-
-def _rows(x):
-    """The shape of x (..., C) as that of a matrix."""
-    return (x.size // x.shape[-1] if x.size else 0), x.shape[-1]
-
-
-def softmax(x):
+def softmax(mode, x):
     """exp(x) / sum of exp(x) over the last axis."""
     y = cupy.empty_like(x)
-    _over_rows(_instance("softmax", x), _rows(x), x, y)
+    _over_rows(mode, "softmax<{type}, {math}>", x, x, y)
     return y
 
 
-def softmax_with_loss(x, t):
-    """The cross-entropy error of each row of softmax(x) against t (N, C), and softmax(x)."""
-    y, losses = cupy.empty_like(x), cupy.empty(x.shape[0], x.dtype)
-    _over_rows(_instance("softmax_with_loss", x), x.shape, x, t, y, losses)
-    return losses, y
+def softmax_with_terms(mode, x, t):
+    """softmax(x), and the terms t log(y + 1e-7) of its cross-entropy error against t."""
+    y, terms = cupy.empty_like(x), cupy.empty_like(x)
+    _over_rows(mode, "softmax_with_terms<{type}, {math}>", x, x, t, y, terms)
+    return y, terms
 
 
-def softmax_with_loss_backward(y, t, scale):
+def softmax_with_loss_backward(mode, y, t, scale):
     """(y sum(r) - r) scale with r = t y / (y + 1e-7), row by row."""
-    dx = cupy.empty_like(y)
-    name = _instance("softmax_with_loss_backward", y)
-    _over_rows(name, y.shape, y, t, dx, y.dtype.type(scale))
+    dx, scale = cupy.empty_like(y), y.dtype.type(scale)
+    _over_rows(mode, "softmax_with_loss_backward<{type}, {math}>", y, y, t, dx, scale)
     return dx
 
 
-def row_losses(scores, loss, t):
+def row_losses(mode, scores, loss, t):
     """The loss of each row, (...), of `scores` (..., C) against t of the same shape."""
     kernel = "cross_entropies" if loss == "cross_entropy" else "squared_errors"
     losses = cupy.empty(scores.shape[:-1], scores.dtype)
-    _over_rows(_instance(kernel, scores), _rows(scores), scores, t, losses)
+    _over_rows(mode, f"{kernel}<{{type}}, {{math}}>", scores, scores, t, losses)
     return losses
+
+
+def row_sums(mode, x):
+    """Sums over the last axis of x (..., C)."""
+    out = cupy.empty(x.shape[:-1], x.dtype)
+    _over_rows(mode, "row_sums<{type}, {math}>", x, x, out)
+    return out
+
+
+def column_sums(mode, x):
+    """Sums over the rows of x (N, M): (M,)."""
+    rows, columns = x.shape
+    if not x.size:
+        return cupy.zeros(columns, x.dtype)
+    # A piece rounds: only sums that are not exact may be shared out among blocks.
+    piece = max(PIECE, -(-rows // LARGEST_PIECES)) if mode == "Fast" else rows
+    pieces = -(-rows // piece)
+    out = cupy.empty((pieces, columns), x.dtype)
+    grid = -(-columns // 32), pieces
+    kernel = "column_sums<{type}, {math}>"
+    _launch(mode, kernel, x, grid, (32, 8), x, out, rows, columns, piece)
+    return out[0] if pieces == 1 else column_sums(mode, out)
+
+
+def exact_sum(a, axis, keepdims):
+    """`xnet.exact.sum` of an array that is not empty."""
+    if axis is None:
+        return row_sums("Exact", a.reshape(1, -1)).reshape((1,) * a.ndim if keepdims else ())
+    axis %= a.ndim
+    if axis == a.ndim - 1:
+        sums = row_sums("Exact", a)
+    else:
+        matrices = a.reshape(-1, a.shape[axis], math.prod(a.shape[axis + 1 :]))
+        sums = cupy.stack([column_sums("Exact", matrix) for matrix in matrices])
+    shape = (*a.shape[:axis], *([1] if keepdims else []), *a.shape[axis + 1 :])
+    return sums.reshape(shape)
+
+
+def exact_matmul(a, b):
+    """`xnet.exact.matmul` of matrices (N, K) and (K, M) that are not empty."""
+    (rows, contracted), columns = a.shape, b.shape[1]
+    slices, bits = exact.product_slices(contracted, a.dtype.name)
+    parts_a = cupy.empty((slices * rows, contracted), np.float64)
+    parts_b = cupy.empty((slices, contracted, columns), np.float64)
+    half_a, half_b = cupy.empty(rows, np.float64), cupy.empty(columns, np.float64)
+    finite_a, finite_b = cupy.empty(rows, np.bool_), cupy.empty(columns, np.bool_)
+    _over_rows("Exact", "cut_rows<{type}>", a, a, parts_a, half_a, finite_a, slices, bits)
+    _launch(
+        *("Exact", "cut_columns<{type}>", b, (-(-columns // 32),), (32, 8)),
+        *(b, parts_b, half_b, finite_b, slices, bits, contracted, columns),
+    )
+    products = cupy.empty((slices * (slices + 1) // 2 * rows, columns), np.float64)
+    start = 0
+    for t in range(slices):
+        # The slices of a lie below each other, so that one product takes all that meet slice t.
+        stop = start + (slices - t) * rows
+        cupy.matmul(parts_a[: stop - start], parts_b[t], out=products[start:stop])
+        start = stop
+    out = cupy.empty((rows, columns), a.dtype)
+    _over_elements(
+        *("Exact", "add_products<{type}>", out, products, a, b, half_a, half_b),
+        *(finite_a, finite_b, out, slices, rows, contracted, columns),
+    )
+    return out
 
 
 def loss_differences(x, a, z, after, steps, loss, t, h):
@@ -263,9 +314,7 @@ def loss_differences(x, a, z, after, steps, loss, t, h):
     blocks = -(-threads // THREADS)
     out = cupy.empty((pieces, weights), x.dtype)
     _launch(
-        "loss_differences",
-        (blocks,),
-        (THREADS,),
+        *("Fast", "loss_differences", x, (blocks,), (THREADS,)),
         *(x, a, z, after, W_columns, t),
         cupy.asarray(np.array(operations or [(0, 0, 0, 0)], np.int64)),
         cupy.concatenate(parameters) if parameters else a,
@@ -275,4 +324,4 @@ def loss_differences(x, a, z, after, steps, loss, t, h):
         *(samples, inputs, columns, after.shape[1], t.shape[1]),
         *(first, behind, widest, pieces),
     )
-    return column_sums(out).reshape(inputs + 1, columns) / samples
+    return column_sums("Fast", out).reshape(inputs + 1, columns) / samples
