@@ -4,6 +4,7 @@ import os
 import sys
 from pathlib import Path
 
+import cuda_on_host
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
@@ -15,6 +16,7 @@ import xnet
 from xnet import datasets
 
 BACKENDS = tuple(info.name for info in xnet.backends())  # every registered one takes part
+ON_HOST = "cupy, its kernels on the host"
 DTYPES = ("float32", "float64")
 
 
@@ -60,14 +62,24 @@ def sample_weight():
     return path
 
 
-@pytest.fixture(params=BACKENDS)
-def backend(request):
-    """Each usable backend in turn, as the current one."""
-    why_not = {info.name: info.reason for info in xnet.backends()}[request.param]
+@pytest.fixture(params=[*BACKENDS, ON_HOST])
+def backend(request, monkeypatch):
+    """Each usable backend in turn, as the current one, and CUDA without a GPU."""
+    if request.param == ON_HOST:
+        require_host_cuda(monkeypatch)
+    name = request.param.partition(",")[0]
+    why_not = {info.name: info.reason for info in xnet.backends()}[name]
     if why_not is not None:
-        pytest.skip(f"{request.param}: {why_not}")
-    with xnet.use_backend(request.param) as current:
+        pytest.skip(f"{name}: {why_not}")
+    with xnet.use_backend(name) as current:
         yield current
+
+
+def require_host_cuda(monkeypatch):
+    """Make the stand-in for CuPy, which runs CUDA kernels on the host, what cupy is."""
+    if cuda_on_host.COMPILER is None:
+        pytest.skip(cuda_on_host.NO_COMPILER)
+    return cuda_on_host.install(monkeypatch)
 
 
 @pytest.fixture(params=DTYPES)

@@ -29,6 +29,8 @@ GUARD = 64
 GARBAGE = 0xA5
 """What `empty` fills its arrays with, byte by byte: what is left of it was not written."""
 
+CACHE = tempfile.TemporaryDirectory(prefix="xnet-cupy-")
+
 descending = False
 """Whether threads and blocks take turns from the last to the first."""
 
@@ -45,8 +47,11 @@ class Device:
 
     def __enter__(self):
         self.before, Device.current = Device.current, self.id
+        self.silence = np.errstate(all="ignore")  # a device never warns
+        self.silence.__enter__()
 
-    def __exit__(self, *_):
+    def __exit__(self, *exception):
+        self.silence.__exit__(*exception)
         Device.current = self.before
 
     def synchronize(self):
@@ -128,8 +133,10 @@ def library(names, source):
     """The kernels `names` of `source`, compiled for the host without contraction."""
     folder = Path(tempfile.mkdtemp(prefix="xnet-cuda-"))
     entries = "".join(f'host::entries["{name}"] = host::entry(&{name});\n' for name in names)
-    code = f'#include "{HEADER}"\n{source}\nstatic const bool ready = [] {{\n{entries}return true;\n}}();'
-    (folder / "host.cpp").write_text(code)
+    (folder / "host.cpp").write_text(
+        f'#include "{HEADER}"\n{source}\n'
+        f"static const bool ready = [] {{\n{entries}return true;\n}}();\n"
+    )
     subprocess.run([COMPILER, *OPTIONS, "-o", folder / "host.so", folder / "host.cpp"], check=True)
     loaded = ctypes.CDLL(folder / "host.so")
     shutil.rmtree(folder)
@@ -229,7 +236,7 @@ def modules():
     return {"cupy": cupy, "cupy.cuda": cupy.cuda, "array_api_compat.cupy": xp}
 
 
-def install(monkeypatch, cache_folder):
+def install(monkeypatch):
     """Make `import cupy` find the stand-in, with two devices, and return it."""
     import xnet_cupy
     from xnet_numpy import NumpyBackend
@@ -247,7 +254,7 @@ def install(monkeypatch, cache_folder):
         sys.modules[name] = imported
     monkeypatch.setitem(sys.modules, name, over_stand_in)
     monkeypatch.setattr(xnet_cupy, "kernels", over_stand_in, raising=False)
-    monkeypatch.setenv("CUPY_CACHE_DIR", str(cache_folder))
+    monkeypatch.setenv("CUPY_CACHE_DIR", CACHE.name)
     monkeypatch.setattr(registry, "_instances", {})
     # The stand-in's array is a NumPy array underneath, which a CuPy array is not.
     owns = NumpyBackend.owns
@@ -255,3 +262,8 @@ def install(monkeypatch, cache_folder):
         NumpyBackend, "owns", lambda self, a: owns(self, a) and not isinstance(a, Array)
     )
     return found["cupy"]
+
+
+def is_stand_in(backend):
+    """Whether `backend` runs CUDA kernels on the host."""
+    return backend.name == "cupy" and isinstance(backend.xp, Namespace)

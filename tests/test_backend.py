@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import cuda_on_host
 import numpy as np
 import pytest
+from conftest import require_host_cuda
 
 import xnet
 from xnet import backend as registry
@@ -497,11 +498,9 @@ def test_the_library_names_no_array_library():
 
 
 @pytest.fixture
-def fake_cupy(monkeypatch, tmp_path):
+def fake_cupy(monkeypatch):
     """xnet_cupy over a stand-in for CuPy with two devices."""
-    if cuda_on_host.COMPILER is None:
-        pytest.skip(cuda_on_host.NO_COMPILER)
-    return cuda_on_host.install(monkeypatch, tmp_path)
+    return require_host_cuda(monkeypatch)
 
 
 def test_cupy_chooses_its_device(fake_cupy):

@@ -14,14 +14,13 @@ import subprocess
 import sys
 import threading
 
-import cuda_on_host
 import numpy as np
 import pytest
 import xnet_cupy
 import xnet_numba
 import xnet_numpy
 import xnet_strict
-from conftest import BACKENDS
+from conftest import BACKENDS, ON_HOST, require_host_cuda
 
 import xnet
 from xnet.backend import LOG_OFFSET, Backend, dtype_name
@@ -36,7 +35,6 @@ def in_memory(*shapes):
 
 
 FORCED = "numba, forced parallel"
-ON_HOST = "cupy, its kernels on the host"
 
 
 def force_parallel(monkeypatch):
@@ -50,13 +48,11 @@ def force_parallel(monkeypatch):
 
 
 @pytest.fixture(params=[*BACKENDS, FORCED, ON_HOST])
-def backend(request, monkeypatch, tmp_path):
+def backend(request, monkeypatch):
     """Each usable backend, Numba once more with its parallel path forced, CUDA without a GPU."""
     name = request.param.partition(",")[0]
     if request.param == ON_HOST:
-        if cuda_on_host.COMPILER is None:
-            pytest.skip(cuda_on_host.NO_COMPILER)
-        cuda_on_host.install(monkeypatch, tmp_path)
+        require_host_cuda(monkeypatch)
     why_not = {info.name: info.reason for info in xnet.backends()}[name]
     if why_not is not None:
         pytest.skip(f"{name}: {why_not}")

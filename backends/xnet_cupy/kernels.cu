@@ -162,8 +162,9 @@ __device__ inline double special(double finite, int kinds) {
 
 // How the numbers of a line are cut into slices.
 template <class T> struct Cut {
-    double half = 1, top;  // half^2 is divided out first; then `top` is above all
-    int kinds;             // of what is not finite; that is cut as 0 is
+    double half = 1, inverse = 1;  // powers of two: half^2 is divided out first
+    double top;                    // then this power of two is above all
+    int kinds;                     // of what is not finite; that is cut as 0 is
 
     template <class Group, class Value> static __device__ Cut of(Value value, Index count) {
         Cut cut;
@@ -179,17 +180,19 @@ template <class T> struct Cut {
         }
         largest = Group::template all<Larger>(largest);
         cut.kinds = Group::template all<Or>(cut.kinds);
-        if (sizeof(T) == sizeof(double)) {
-            cut.half = largest > 0x1p400 ? 0x1p300 : largest < 0x1p-400 ? 0x1p-300 : 1;
+        if (sizeof(T) == sizeof(double) && largest > 0x1p400) {
+            cut.half = 0x1p300;
+            cut.inverse = 0x1p-300;
+        }
+        if (sizeof(T) == sizeof(double) && largest < 0x1p-400) {
+            cut.half = 0x1p-300;
+            cut.inverse = 0x1p300;
         }
         cut.top = power_of_two(cut.scaled(largest));
         return cut;
     }
 
-    __device__ double scaled(double v) const {
-        double inverse = 1 / half;  // exact, as all three are powers of two
-        return v * inverse * inverse;
-    }
+    __device__ double scaled(double v) const { return v * inverse * inverse; }
 
     // take(s, slice) for the slices of v, `bits` bits each.
     template <class Take> __device__ void slices(T v, int count, int bits, Take take) const {
@@ -454,12 +457,12 @@ struct Operation {  // a layer behind the perturbed one; W (in, out), then b (ou
     Index kind, at, in, out;
 };
 
-__device__ inline double activated(Index kind, double x) {
-    return kind == SIGMOID ? Sigmoid<Fast>()(x) : Relu()(x);
+template <class Math> __device__ double activated(Index kind, double x) {
+    return kind == SIGMOID ? Sigmoid<Math>()(x) : Relu()(x);
 }
 
 // The loss of the scores that score(0) to score(classes - 1) compute.
-template <class Score>
+template <class Math, class Score>
 __device__ double loss_of(Score score, const double* t, Index classes, bool cross_entropy) {
     if (!cross_entropy) {
         double sum = 0;
@@ -471,11 +474,12 @@ __device__ double loss_of(Score score, const double* t, Index classes, bool cros
     }
     double top = score(0), total = 0;
     for (Index c = 1; c < classes; ++c) top = Larger()(top, score(c));
-    for (Index c = 0; c < classes; ++c) total += exp(score(c) - top);
+    for (Index c = 0; c < classes; ++c) total += Math::exp(score(c) - top);
     double loss = 0 * total;  // NaN stays NaN, whatever the targets
     for (Index c = 0; c < classes; ++c) {
         // Most targets are zeros, and a logarithm costs as much as the rest of the row.
-        if (t[c] != 0) loss -= t[c] * log(exp(score(c) - top) / total + LOG_OFFSET<double>);
+        if (t[c] == 0) continue;
+        loss -= t[c] * Math::log(Math::exp(score(c) - top) / total + LOG_OFFSET<double>);
     }
     return loss;
 }
@@ -487,14 +491,15 @@ struct Units {
 };
 
 // `units` (width) through the layers behind; returns where the scores are.
-__device__ inline Units rest_of_network(
+template <class Math>
+__device__ Units rest_of_network(
     Units units, Units spare, Index width, const Operation* operations, Index count,
     const double* parameters
 ) {
     for (Index k = 0; k < count; ++k) {
         Operation layer = operations[k];
         if (layer.kind != AFFINE) {
-            for (Index u = 0; u < width; ++u) units[u] = activated(layer.kind, units[u]);
+            for (Index u = 0; u < width; ++u) units[u] = activated<Math>(layer.kind, units[u]);
             continue;
         }
         const double* W = parameters + layer.at;
@@ -518,6 +523,7 @@ __device__ inline Units rest_of_network(
 // operations; after (N, Q), the output of the next affine layer, whose weights are W_columns
 // (Q, M), or z if there is none (`last`); t (N, classes). scratch holds 2 `widest` numbers for
 // each thread of the grid.
+template <class Math>
 __global__ void loss_differences(
     const double* x, const double* a, const double* z, const double* after,
     const double* W_columns, const double* t, const Operation* operations,
@@ -537,7 +543,9 @@ __global__ void loss_differences(
             const double *row = after + n * width, *target = t + n * classes;
             for (int sign = 1; sign >= -1; sign -= 2) {
                 double changed = a[n * columns + j] + sign * (h * input);
-                for (Index k = 0; k < before; ++k) changed = activated(operations[k].kind, changed);
+                for (Index k = 0; k < before; ++k) {
+                    changed = activated<Math>(operations[k].kind, changed);
+                }
                 double change = changed - z[n * columns + j];
                 auto unit = [=](Index q) {
                     if (last) return q == j ? changed : row[q];
@@ -545,14 +553,14 @@ __global__ void loss_differences(
                 };
                 double loss;
                 if (behind == 0) {
-                    loss = loss_of(unit, target, classes, cross_entropy);
+                    loss = loss_of<Math>(unit, target, classes, cross_entropy);
                 } else {
                     for (Index q = 0; q < width; ++q) units[q] = unit(q);
-                    Units scores = rest_of_network(
+                    Units scores = rest_of_network<Math>(
                         units, spare, width, operations + before, behind, parameters
                     );
                     auto score = [=](Index c) { return scores[c]; };
-                    loss = loss_of(score, target, classes, cross_entropy);
+                    loss = loss_of<Math>(score, target, classes, cross_entropy);
                 }
                 difference += sign * loss;
             }

@@ -1,4 +1,4 @@
-# pyright: basic, reportMissingImports=false
+# pyright: basic, reportMissingImports=false, reportAttributeAccessIssue=false
 """What `kernels.cu` holds, as functions of CuPy arrays: compiled, cached and launched.
 
 Arrays are packed and of one device, which is current. A launch goes to the current stream.
@@ -78,7 +78,7 @@ def instances(mode):
     """The kernels of "Fast" or "Exact" mode, as C++ names them."""
     templates = (*KERNELS, *EXACT_KERNELS) if mode == "Exact" else KERNELS
     names = [t.format(type=c, math=mode) for c in C_TYPES.values() for t in templates]
-    return (*names, "loss_differences") if mode == "Fast" else tuple(names)
+    return (*names, "loss_differences<Fast>") if mode == "Fast" else tuple(names)
 
 
 def compiled(names, options, capability):
@@ -314,7 +314,7 @@ def loss_differences(x, a, z, after, steps, loss, t, h):
     blocks = -(-threads // THREADS)
     out = cupy.empty((pieces, weights), x.dtype)
     _launch(
-        *("Fast", "loss_differences", x, (blocks,), (THREADS,)),
+        *("Fast", "loss_differences<{math}>", x, (blocks,), (THREADS,)),
         *(x, a, z, after, W_columns, t),
         cupy.asarray(np.array(operations or [(0, 0, 0, 0)], np.int64)),
         cupy.concatenate(parameters) if parameters else a,
