@@ -2,9 +2,11 @@
 //
 // A block's threads run one after the other. One that must wait for others, at __syncthreads or a
 // warp shuffle, gives way and goes on when all have come: each has a stack of its own from then on.
-// Threads take turns in the order given (ascending, or descending), so that a result which depends
-// on it shows. Threads that do not all come to the same barrier are an error, not a hang.
+// A warp runs as far ahead of the others as barriers let it, the first one or the last one first:
+// where a barrier is missing, results change. Threads that do not all come to the same barrier are
+// an error, not a hang.
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -15,6 +17,7 @@
 #include <type_traits>
 #include <utility>
 #include <vector>
+#include <setjmp.h>
 #include <ucontext.h>
 
 #define __global__
@@ -44,10 +47,9 @@ namespace host {
 enum class State { running, at_block_barrier, at_warp_barrier, done };
 
 struct Fiber {  // a stack, and the thread that runs on it
-    ucontext_t context;
+    jmp_buf place;
     std::unique_ptr<char[]> stack{new char[stack_size]};
     unsigned thread = 0;
-    State state = State::done;
     static constexpr size_t stack_size = 1 << 17;
 };
 
@@ -57,9 +59,10 @@ struct Block {
     bool descending = false;
     std::vector<std::unique_ptr<Fiber>> fibers;
     std::vector<State> states;                 // by thread
+    std::vector<Fiber*> waiting;               // the stack of each thread that has given way
     std::vector<unsigned long long> exchange;  // what a shuffle passes on, by thread
     Fiber* current = nullptr;
-    ucontext_t scheduler;
+    jmp_buf scheduler;
     std::string error;
 };
 
@@ -75,13 +78,10 @@ static void fiber_main() {
     for (;;) {  // run threads until none is left; one that waited is done by its own fiber
         Fiber* self = block.current;
         if (block.next == block.count) {
-            self->state = State::done;
-            swapcontext(&self->context, &block.scheduler);
-            continue;
+            _longjmp(block.scheduler, 1);
         }
         unsigned turn = block.next++;
         self->thread = block.descending ? block.count - 1 - turn : turn;
-        self->state = block.states[self->thread] = State::running;
         set_thread(self->thread);
         block.kernel();
         block.states[self->thread] = State::done;
@@ -90,30 +90,32 @@ static void fiber_main() {
 
 static void give_way(State state) {
     Fiber* self = block.current;
-    self->state = block.states[self->thread] = state;
-    swapcontext(&self->context, &block.scheduler);
+    block.states[self->thread] = state;
+    block.waiting[self->thread] = self;
+    // swapcontext would do, but for a system call at each switch.
+    if (_setjmp(self->place) == 0) _longjmp(block.scheduler, 1);
     set_thread(self->thread);
 }
 
-static Fiber* idle_fiber(size_t index) {
-    if (index == block.fibers.size()) {
-        block.fibers.push_back(std::make_unique<Fiber>());
-    }
-    Fiber* fiber = block.fibers[index].get();
-    getcontext(&fiber->context);
-    fiber->context.uc_stack.ss_sp = fiber->stack.get();
-    fiber->context.uc_stack.ss_size = Fiber::stack_size;
-    fiber->context.uc_link = nullptr;
-    makecontext(&fiber->context, fiber_main, 0);
-    return fiber;
+// Start threads on the stack of this number, until one waits.
+static void start(size_t number) {
+    if (number == block.fibers.size()) block.fibers.push_back(std::make_unique<Fiber>());
+    block.current = block.fibers[number].get();
+    ucontext_t context;
+    getcontext(&context);
+    context.uc_stack.ss_sp = block.current->stack.get();
+    context.uc_stack.ss_size = Fiber::stack_size;
+    context.uc_link = nullptr;
+    makecontext(&context, fiber_main, 0);
+    if (_setjmp(block.scheduler) == 0) setcontext(&context);
 }
 
 static void resume(Fiber* fiber) {
     block.current = fiber;
-    swapcontext(&block.scheduler, &fiber->context);
+    if (_setjmp(block.scheduler) == 0) _longjmp(fiber->place, 1);
 }
 
-// Let those threads in [first, last) go on that wait, if all of them wait for the same.
+// Let the threads in [first, last) go on that wait, if all of them wait at this barrier.
 static bool release(unsigned first, unsigned last, State barrier) {
     for (unsigned t = first; t < last; ++t) {
         if (block.states[t] != barrier) return false;
@@ -122,26 +124,40 @@ static bool release(unsigned first, unsigned last, State barrier) {
     return true;
 }
 
+// Let a warp run until its threads wait for other warps; whether any of them went on.
+static bool run_warp(unsigned first, unsigned last) {
+    bool progress = false;
+    for (bool again = true; again;) {
+        again = false;
+        for (unsigned k = first; k < last; ++k) {
+            unsigned thread = block.descending ? first + last - 1 - k : k;
+            if (block.states[thread] == State::running) {
+                resume(block.waiting[thread]);
+                again = progress = true;
+            }
+        }
+        // A warp that is not whole cannot shuffle.
+        if (last - first == 32 && release(first, last, State::at_warp_barrier)) again = true;
+    }
+    return progress;
+}
+
 static bool run_block() {
     block.next = 0;
     block.states.assign(block.count, State::running);
+    block.waiting.assign(block.count, nullptr);
     block.exchange.assign(block.count, 0);
-    size_t used = 0;
-    while (block.next < block.count) resume(idle_fiber(used++));
+    for (size_t used = 0; block.next < block.count; ++used) start(used);
+    unsigned warps = (block.count + 31) / 32;
     for (;;) {
-        bool waiting = false, released = release(0, block.count, State::at_block_barrier);
-        for (unsigned first = 0; first < block.count; first += 32) {
-            unsigned last = first + 32;  // a warp that is not whole cannot shuffle
-            if (last <= block.count && release(first, last, State::at_warp_barrier)) released = true;
+        bool progress = false, done = true;
+        for (unsigned k = 0; k < warps; ++k) {
+            unsigned first = 32 * (block.descending ? warps - 1 - k : k);
+            progress |= run_warp(first, std::min(first + 32, block.count));
         }
-        for (size_t f = 0; f < used; ++f) {
-            Fiber* fiber = block.fibers[block.descending ? used - 1 - f : f].get();
-            if (fiber->state == State::done) continue;
-            waiting = true;
-            if (block.states[fiber->thread] == State::running) resume(fiber);
-        }
-        if (!waiting) return true;
-        if (!released) {
+        for (State state : block.states) done &= state == State::done;
+        if (done) return true;
+        if (!release(0, block.count, State::at_block_barrier) && !progress) {
             block.error = "threads wait at a barrier that others do not come to";
             return false;
         }

@@ -21,7 +21,7 @@ import numpy as np
 HEADER = Path(__file__).with_suffix(".h")
 COMPILER = shutil.which("g++") or shutil.which("clang++")
 NO_COMPILER = "neither g++ nor clang++ is here to compile CUDA kernels for the host"
-OPTIONS = ("-std=c++17", "-O1", "-ffp-contract=off", "-fPIC", "-shared")
+OPTIONS = ("-std=c++17", "-O1", "-ffp-contract=off", "-U_FORTIFY_SOURCE", "-fPIC", "-shared")
 
 GUARD = 64
 """Elements on either side of an array from `empty` that no kernel may write to."""
@@ -149,20 +149,22 @@ class Function:
         self.loaded, self.name = loaded, name.encode()
         self.parameters = loaded.signature(self.name).decode().split()
 
+    def kind(self, argument):
+        """As `signature` calls the type of a parameter, if the argument can be passed at all."""
+        if isinstance(argument, Array):
+            usable = argument.flags.c_contiguous and argument.device.id == Device.current
+            return f"{argument.dtype}*" if usable else "an array that is not packed, or elsewhere"
+        return argument.dtype.name if isinstance(argument, np.generic) else type(argument).__name__
+
     def __call__(self, grid, block, arguments):
-        assert len(arguments) == len(self.parameters)
-        values = []
-        for argument, expected in zip(arguments, self.parameters, strict=True):
-            if expected.endswith("*"):
-                assert isinstance(argument, Array)
-                assert argument.flags.c_contiguous
-                assert argument.device.id == Device.current
-                assert f"{argument.dtype}*" == expected
-                values.append(ctypes.c_void_p(argument.ctypes.data))
-            else:
-                assert isinstance(argument, np.generic)
-                assert argument.dtype.name == expected
-                values.append(ctypes.create_string_buffer(argument.tobytes()))
+        found = [self.kind(argument) for argument in arguments]
+        assert found == self.parameters, f"{self.name} is given {found}, takes {self.parameters}"
+        values = [
+            ctypes.c_void_p(argument.ctypes.data)
+            if isinstance(argument, Array)
+            else ctypes.create_string_buffer(argument.tobytes())
+            for argument in arguments
+        ]
         addresses = [ctypes.cast(ctypes.pointer(value), ctypes.c_void_p) for value in values]
         error = self.loaded.launch(
             self.name,
@@ -246,12 +248,13 @@ def install(monkeypatch):
     found = modules()
     for name, module in found.items():
         monkeypatch.setitem(sys.modules, name, module)
-    name = "xnet_cupy.kernels"
-    imported = sys.modules.pop(name, None)
+    # The module that imports CuPy is imported anew, and both places that know it are patched.
+    name, package = "xnet_cupy.kernels", vars(xnet_cupy)
+    before = sys.modules.pop(name, None), package.pop("kernels", None)
     over_stand_in = import_module(name)
-    sys.modules.pop(name)
-    if imported is not None:
-        sys.modules[name] = imported
+    del sys.modules[name], package["kernels"]
+    if before[0] is not None:
+        sys.modules[name], package["kernels"] = before
     monkeypatch.setitem(sys.modules, name, over_stand_in)
     monkeypatch.setattr(xnet_cupy, "kernels", over_stand_in, raising=False)
     monkeypatch.setenv("CUPY_CACHE_DIR", CACHE.name)
