@@ -21,7 +21,7 @@ from rich.markup import escape
 from rich.table import Table
 
 import xnet
-from xnet import datasets, weights
+from xnet import datasets, parity, weights
 from xnet.backend import Backend, backends, get_backend, resolve
 from xnet.errors import XnetError
 from xnet.layers import ACTIVATIONS, Affine, Layer
@@ -57,7 +57,8 @@ ReproducibleOption = Annotated[
     bool | None,
     typer.Option(
         "--reproducible/--fast",
-        help="The same bits on every backend, or full speed. Default: XNET_REPRODUCIBLE, else fast.",
+        help="The same bits on every backend, or full speed. "
+        "Default: as XNET_REPRODUCIBLE says, else fast.",
     ),
 ]
 SeedOption = Annotated[
@@ -235,6 +236,7 @@ def train_command(
         # JSON knows no NaN: the loss that ended a diverged run is null.
         losses = [loss if math.isfinite(loss) else None for loss in history.loss]
         facts |= {"dtype": str(dtype), "seed": seed, **vars(history), "loss": losses}
+        facts |= {"sha256": weights.sha256(network)}
         print(json.dumps(facts))
     else:
         _report(network, history, save)
@@ -275,6 +277,7 @@ def _report(network: Network, history: History, save: Path | None) -> None:
         if history.loss
         else f"{history.stopped} before the first iteration"
     )
+    print(f"weights SHA-256 {weights.sha256(network)}")
     if save is not None:
         print(f"saved to {save}")
     if history.test_accuracy:
@@ -370,6 +373,106 @@ def predict(
     )
     for image, p in zip(images, probabilities, strict=True):
         print(image.name.ljust(width), f"{p.argmax():>5}", *(f"{value:.2f}" for value in p))
+
+
+# -- parity
+
+
+@app.command(
+    "parity",
+    epilog="Examples: [bold]xnet parity[/bold] · "
+    "[bold]xnet parity --backend numba --dtype float32 --json[/bold]",
+)
+def parity_command(
+    backend: Annotated[
+        list[str] | None,
+        typer.Option(help="A backend to compare with NumPy; repeat it for more. Default: all."),
+    ] = None,
+    dtype: Annotated[
+        list[Dtype] | None, typer.Option(help="float32 or float64. Default: both.")
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of the training run.")] = 200,
+    seed: SeedOption = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare the backends with NumPy, operation by operation, in both modes.
+
+    In reproducible mode every bit must be equal; in fast mode a difference must be within the
+    bound that rounding-error analysis gives. Exit status 1 if a promise is broken.
+    """
+    names = backend or [b.name for b in backends() if b.usable]
+    dtypes = [str(d) for d in dtype or list(Dtype)]
+    verdicts, hashes = _parity(names, dtypes, steps, seed)
+    one_hash = all(len(set(found.values())) == 1 for found in hashes["reproducible"].values())
+    kept = one_hash and all(v.kept for v in verdicts)
+    if as_json:
+        rows = [
+            {**vars(v), "share": min(v.share, sys.float_info.max), "kept": v.kept} for v in verdicts
+        ]
+        facts = {"versions": _versions(), "steps": steps, "seed": seed, "kept": kept}
+        print(json.dumps({**facts, "operations": rows, "training_sha256": hashes}))
+    else:
+        for reproducible in (True, False):
+            out.print(_parity_table([v for v in verdicts if v.reproducible == reproducible]))
+        out.print(_hash_table(hashes, steps))
+        print("every promise kept" if kept else "a promise is broken: see the cells with !")
+    if not kept:
+        sys.exit(1)
+
+
+def _parity(
+    names: list[str], dtypes: list[str], steps: int, seed: int
+) -> tuple[list[parity.Verdict], dict[str, dict[str, dict[str, str]]]]:
+    """Verdicts, and training hashes by mode, dtype and backend; the reference's own first."""
+    verdicts: list[parity.Verdict] = []
+    hashes: dict[str, dict[str, dict[str, str]]] = {}
+    with Console(stderr=True).status("") as status:
+        for mode, reproducible in {"reproducible": True, "fast": False}.items():
+            reference = resolve("numpy", reproducible)
+            chosen = [b for b in (resolve(n, reproducible) for n in names) if b is not reference]
+            for d in dtypes:
+                found = hashes.setdefault(mode, {}).setdefault(d, {})
+                for b in (reference, *chosen):
+                    status.update(f"{b.label}, {mode}, {d}: training (compiles on first use)")
+                    found[b.label] = parity.training_hash(b, d, steps)
+                for operation in parity.OPERATIONS:
+                    for b in chosen if d in operation.dtypes else []:
+                        status.update(f"{b.label}, {mode}, {d}: {operation.name}")
+                        draw = parity.standard_normal(seed)
+                        verdicts.append(parity.verdict(operation, b, reference, d, draw))
+    return verdicts, hashes
+
+
+def _parity_table(verdicts: list[parity.Verdict]) -> Table:
+    """A row for each operation and dtype, a column for each backend."""
+    labels = list(dict.fromkeys(v.backend for v in verdicts))
+    reproducible = any(v.reproducible for v in verdicts)
+    title = "reproducible: bits" if reproducible else "fast: largest difference, share of its bound"
+    table = Table("operation", "dtype", *labels, title=f"{title}, against numpy")
+    cells = {(v.operation, v.dtype, v.backend): _parity_cell(v) for v in verdicts}
+    for operation, d in dict.fromkeys((v.operation, v.dtype) for v in verdicts):
+        table.add_row(operation, d, *(cells[operation, d, label] for label in labels))
+    return table
+
+
+def _parity_cell(v: parity.Verdict) -> str:
+    if v.equal:
+        return "equal"
+    if v.reproducible:
+        return f"! {v.ulps:,.0f} ulp"
+    share = f"{v.share:.0%}" if v.share >= 0.01 else "<1%"
+    return f"{'' if v.kept else '! '}{v.ulps:,.0f} ulp, {share}"
+
+
+def _hash_table(hashes: dict[str, dict[str, dict[str, str]]], steps: int) -> Table:
+    table = Table("mode", "dtype", "backend", "SHA-256", title=f"weights after {steps} steps")
+    for mode, by_dtype in hashes.items():
+        for d, found in by_dtype.items():
+            first = next(iter(found.values()))
+            for label, digest in found.items():
+                broken = "! " if mode == "reproducible" and digest != first else ""
+                table.add_row(mode, d, label, f"{broken}{digest[:16]}…")
+    return table
 
 
 # -- demo

@@ -1,6 +1,7 @@
 """Saving and loading networks: safetensors, and the notes' pickled weights, safely."""
 
 import contextlib
+import hashlib
 import io
 import json
 import os
@@ -59,6 +60,18 @@ def save(network: Network, path: str | os.PathLike[str]) -> None:
     content = to_bytes(arrays, metadata={METADATA_KEY: json.dumps(architecture)})
     with replaced(path) as file:
         file.write(content)
+
+
+def sha256(network: Network) -> str:
+    """SHA-256 of a network's parameters: their bytes, little-endian in C order, as they come.
+
+    Two networks of one shape have the same if, and only if, every bit of their parameters is.
+    """
+    digest = hashlib.sha256()
+    for array in network.params.values():
+        host = network.backend.to_numpy(array)
+        digest.update(np.ascontiguousarray(host, host.dtype.newbyteorder("<")).tobytes())
+    return digest.hexdigest()
 
 
 def check_savable(network: Network) -> None:

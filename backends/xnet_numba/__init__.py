@@ -38,8 +38,8 @@ class NumbaBackend(Backend):
 
     @property
     def kernels(self) -> ModuleType:
-        """The compiled functions."""
-        return import_module("xnet_numba.kernels")
+        """The compiled functions, of one name and meaning in both modes."""
+        return import_module("xnet_numba.exact" if self.reproducible else "xnet_numba.kernels")
 
     def owns(self, array: object) -> bool:
         """Whether `array` is a NumPy array or scalar."""
@@ -52,6 +52,24 @@ class NumbaBackend(Backend):
     def running(self) -> AbstractContextManager[object]:
         """Block without NumPy's warnings of overflow, of division by 0 and of NaN."""
         return np.errstate(over="ignore", divide="ignore", invalid="ignore")
+
+    # NumPy's own are the fast ones.
+
+    def matmul(self, a: Array, b: Array) -> Array:
+        if self.reproducible:
+            return self.kernels.matmul(_packed(a), _packed(b))
+        return super().matmul(a, b)
+
+    def sum(self, a: Array, axis: int | None = None, keepdims: bool = False) -> Array:
+        if self.reproducible:
+            return self.kernels.sum(_packed(a), axis, keepdims)
+        return super().sum(a, axis, keepdims)
+
+    def exp(self, a: Array) -> Array:
+        return self.kernels.exp(_packed(a)) if self.reproducible else super().exp(a)
+
+    def log(self, a: Array) -> Array:
+        return self.kernels.log(_packed(a)) if self.reproducible else super().log(a)
 
     def affine(self, x: Array, W: Array, b: Array) -> Array:
         return self.kernels.affine(_packed(x), _packed(W), _packed(b))
@@ -84,7 +102,7 @@ class NumbaBackend(Backend):
         self, x: Array, a: Array, steps: list[Step], loss: str, t: Array, h: float
     ) -> Array:
         # In float32 a difference of two losses is rounding noise however fast it comes.
-        if x.dtype != np.float64:
+        if self.reproducible or x.dtype != np.float64:
             return super().loss_differences(x, a, steps, loss, t, h)
         compiled: Any = import_module("xnet_numba.perturbation")
         return compiled.loss_differences(self, x, a, steps, loss, t, h)
