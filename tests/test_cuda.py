@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from xnet import perturbation
+from xnet import parity, perturbation
 from xnet.backend import resolve
 
 SOURCE = Path(xnet_cupy.__file__).with_name("kernels.cu").read_text()
@@ -394,6 +394,26 @@ def test_long_columns_are_summed_in_pieces(cuda, monkeypatch, rng):
     x = plain(rng, (4001, 3), "float64")
     _, _, found = run(backend, "affine_backward", x, np.ones((4001, 2)), np.ones((2, 3)))
     np.testing.assert_allclose(found, x.sum(axis=0), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", [operation.name for operation in parity.OPERATIONS])
+def test_parity_of_every_operation(cuda, name, dtype):
+    """What `xnet parity` compares: equal bits, and within the bound in fast mode."""
+    (operation,) = [o for o in parity.OPERATIONS if o.name == name]
+    if dtype not in operation.dtypes:
+        return
+    for reproducible in (True, False):
+        pair = cuda(reproducible), resolve("numpy", reproducible)
+        verdict = parity.verdict(operation, *pair, dtype, parity.standard_normal())
+        assert verdict.kept, verdict
+        assert verdict.equal or not reproducible
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_training_run_has_the_hash_of_the_reference(cuda, dtype):
+    hashes = {parity.training_hash(b, dtype, 20) for b in (cuda(True), resolve("numpy", True))}
+    assert len(hashes) == 1
 
 
 # -- how they are launched
