@@ -1,5 +1,6 @@
 """Run where the wheel is installed and nothing else is: it imports, trains, and says what lacks."""
 
+from importlib.resources import files
 from importlib.util import find_spec
 
 import numpy as np
@@ -8,6 +9,8 @@ import xnet
 
 for extra in ("numba", "cupy", "sklearn", "pooch", "PIL", "matplotlib"):
     assert find_spec(extra) is None, f"{extra} is installed: this environment is not bare"
+
+assert "__global__" in files("xnet_cupy").joinpath("kernels.cu").read_text()
 
 rng = np.random.default_rng(0)
 x = rng.standard_normal((200, 4))

@@ -77,9 +77,16 @@ def backend(request, monkeypatch):
 
 def require_host_cuda(monkeypatch):
     """Make the stand-in for CuPy, which runs CUDA kernels on the host, what cupy is."""
-    if cuda_on_host.COMPILER is None:
-        pytest.skip(cuda_on_host.NO_COMPILER)
+    require_tool(cuda_on_host.COMPILER, cuda_on_host.NO_COMPILER)
     return cuda_on_host.install(monkeypatch)
+
+
+def require_tool(found, reason):
+    """Skip where a compiler is missing; fail where XNET_REQUIRE_CUDA_TOOLS=1 says it is there."""
+    if found is None:
+        if os.environ.get("XNET_REQUIRE_CUDA_TOOLS") == "1":
+            pytest.fail(f"{reason}, but XNET_REQUIRE_CUDA_TOOLS=1")
+        pytest.skip(reason)
 
 
 @pytest.fixture(params=DTYPES)

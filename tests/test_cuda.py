@@ -5,6 +5,8 @@ mode are tested with every backend's, in test_kernels.py.
 """
 
 import ast
+import importlib.util
+import json
 import re
 from dataclasses import dataclass
 from itertools import pairwise
@@ -15,7 +17,7 @@ import numpy as np
 import nvrtc as wheels
 import pytest
 import xnet_cupy
-from conftest import DTYPES, property_settings, require_host_cuda
+from conftest import DTYPES, property_settings, require_host_cuda, require_tool
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
@@ -43,8 +45,7 @@ def kernels(monkeypatch):
 @pytest.fixture
 def compiler(kernels, monkeypatch):
     """NVRTC from its wheel in the place of CuPy's."""
-    if wheels.LIBRARY is None:
-        pytest.skip(wheels.NO_NVRTC)
+    require_tool(wheels.LIBRARY, wheels.NO_NVRTC)
     monkeypatch.setattr(kernels, "nvrtc", wheels.Recorder())
     return kernels
 
@@ -167,8 +168,7 @@ def machine_code(compiler, capability, contraction):
 @pytest.mark.parametrize("capability", ["80", "90"])  # nvdisasm 13 does not know sm_70
 def test_machine_code_fuses_nothing_either(compiler, capability):
     """But within divisions: see test_reproducible_kernels_fuse_nothing."""
-    if wheels.DISASSEMBLER is None:
-        pytest.skip(wheels.NO_DISASSEMBLER)
+    require_tool(wheels.DISASSEMBLER, wheels.NO_DISASSEMBLER)
     code = machine_code(compiler, capability, "--fmad=false")
     assert len(code) >= 16
     assert not [name for name, body in code.items() if MACHINE_FUSED.search(body)]
@@ -615,3 +615,38 @@ def test_cupy_compiles_the_kernels(cupy, mode):
     code, names = kernels.compiled(kernels.instances(mode), options, "80")
     assert code.startswith(b"\x7fELF")
     assert all(name.encode() in code for name in names.values())
+
+
+# -- the report
+
+
+@pytest.fixture
+def gpu_report():
+    path = Path(__file__).parents[1] / "benchmarks" / "gpu_report.py"
+    spec = importlib.util.spec_from_file_location("gpu_report", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_report_without_a_gpu_says_so(gpu_report, capsys):
+    if (why_not := xnet_cupy.CupyBackend.why_unusable()) is None:
+        pytest.skip("there is a GPU here: nothing is missing")
+    assert gpu_report.main([]) == 2
+    assert why_not in capsys.readouterr().err
+
+
+def test_report(gpu_report, tmp_path):
+    """The whole of it, but on a backend that is here."""
+    test = "tests/test_cuda.py::test_every_kernel_is_compiled"
+    options = ["--backend", "numba", "--steps", "2", "--output", str(tmp_path), test]
+    assert gpu_report.main(options) == 0
+    (page,), (data,) = tmp_path.glob("*.md"), tmp_path.glob("*.json")
+    report = json.loads(data.read_text())
+    assert report["tests"] == {"status": 0, "passed": 1, "failed": [], "skipped": {}}
+    assert report["parity"]["kept"]
+    assert "| matmul | float32 | reproducible | True | 0 | 0 |" in page.read_text()
+    broken = {"status": 1, "passed": 0, "failed": ["a::b"], "skipped": {"no such thing": 2}}
+    text = gpu_report.page(report | {"tests": broken, "kept": False})
+    for line in ("NOT everything held.", "- failed: a::b", "- 2 skipped: no such thing"):
+        assert line in text
