@@ -416,6 +416,21 @@ def test_a_training_run_has_the_hash_of_the_reference(cuda, dtype):
     assert len(hashes) == 1
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", [plain, not_finite])
+@pytest.mark.parametrize("activation", ["sigmoid", "relu"])
+def test_bias_and_activation_in_one_pass(cuda, rng, activation, kind, dtype):
+    backend, reference = cuda(True), resolve("numpy", True)
+    x, b = kind(rng, (13, 33), dtype), kind(rng, (1, 33), dtype)[0]
+    with np.errstate(all="ignore"):
+        (expected,) = run(reference, activation, x + b)
+    function = {"sigmoid": "Sigmoid<{math}>", "relu": "Relu"}[activation]
+    y = backend.asarray(x.copy())
+    with backend.running():
+        backend.kernels.add_bias("Exact", y, backend.asarray(b), function)
+    assert_same_bits([backend.to_numpy(y)], [expected])
+
+
 # -- how they are launched
 
 
