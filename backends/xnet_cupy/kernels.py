@@ -235,7 +235,7 @@ def column_sums(mode, x):
     rows, columns = x.shape
     if not x.size:
         return cupy.zeros(columns, x.dtype)
-    # A piece rounds: only sums that are not exact may be shared out among blocks.
+    # Adding pieces rounds: what must be exact is one piece.
     piece = max(PIECE, -(-rows // LARGEST_PIECES)) if mode == "Fast" else rows
     pieces = -(-rows // piece)
     out = cupy.empty((pieces, columns), x.dtype)
