@@ -86,6 +86,53 @@ def test_extreme_scores(backend, rng):
     assert_agree(network, sparse(rng, (6, 5)), rng.integers(0, 3, 6))
 
 
+@pytest.mark.parametrize("activation", [[], [ReLU()], [Sigmoid()], [Sigmoid(), ReLU()]])
+def test_samples_of_every_size_together(backend, rng, activation):
+    """Scores from nearly equal to hundreds apart: what is fast for one sample is not for all."""
+    network = Network([Affine(5, 6, "he"), *activation, Affine(6, 4, "he")])
+    x = sparse(rng, (24, 5)) * np.geomspace(1e-3, 1e3, 24)[:, None]
+    t = rng.integers(0, 4, 24)
+    assert_agree(network, x, t)
+    assert_agree(network, x, t, h=0.5)
+
+
+def test_many_badly_classified_samples(backend, rng):
+    """More than one product of probabilities can hold: 1e-7 to the power of the batch is 0."""
+    network = Network([Affine(3, 4, 3.0), ReLU(), Affine(4, 3, 3.0)])
+    x = rng.standard_normal((60, 3))
+    wrong = backend.to_numpy(network.predict(x)).argmin(axis=1)
+    assert network.loss(x, wrong) > 5
+    assert_agree(network, x, wrong)
+
+
+def test_soft_and_scaled_targets(backend, rng):
+    """Targets that are no labels: shares of classes, or weights that do not add up to 1."""
+    network = Network([Affine(4, 5, "he"), Sigmoid(), Affine(5, 3, "he")])
+    x = sparse(rng, (6, 4))
+    for t in (rng.dirichlet(np.ones(3), 6), 2.0 * np.eye(3)[[0, 1, 2, 0, 1, 2]], np.zeros((6, 3))):
+        assert_agree(network, x, t)
+
+
+@pytest.mark.parametrize("where", ["x", "W1", "W2"])
+@pytest.mark.parametrize("value", [np.inf, np.nan])
+def test_infinity_and_nan_show(backend, rng, where, value):
+    """A gradient that is not a number is never a number by the fast way."""
+    network = Network([Affine(3, 4, "he"), Sigmoid(), Affine(4, 2, "he")])
+    x = rng.standard_normal((4, 3))
+    if where == "x":
+        x[1, 2] = value
+    else:
+        network.params[where][1, 1] = value
+    t = rng.integers(0, 2, 4)
+    fast = network.numerical_gradient(x, t, method="incremental")
+    naive = network.numerical_gradient(x, t, method="naive")
+    for name in naive:
+        found, expected = backend.to_numpy(fast[name]), backend.to_numpy(naive[name])
+        lost = np.isnan(expected) & ~np.isnan(found)
+        # An input that is exactly 0 is not evaluated; here there is none.
+        assert not lost.any(), (name, lost)
+
+
 def test_one_sample_and_tensors(backend, rng):
     network = Network([Affine(6, 4, "he"), ReLU(), Affine(4, 3, "he")])
     assert_agree(network, rng.standard_normal(6), 2)
@@ -207,9 +254,33 @@ def test_unknown_method(rng):
         network.numerical_gradient(np.ones((1, 2)), [0], method="magic")
 
 
+@pytest.mark.parametrize(
+    ("name", "low", "high"), [("_exp2", -1000.0, 1000.0), ("_exp_to_500", -700.0, 500.0)]
+)
+def test_numbas_exponentials_over_their_whole_range(name, low, high):
+    numba = pytest.importorskip("numba")
+    from xnet_numba import elementary
+
+    function = getattr(elementary, name)
+
+    @numba.njit
+    def exps(x, out):
+        for k in range(x.size):
+            out[k] = function(x[k])
+
+    tiny = np.geomspace(1e-300, 1.0, 5000)
+    x = np.concatenate([np.linspace(low, high, 100_001), tiny, -tiny, [0.0]])
+    out = np.empty_like(x)
+    exps(x, out)
+    expected = (np.exp2 if name == "_exp2" else np.exp)(x.astype(np.longdouble))
+    units = np.abs(out - expected) / np.spacing(expected.astype(np.float64))
+    assert units.max() <= 1.25
+    assert out[-1] == 1.0
+
+
 def test_numbas_logarithm_over_its_whole_range():
     numba = pytest.importorskip("numba")
-    from xnet_numba.perturbation import _log
+    from xnet_numba.elementary import _log
 
     @numba.njit
     def logs(x, out):
