@@ -104,7 +104,8 @@ def test_gradient_of_a_strided_array(backend, rng):
 def test_x_is_restored_to_the_bit(backend, rng):
     before = rng.normal(size=(3, 4)) * 10.0 ** rng.integers(-20, 20, size=(3, 4))
     x = backend.asarray(before.copy())
-    numerical_gradient(lambda v: float(v[0, 0]), x)
+    with pytest.warns(xnet.RoundingWarning, match="is lost in x"):  # in the large ones
+        numerical_gradient(lambda v: float(v[0, 0]), x)
     np.testing.assert_array_equal(backend.to_numpy(x), before)
 
 
@@ -124,12 +125,12 @@ def test_x_is_restored_when_f_fails(backend, error, call):
     assert backend.to_numpy(x).tolist() == [1, 2, 3]
 
 
-@pytest.mark.parametrize("result", ["array", None, "text"])
+@pytest.mark.parametrize("result", ["array", None, "text", 1j])
 def test_f_must_return_one_number(backend, result):
     x = backend.asarray([1.0, 2.0])
     value = x[:1] if result == "array" else result
-    message = r"f returned an array of shape \(1,\)" if result == "array" else "|"
-    with pytest.raises(TypeError if result != "text" else ValueError, match=message):
+    message = r"f returned an array of shape \(1,\)" if result == "array" else "f returned "
+    with pytest.raises(TypeError, match=message):
         numerical_gradient(lambda _: value, x)
     assert backend.to_numpy(x).tolist() == [1, 2]
 
@@ -275,8 +276,9 @@ def test_check_of_float32(backend, rng):
     net = stack(2, Sigmoid, SoftmaxWithLoss, dtype="float32")
     x, t = rng.normal(size=(4, 5)), rng.integers(0, 3, 4)
     assert max(gradient_check(net, x, t, h=1e-2).values()) < 1e-4
+    assert gradient_check(net, x, t).passed
     with pytest.raises(ValueError, match=r"float32, where h=0\.0001 gives noise"):
-        gradient_check(net, x, t)
+        gradient_check(net, x, t, h=1e-4)
 
 
 def test_check_tells_a_wrong_gradient(backend, rng, monkeypatch):
@@ -284,6 +286,8 @@ def test_check_tells_a_wrong_gradient(backend, rng, monkeypatch):
     x, t = rng.normal(size=(4, 5)), rng.integers(0, 3, 4)
     right = net.gradient(x, t)
     monkeypatch.setattr(net, "gradient", lambda x, t: right | {"W2": right["W2"] + 0.25})
-    differences = gradient_check(net, x, t)
-    assert differences.pop("W2") == pytest.approx(0.25, abs=1e-8)
-    assert max(differences.values()) < 1e-8
+    check = gradient_check(net, x, t)
+    assert not check.passed
+    assert check["W2"] == pytest.approx(0.25, abs=1e-8)
+    assert {name for name, found in check.parameters.items() if not found.passed} == {"W2"}
+    assert max(check[name] for name in check if name != "W2") < 1e-8

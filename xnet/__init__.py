@@ -16,8 +16,21 @@ from xnet.backend import (
     set_backend,
     use_backend,
 )
-from xnet.errors import BackendError, DatasetError, WeightsError, XnetError
-from xnet.gradient import gradient_check, numerical_diff, numerical_gradient
+from xnet.errors import (
+    BackendError,
+    DatasetError,
+    KinkWarning,
+    RoundingWarning,
+    WeightsError,
+    XnetError,
+)
+from xnet.gradient import (
+    gradient_check,
+    gradient_descent,
+    numerical_diff,
+    numerical_gradient,
+    partial_derivative,
+)
 from xnet.network import Network, TwoLayerNet
 
 if TYPE_CHECKING:
@@ -32,7 +45,9 @@ __all__ = [
     "BackendInfo",
     "DatasetError",
     "History",
+    "KinkWarning",
     "Network",
+    "RoundingWarning",
     "TwoLayerNet",
     "WeightsError",
     "XnetError",
@@ -42,11 +57,13 @@ __all__ = [
     "get_backend",
     "gradient",
     "gradient_check",
+    "gradient_descent",
     "layers",
     "losses",
     "numerical_diff",
     "numerical_gradient",
     "optimizers",
+    "partial_derivative",
     "perceptron",
     "resolve",
     "set_backend",

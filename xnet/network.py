@@ -14,7 +14,7 @@ from xnet.backend import (
     use_backend,
 )
 from xnet.errors import BackendError
-from xnet.gradient import check_step, numerical_gradient
+from xnet.gradient import checked_step, numerical_gradient
 from xnet.layers import ACTIVATIONS, Affine, Layer, LossLayer, SoftmaxWithLoss
 from xnet.losses import batch_and_targets
 
@@ -313,7 +313,7 @@ class Network:
             return loss, self.params.gradients()
 
     def numerical_gradient(
-        self, x: Any, t: Any, h: float = 1e-4, *, method: str | None = None
+        self, x: Any, t: Any, h: float | None = None, *, method: str | None = None
     ) -> dict[str, Array]:
         """Gradients of the loss by every parameter, by central differences (§4.5.1).
 
@@ -324,7 +324,8 @@ class Network:
         x, t
             As in `loss`.
         h
-            Step; see `xnet.gradient.numerical_gradient`.
+            Step; None for the one that suits the network's dtype, 1e-4 for float64; see
+            `xnet.gradient.numerical_gradient`.
         method
             ``"naive"`` evaluates every loss from the beginning, as the notes do.
             ``"incremental"`` re-evaluates only what a perturbation changes. None takes
@@ -343,7 +344,7 @@ class Network:
         """
         if method not in (None, "naive", "incremental"):
             raise ValueError(f"method is {method!r}, expected 'naive', 'incremental' or None")
-        check_step(h, self.dtype)
+        h = checked_step(h, self.dtype)
         obstacle = self._obstacle()
         if method == "incremental" and obstacle is not None:
             raise ValueError(
