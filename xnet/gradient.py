@@ -322,8 +322,9 @@ def _warn_if_drowned(
     """Warn if all differences are of the size of f's rounding, though there is a slope.
 
     A gradient that is zero looks the same. So the largest difference is taken anew with 32 and
-    64 times the step: a slope comes out alike and above the rounding; where there is none,
-    what the series leaves grows fourfold, as h^2, or there is only rounding again.
+    64 times the step: a slope comes out alike, above the rounding, and above the curvature; where
+    there is none, what the series leaves grows fourfold, as h^2, or there is only rounding again;
+    and where curvature prevails, f has its extremum within that step, and the slope is 0 by right.
     """
     xp = backend.xp
     differences = xp.abs(above - below)
@@ -332,12 +333,10 @@ def _warn_if_drowned(
     if not 0 < largest <= noise < math.inf:  # NaN is not
         return
     k = int(xp.argmax(differences))
-    slopes: list[float] = []
-    for step in (32 * h, 64 * h):
-        far_above, far_below = values(step, range(k, k + 1))
-        slopes.append(float(far_above[0] - far_below[0]) / (2 * step))
-    short, long = slopes
-    if abs(long) * 128 * h > 2 * noise and abs(long - short) < abs(long) / 2:
+    far = [values(step, range(k, k + 1)) for step in (32 * h, 64 * h)]
+    short, long = (float(up[0] - down[0]) for up, down in far)
+    curvature = abs(float(far[1][0][0] + far[1][1][0] - 2 * above[k]))
+    if abs(long) > max(2 * noise, curvature) and abs(long - 2 * short) < abs(long) / 2:
         warnings.warn(
             f"rounding drowns the differences: f(x + h) - f(x - h) is at most {largest:.1e} with "
             f"h={h}, of the size of the rounding of f, which is about {size_of_f:.3g}; take a "
