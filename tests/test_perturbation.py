@@ -1,5 +1,6 @@
 """The incremental numerical gradient against the notes' loop, which begins every loss anew."""
 
+import tracemalloc
 from itertools import pairwise
 
 import numpy as np
@@ -39,8 +40,16 @@ def sparse(rng, shape):
     return np.where(rng.random(shape) < 1 / 3, 0.0, rng.standard_normal(shape))
 
 
+@st.composite
+def widths_of_networks(draw):
+    """One to four affine layers, one width up to 200: the naive loop has to finish."""
+    widths = draw(st.lists(st.integers(1, 7), min_size=2, max_size=5))
+    widths[draw(st.integers(0, len(widths) - 1))] = draw(st.integers(1, 200))
+    return widths
+
+
 @given(
-    widths=st.lists(st.integers(1, 9), min_size=2, max_size=5),
+    widths=widths_of_networks(),
     activations=st.lists(st.sampled_from([None, ReLU, Sigmoid]), min_size=5, max_size=5),
     loss=st.sampled_from([SoftmaxWithLoss, IdentityWithLoss]),
     one_hot=st.booleans(),
@@ -49,7 +58,9 @@ def sparse(rng, shape):
 )
 @property_settings
 def test_random_networks(backend, widths, activations, loss, one_hot, samples, seed):
-    """One to four affine layers, an activation or none after each, the last one included."""
+    """An activation or none after each affine layer, the last one included."""
+    if backend.name == "strict":  # whose loop takes ten times as long
+        widths = [min(width, 12) for width in widths]
     rng = np.random.default_rng(seed)
     layers = []
     for inputs, outputs, activation in zip(widths, widths[1:], activations, strict=False):
@@ -190,6 +201,25 @@ def test_stacks_stay_within_their_bound(monkeypatch, rng):
     network = Network([Affine(5, 90, "he"), ReLU(), Affine(90, 40, "he")], backend="numpy")
     network.numerical_gradient(rng.standard_normal((6, 5)), rng.integers(0, 40, 6))
     assert max(seen) <= 2000
+
+
+@pytest.mark.parametrize("largest_stack", [2_000, 100_000])
+@pytest.mark.parametrize(("samples", "widths"), [(40, (30, 200, 60, 10)), (200, (60, 40, 12))])
+def test_memory_stays_within_its_bound(monkeypatch, rng, largest_stack, samples, widths):
+    monkeypatch.setattr(perturbation, "LARGEST_STACK", largest_stack)
+    monkeypatch.setattr(perturbation, "SPARE", 50_000)
+    layers = []
+    for inputs, outputs in pairwise(widths):
+        layers += [Affine(inputs, outputs, "he"), Sigmoid()]
+    network = Network(layers[:-1], backend="numpy")
+    x, t = rng.standard_normal((samples, widths[0])), rng.integers(0, widths[-1], samples)
+    network.numerical_gradient(x, t)  # what is imported and cached on first use
+    tracemalloc.start()
+    network.numerical_gradient(x, t)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    bound = perturbation.memory(samples, widths)
+    assert bound / 5 < peak <= bound
 
 
 def test_float32_with_an_h_that_suits_it(backend, rng):

@@ -517,7 +517,7 @@ class GradientCheck(Mapping[str, float]):
         ]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-        lines += [f"a perturbation of h={self.h} crosses the kink of {kink}" for kink in self.kinks]
+        lines += [f"h={self.h} may cross the kink of {kink}" for kink in self.kinks]
         verdict = "agrees" if self.passed else "DOES NOT AGREE"
         lines.append(f"backpropagation {verdict} with the numerical gradient (h={self.h})")
         return "\n".join(lines)
@@ -588,8 +588,8 @@ def gradient_check(
         kinks = _kinks(backend, steps, rows, h)
     for kink in kinks:
         warnings.warn(
-            f"gradient_check: a perturbation of h={h} crosses the kink of {kink}; the numerical "
-            "gradient need not agree there: other data or a smaller h may avoid it",
+            f"gradient_check: h={h} may cross the kink of {kink}, where the numerical gradient "
+            "need not agree; other data or a smaller h may avoid it",
             KinkWarning,
             stacklevel=2,
         )

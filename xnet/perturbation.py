@@ -7,6 +7,8 @@ The next affine layer changes by a product of one column and one row. From there
 evaluated in full.
 """
 
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, TypeAlias
 
 Step: TypeAlias = tuple[Any, ...]
@@ -14,6 +16,10 @@ Step: TypeAlias = tuple[Any, ...]
 
 LARGEST_STACK = 1 << 21
 """Numbers, at most, in a stack of perturbed arrays: 16 MiB in float64."""
+
+
+SPARE = 1 << 20
+"""Bytes, at most, for Python's own objects meanwhile."""
 
 
 def loss_differences(
@@ -51,6 +57,20 @@ def loss_differences(
 
     inputs = [x[:, i] for i in range(x.shape[1])]
     return xp.stack([*map(of_input, inputs), of_input(xp.ones_like(a[:, 0]))])
+
+
+def memory(samples: int, widths: Sequence[int], itemsize: int = 8) -> int:
+    """How many bytes a numerical gradient takes at most, generic form, beside what was there.
+
+    For affine layers from `widths[0]` inputs to `widths[-1]` scores. At most six stacks are alive
+    at a time: a layer's input and output and what an activation, or the softmax, makes on the way.
+    A stack holds LARGEST_STACK numbers, or the two perturbed copies of one column if that is more.
+    Beside them: a few copies of each layer's output and gradient, and Python's objects.
+    """
+    stack = max(LARGEST_STACK, 2 * samples * max(widths))
+    outputs = samples * sum(widths)
+    gradients = sum((inputs + 1) * width for inputs, width in pairwise(widths))
+    return itemsize * (6 * stack + 6 * outputs + 4 * gradients) + max(widths) ** 2 + SPARE
 
 
 def run(backend: Any, steps: list[Step], x: Any) -> Any:
