@@ -34,7 +34,7 @@ from xnet.gradient import (
 from xnet.network import Network, TwoLayerNet
 
 if TYPE_CHECKING:
-    from xnet import datasets, training, weights
+    from xnet import datasets, plotting, training, weights
     from xnet.training import History, train
 
 __version__ = "0.1.0"
@@ -65,6 +65,7 @@ __all__ = [
     "optimizers",
     "partial_derivative",
     "perceptron",
+    "plotting",
     "resolve",
     "set_backend",
     "train",
@@ -75,8 +76,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # These read files or draw random numbers on the host, and so import NumPy.
-    if name in ("datasets", "training", "weights"):
+    # These are imported when asked for; all but plotting import NumPy, for work on the host.
+    if name in ("datasets", "plotting", "training", "weights"):
         return import_module(f"xnet.{name}")
     if name in ("train", "History"):
         return getattr(import_module("xnet.training"), name)

@@ -580,7 +580,7 @@ def gradient_check(
         for name, W in network.params.items():
             truncation = 2 * xp.abs(twice[name] - numerical[name]) / 3
             of_weight = rounding + u * float(xp.max(xp.abs(W))) / h
-            of_gradient = of_weight * float(xp.max(xp.abs(exact[name])))
+            of_gradient = of_weight * float(xp.max(xp.abs(numerical[name])))
             allowed = truncation + (of_loss + of_gradient)
             checks[name] = _compared(backend, name, exact[name], numerical[name], allowed)
         rows = network.host_to_backend(x, "x", network.dtype)
