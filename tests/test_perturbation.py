@@ -203,11 +203,11 @@ def test_stacks_stay_within_their_bound(monkeypatch, rng):
     assert max(seen) <= 2000
 
 
-@pytest.mark.parametrize("largest_stack", [2_000, 100_000])
-@pytest.mark.parametrize(("samples", "widths"), [(40, (30, 200, 60, 10)), (200, (60, 40, 12))])
+@pytest.mark.parametrize("largest_stack", [2_000, 100_000, 10**9])
+@pytest.mark.parametrize(("samples", "widths"), [(40, (8, 90, 40, 10)), (200, (20, 40, 12))])
 def test_memory_stays_within_its_bound(monkeypatch, rng, largest_stack, samples, widths):
     monkeypatch.setattr(perturbation, "LARGEST_STACK", largest_stack)
-    monkeypatch.setattr(perturbation, "SPARE", 50_000)
+    monkeypatch.setattr(perturbation, "SPARE", 100_000)
     layers = []
     for inputs, outputs in pairwise(widths):
         layers += [Affine(inputs, outputs, "he"), Sigmoid()]
@@ -219,7 +219,7 @@ def test_memory_stays_within_its_bound(monkeypatch, rng, largest_stack, samples,
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     bound = perturbation.memory(samples, widths)
-    assert bound / 5 < peak <= bound
+    assert bound / 4 < peak <= bound
 
 
 def test_float32_with_an_h_that_suits_it(backend, rng):
@@ -249,7 +249,9 @@ def test_a_layer_that_mixes_rows_is_evaluated_naively(rng):
     with pytest.raises(ValueError, match=r"method='incremental': Centred\(\) may mix rows"):
         network.numerical_gradient(x, t, method="incremental")
     naive = network.numerical_gradient(x, t, method="naive")
-    for name, found in network.numerical_gradient(x, t).items():
+    with pytest.warns(xnet.NaiveGradientWarning, match=r"Centred\(\) may mix rows"):
+        gradient = network.numerical_gradient(x, t)
+    for name, found in gradient.items():
         np.testing.assert_array_equal(found, naive[name])
     row_wise = Network([Affine(4, 3, "he")], backend="numpy")
     assert not np.allclose(naive["W1"], row_wise.numerical_gradient(x, t)["W1"])
@@ -272,7 +274,9 @@ def test_a_subclass_is_not_taken_for_its_base(rng, activation, loss):
     network = Network([Affine(4, 3, "he"), activation(), Affine(3, 2)], loss(), backend="numpy")
     x, t = rng.standard_normal((5, 4)), rng.integers(0, 2, 5)
     naive = network.numerical_gradient(x, t, method="naive")
-    for name, found in network.numerical_gradient(x, t).items():
+    with pytest.warns(xnet.NaiveGradientWarning):
+        gradient = network.numerical_gradient(x, t)
+    for name, found in gradient.items():
         np.testing.assert_array_equal(found, naive[name])
     with pytest.raises(ValueError, match="use method='naive'"):
         network.numerical_gradient(x, t, method="incremental")

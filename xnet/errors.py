@@ -26,3 +26,7 @@ class RoundingWarning(UserWarning):
 
 class KinkWarning(UserWarning):
     """A numerical gradient across a kink, where it and the derivative need not agree."""
+
+
+class NaiveGradientWarning(UserWarning):
+    """A network's numerical gradient that has to evaluate every loss from the beginning."""

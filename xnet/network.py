@@ -1,6 +1,7 @@
 """Networks: a stack of layers that ends in a loss (§3.4, §4.5, §5.7)."""
 
 import contextlib
+import warnings
 from collections.abc import Callable, Generator, Iterator, MutableMapping, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from xnet.backend import (
     resolve,
     use_backend,
 )
-from xnet.errors import BackendError
+from xnet.errors import BackendError, NaiveGradientWarning
 from xnet.gradient import checked_step, numerical_gradient
 from xnet.layers import ACTIVATIONS, Affine, Layer, LossLayer, SoftmaxWithLoss
 from xnet.losses import batch_and_targets
@@ -329,7 +330,7 @@ class Network:
         method
             ``"naive"`` evaluates every loss from the beginning, as the notes do.
             ``"incremental"`` re-evaluates only what a perturbation changes. None takes
-            incremental where the layers allow it, which xnet's own all do.
+            incremental where the layers allow it, which xnet's own all do, and warns where not.
 
         Returns
         -------
@@ -341,6 +342,11 @@ class Network:
         ValueError
             As in `loss`; float32 with an h below 1e-3; an unknown method; or incremental for a
             layer or loss that does not allow it.
+
+        Warns
+        -----
+        NaiveGradientWarning
+            No method was named, and a layer or loss does not allow incremental.
         """
         if method not in (None, "naive", "incremental"):
             raise ValueError(f"method is {method!r}, expected 'naive', 'incremental' or None")
@@ -350,6 +356,13 @@ class Network:
             raise ValueError(
                 f"method='incremental': {obstacle} may mix rows or is none of xnet's own; "
                 "use method='naive'"
+            )
+        if method is None and obstacle is not None:
+            warnings.warn(
+                f"{obstacle} may mix rows or is none of xnet's own: every loss is evaluated from "
+                "the beginning, hundreds of times slower; method='naive' accepts that",
+                NaiveGradientWarning,
+                stacklevel=2,
             )
         with self._running():
             x, t = self._batch(x, t)

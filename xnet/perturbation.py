@@ -62,12 +62,16 @@ def loss_differences(
 def memory(samples: int, widths: Sequence[int], itemsize: int = 8) -> int:
     """How many bytes a numerical gradient takes at most, generic form, beside what was there.
 
-    For affine layers from `widths[0]` inputs to `widths[-1]` scores. At most six stacks are alive
-    at a time: a layer's input and output and what an activation, or the softmax, makes on the way.
-    A stack holds LARGEST_STACK numbers, or the two perturbed copies of one column if that is more.
+    For affine layers from `widths[0]` inputs to `widths[-1]` scores. A stack holds all perturbed
+    columns of a layer for one of its inputs, with the widest of what lies behind for each; or
+    LARGEST_STACK numbers if that is less; or one column if that is more. At most six are alive at
+    a time: a layer's input and output and what an activation, or the softmax, makes on the way.
     Beside them: a few copies of each layer's output and gradient, and Python's objects.
     """
-    stack = max(LARGEST_STACK, 2 * samples * max(widths))
+    stack = 0
+    for k, width in enumerate(widths[1:], start=1):
+        column = 2 * samples * max(widths[k + 1 :], default=width)
+        stack = max(stack, min(width * column, max(LARGEST_STACK, column)))
     outputs = samples * sum(widths)
     gradients = sum((inputs + 1) * width for inputs, width in pairwise(widths))
     return itemsize * (6 * stack + 6 * outputs + 4 * gradients) + max(widths) ** 2 + SPARE
