@@ -536,7 +536,7 @@ def fake_cupy(monkeypatch):
     )
     xp = ModuleType("xp")
     xp.__getattr__ = lambda name: getattr(np, name)
-    xp.asarray = lambda values, dtype=None: np.array(values, dtype=dtype).view(FakeArray)
+    xp.asarray = lambda values, dtype=None, copy=None: np.array(values, dtype).view(FakeArray)
     xp.where = lambda *args: np.where(*args).view(FakeArray)
     xp.zeros = lambda shape, dtype: np.zeros(shape, dtype).view(FakeArray)
     xp.arange = lambda stop, dtype, device: np.arange(stop, dtype=dtype).view(FakeArray)

@@ -25,7 +25,7 @@ from xnet.optimizers import OPTIMIZERS, SGD
 
 Done = namedtuple("Done", ["status", "out", "err"])
 USABLE = {info.name for info in xnet.backends() if info.usable}
-COMMANDS = ["info", "train", "evaluate", "predict", "demo"]
+COMMANDS = ["info", "train", "evaluate", "predict", "gradcheck", "demo"]
 
 
 @pytest.fixture

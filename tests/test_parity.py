@@ -294,6 +294,7 @@ def kernels_of(name):
     """The kernels and operations that the backend `name` overrides."""
     overridden = vars(type(xnet.resolve(name)))
     infrastructure = {"owns", "asarray", "to_numpy", "threads", "synchronize", "running"}
+    infrastructure |= {"compiled_values"}  # of the user's own function
     return [
         kernel
         for kernel, member in vars(Backend).items()
