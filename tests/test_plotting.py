@@ -74,6 +74,17 @@ def test_growth(tmp_path):
         plotting.growth({})
 
 
+def test_slices(tmp_path):
+    figure = plotting.slices([1.0, 0.0, -(2.0**-10), 2.0**-40], 784)
+    (axis,) = figure.axes
+    bars = [(bar.get_y() + 0.35, bar.get_x(), bar.get_width()) for bar in axis.patches]
+    cut = [(0, 0, 21), (0, 21, 3), (2, 10, 11), (2, 21, 13), (3, 40, 2), (3, 42, 22)]
+    assert [tuple(map(round, bar)) for bar in bars] == cut
+    png(figure, tmp_path / "slices.png")
+    with pytest.raises(ValueError, match="a number other than 0"):
+        plotting.slices([0.0], 784)
+
+
 def test_without_matplotlib(monkeypatch):
     monkeypatch.setattr(plotting, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r'pip install "xnet-nn\[plot\]"'):

@@ -272,8 +272,8 @@ def _network_operation(activation: str) -> Operation:
         e_y, e_loss, _, errors = _network_error(u, x, t, params, activation)
         return [2 * e for e in (e_y, e_loss, *errors)]
 
-    return Operation(
-        f"network, {activation}: predict, loss, gradient",
+    return Operation(  # predictions, loss and gradients
+        f"network, {activation}",
         lambda draw: [draw(N, D), _one_hot(N), *_parameters(draw)],
         run,
         bound,

@@ -4,10 +4,13 @@ Each function returns a `matplotlib.figure.Figure`; `figure.savefig(path)` write
 window or touches pyplot's state.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
+
+from xnet import exact
 
 if TYPE_CHECKING:
     from xnet.training import History
@@ -121,4 +124,59 @@ def growth(panels: Mapping[str, Mapping[str, Sequence[tuple[float, float, float]
         axis.minorticks_off()
         axis.legend(frameon=False)
     axes[0].set_ylabel("one gradient, ms")
+    return figure
+
+
+def slices(values: Sequence[float], contracted: int, dtype: str = "float32") -> Any:
+    """How reproducible mode cuts the numbers of one row: which bits of which fall into which slice.
+
+    Parameters
+    ----------
+    values
+        Numbers of a row, not all 0.
+    contracted
+        Length of the product, which decides how wide the slices are.
+    dtype
+        ``"float32"`` or ``"float64"``: how many bits the numbers have.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        One axis: a bar for each number, from its highest bit to its last.
+
+    Raises
+    ------
+    ValueError
+        Every number is 0.
+    ImportError
+        matplotlib is not installed.
+    """
+    if not any(values):
+        raise ValueError("values: expected a number other than 0")
+    count, width = exact.product_slices(contracted, dtype)
+    figure, (axis,) = _figure(1, 9, 0.9 + 0.28 * len(values))
+    # frexp counts from the bit above the highest: a number in [1, 2) begins at 0.
+    top = max(math.frexp(value)[1] for value in values if value)
+    last = 0
+    for line, value in enumerate(values):
+        start = top - math.frexp(value)[1]
+        last = start + exact.DIGITS[dtype]
+        for s in range(count + 1):
+            begin = max(start, s * width)
+            end = min(last, (s + 1) * width) if s < count else last
+            if value and begin < end:
+                colour = COLOURS[s] if s < count else "#bbbbbb"
+                axis.barh(line, end - begin, left=begin, color=colour, height=0.7)
+        axis.text(-0.4, line, f"{value:+.2e}", ha="right", va="center", family="monospace", size=8)
+    for s in range(count + 1):
+        axis.axvline(s * width, color="black", linewidth=0.8)
+        if s < count:
+            label = f"slice {s + 1}: an integer of {width} bits"
+            axis.text((s + 0.5) * width, -0.8, label, ha="center", va="bottom", size=9)
+    axis.text(count * width + 0.4, -0.8, "cut off", ha="left", va="bottom", size=9)
+    axis.set_xlim(0, max(last, (count + 0.3) * width))
+    axis.set_ylim(len(values) - 0.4, -1.6)
+    axis.set(xlabel="bits below the largest number of the row", yticks=[])
+    axis.spines[["left"]].set_visible(False)
+    axis.grid(visible=False)
     return figure
