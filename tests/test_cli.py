@@ -25,7 +25,7 @@ from xnet.optimizers import OPTIMIZERS, SGD
 
 Done = namedtuple("Done", ["status", "out", "err"])
 USABLE = {info.name for info in xnet.backends() if info.usable}
-COMMANDS = ["info", "train", "evaluate", "predict", "demo"]
+COMMANDS = ["info", "train", "evaluate", "predict", "gradcheck", "parity", "demo"]
 
 
 @pytest.fixture
@@ -646,3 +646,70 @@ def test_bar_in_a_terminal():
     assert len(last) <= 80
     assert re.search(r"^test accuracy 0\.\d{4}$", out, re.MULTILINE)
     assert "━" not in out
+
+
+# -- reproducible mode and parity
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_reproducible_training_run_has_one_hash(good, dtype):
+    options = ("--iterations", 30, "--dtype", dtype, "--json")
+    facts = [
+        parsed(good("train", "--backend", name, "--reproducible", *options))
+        for name in ("numpy", "numba")
+    ]
+    assert facts[0]["sha256"] == facts[1]["sha256"]
+    assert all(f["reproducible"] for f in facts)
+    fast = parsed(good("train", "--backend", "numba", "--fast", *options))
+    assert fast["sha256"] != facts[0]["sha256"]
+    assert not fast["reproducible"]
+
+
+def test_reproducible_from_outside(good, monkeypatch, trained):
+    monkeypatch.setenv("XNET_REPRODUCIBLE", "1")
+    assert "numpy, reproducible" in good("info")
+    assert parsed(good("info", "--json"))["reproducible"]
+    assert parsed(good("evaluate", trained, "--json"))["reproducible"]
+    assert not parsed(good("evaluate", trained, "--fast", "--json"))["reproducible"]
+
+
+def test_the_reproducible_demo_compares_bits(good):
+    facts = parsed(good("demo", "--backend", "numba", "--reproducible", "--json"))
+    assert facts["reproducible"]
+    assert {row["largest_difference"] for row in facts["comparison"]} == {0}
+
+
+PARITY = ("parity", "--backend", "numba", "--dtype", "float32", "--steps", 5)
+
+
+def test_parity(good):
+    printed = good(*PARITY)
+    assert "every promise kept" in printed
+    assert "!" not in printed
+    assert re.search(r"matmul +. float32 . equal", printed)
+    assert re.search(r"softmax +. float32 . (equal|\d+ ulp, (<1|\d+)%)", printed)
+    assert max(map(len, printed.splitlines())) <= 80
+
+
+def test_parity_of_numpy_alone(good):
+    facts = parsed(good("parity", "--backend", "numpy", "--steps", 1, "--json"))
+    assert facts["operations"] == []
+    assert facts["kept"]
+
+
+def test_a_broken_promise(run, monkeypatch):
+    backend = type(xnet.resolve("numba"))
+    right = backend.relu
+    monkeypatch.setattr(backend, "relu", lambda self, x: right(self, x) * np.float32(1 + 1e-6))
+    done = run(*PARITY)
+    assert done.status == 1
+    assert "a promise is broken" in done.out
+    assert re.search(r"relu +. float32 . ! \d+ ulp", done.out)
+    facts = parsed(run(*PARITY, "--json").out)
+    assert not facts["kept"]
+    broken = {row["operation"] for row in facts["operations"] if not row["kept"]}
+    assert {"relu", "network, relu"} <= broken
+
+
+def test_parity_mistakes(bad):
+    assert "unknown backend 'nunba'" in bad("parity", "--backend", "nunba")

@@ -1,5 +1,6 @@
 """The values that the notes print (notes/values.md), on every backend."""
 
+import contextlib
 import math
 from decimal import Decimal
 
@@ -194,7 +195,8 @@ def test_why_a_tiny_step_fails(backend):
     x, h = backend.asarray(2.0), 10e-50
     assert float((x + h) ** 2) == float(x**2) == 4.0
     assert float(((x + h) ** 2 - x**2) / h) == 0.0
-    assert float(numerical_diff(lambda v: v**2, x, h)) == 0.0
+    with pytest.warns(xnet.RoundingWarning, match="h=1e-49 is lost in x \\+ h"):
+        assert float(numerical_diff(lambda v: v**2, x, h)) == 0.0
     assert float(numerical_diff(lambda v: v**2, x)) == pytest.approx(4.0, abs=1e-10)
 
 
@@ -246,7 +248,10 @@ def test_numerical_gradient(backend, point, shown):
 )
 def test_gradient_descent(backend, lr, shown):
     start = backend.asarray([-3.0, 4.0])
-    assert_digits(backend, gradient_descent(sum_of_squares, start, lr=lr, step_num=100), shown)
+    # With the largest rate x runs away to 1e13, where x + 1e-4 is x, and xnet says so.
+    lost = pytest.warns(xnet.RoundingWarning) if lr == 10.0 else contextlib.nullcontext()
+    with lost:
+        assert_digits(backend, gradient_descent(sum_of_squares, start, lr=lr, step_num=100), shown)
 
 
 X, LABEL = [0.6, 0.9], [0, 0, 1]

@@ -745,3 +745,13 @@ def test_pickle_cannot_set_the_state_of_anything_else(tmp_path):
     content = b"\x80\x02" + named("_codecs", "encode") + b"N" + state + b"\x86b."
     assert "sets the state of what is no NumPy array" in refusal(tmp_path / "net.pkl", content)
     assert weights._latin1.__defaults__ is None
+
+
+def test_sha256_tells_every_bit(backend, dtype):
+    network = xnet.TwoLayerNet(4, 3, 2, dtype=dtype, seed=1)
+    digest = weights.sha256(network)
+    assert digest == weights.sha256(xnet.TwoLayerNet(4, 3, 2, dtype=dtype, seed=1, backend="numpy"))
+    b1 = network.backend.to_numpy(network.params["b1"]).copy()
+    b1[2] = -b1[2]  # 0 to -0
+    network.params["b1"] = network.backend.asarray(b1)
+    assert weights.sha256(network) != digest

@@ -16,12 +16,26 @@ from xnet.backend import (
     set_backend,
     use_backend,
 )
-from xnet.errors import BackendError, DatasetError, WeightsError, XnetError
-from xnet.gradient import gradient_check, numerical_diff, numerical_gradient
+from xnet.errors import (
+    BackendError,
+    DatasetError,
+    KinkWarning,
+    NaiveGradientWarning,
+    RoundingWarning,
+    WeightsError,
+    XnetError,
+)
+from xnet.gradient import (
+    gradient_check,
+    gradient_descent,
+    numerical_diff,
+    numerical_gradient,
+    partial_derivative,
+)
 from xnet.network import Network, TwoLayerNet
 
 if TYPE_CHECKING:
-    from xnet import datasets, training, weights
+    from xnet import datasets, plotting, training, weights
     from xnet.training import History, train
 
 __version__ = "0.1.0"
@@ -32,7 +46,10 @@ __all__ = [
     "BackendInfo",
     "DatasetError",
     "History",
+    "KinkWarning",
+    "NaiveGradientWarning",
     "Network",
+    "RoundingWarning",
     "TwoLayerNet",
     "WeightsError",
     "XnetError",
@@ -42,12 +59,15 @@ __all__ = [
     "get_backend",
     "gradient",
     "gradient_check",
+    "gradient_descent",
     "layers",
     "losses",
     "numerical_diff",
     "numerical_gradient",
     "optimizers",
+    "partial_derivative",
     "perceptron",
+    "plotting",
     "resolve",
     "set_backend",
     "train",
@@ -58,8 +78,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # These read files or draw random numbers on the host, and so import NumPy.
-    if name in ("datasets", "training", "weights"):
+    # These are imported when asked for; all but plotting import NumPy, for work on the host.
+    if name in ("datasets", "plotting", "training", "weights"):
         return import_module(f"xnet.{name}")
     if name in ("train", "History"):
         return getattr(import_module("xnet.training"), name)

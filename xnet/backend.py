@@ -218,6 +218,24 @@ class Backend:
         """
         return perturbation.loss_differences(self, x, a, steps, loss, t, h)
 
+    @classmethod
+    def compiles(cls, f: object) -> bool:
+        """Whether f is compiled by what this backend compiles with, so `compiled_values` takes it.
+
+        Asked of every f, and of a backend that may be unusable: it must import nothing.
+        """
+        return False
+
+    def compiled_values(
+        self, f: Any, x: Array, up: Array, down: Array, span: range
+    ) -> tuple[Array, Array]:
+        """F at x with one element as in `up`, and as in `down`, by a compiled loop.
+
+        For each element of `span`, in C order: two arrays of float64, (len(span),). x is left
+        alone. Only for an f that `compiles` accepts.
+        """
+        raise NotImplementedError
+
 
 # -- the registry
 
@@ -461,6 +479,20 @@ def backend_of(**arrays: Array) -> Backend:
         f"asarray of the backend it should be on, "
         f'as in xnet.resolve("{distinct[0].label}").asarray(...)'
     )
+
+
+def compiler_of(f: object, x: Array) -> Backend | None:
+    """The usable backend that has compiled f and owns x; None if there is none."""
+    for name in _registry():
+        try:
+            compiles = _load(name).compiles(f)
+        except BackendError:  # a broken plug-in compiles nothing
+            continue
+        if compiles and _why_unusable(name) is None:
+            backend = _instance(name, None, False)
+            if backend.owns(x):
+                return backend
+    return None
 
 
 def dtype_name(dtype: Any) -> str:

@@ -6,6 +6,7 @@ import os
 import platform
 import sys
 import time
+import warnings
 from enum import StrEnum
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
@@ -23,7 +24,8 @@ from rich.table import Table
 import xnet
 from xnet import datasets, parity, weights
 from xnet.backend import Backend, backends, get_backend, resolve
-from xnet.errors import XnetError
+from xnet.errors import KinkWarning, XnetError
+from xnet.gradient import gradient_check
 from xnet.layers import ACTIVATIONS, Affine, Layer
 from xnet.network import Network
 from xnet.optimizers import OPTIMIZERS
@@ -473,6 +475,69 @@ def _hash_table(hashes: dict[str, dict[str, dict[str, str]]], steps: int) -> Tab
                 broken = "! " if mode == "reproducible" and digest != first else ""
                 table.add_row(mode, d, label, f"{broken}{digest[:16]}…")
     return table
+
+
+# -- gradcheck
+
+
+@app.command(
+    epilog="Examples: [bold]xnet gradcheck[/bold] · "
+    "[bold]xnet gradcheck digits.safetensors --batch-size 100 --backend numba[/bold]"
+)
+def gradcheck(
+    file: Annotated[
+        Path | None,
+        typer.Argument(help="A saved network, or the notes' pickled weights. Default: a new one."),
+    ] = None,
+    dataset: DatasetOption = None,
+    hidden: Annotated[
+        list[int] | None,
+        typer.Option(min=1, help="Units of a hidden layer of a new network. Default: 50."),
+    ] = None,
+    activation: Annotated[
+        Activation, typer.Option(help="After each hidden layer of a new network.")
+    ] = Activation("relu"),
+    init: Annotated[
+        str, typer.Option(help="Weights of a new network: he, xavier or a standard deviation.")
+    ] = "he",
+    batch_size: Annotated[int, typer.Option(min=1, help="Training samples to check on.")] = 20,
+    step: Annotated[
+        float | None, typer.Option(help="h of the central differences. Default: dtype's own.")
+    ] = None,
+    dtype: Annotated[
+        Dtype | None,
+        typer.Option(help="Of parameters and data. Default: the file's own, or float64."),
+    ] = None,
+    seed: SeedOption = 0,
+    backend: BackendOption = None,
+    reproducible: ReproducibleOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare backpropagation with the numerical gradient; exit status 1 if they disagree."""
+    chosen = resolve(backend, reproducible)
+    network = None if file is None else weights.load_network(file, chosen, dtype)
+    name = str(dataset or ("digits" if network is None else _dataset_for(network)))
+    (x, t), _ = datasets.DATASETS[name]()
+    if network is None:
+        sizes = [x.shape[1], *(hidden or [50]), int(t.max()) + 1]
+        where = {"seed": seed, "dtype": dtype or "float64", "backend": chosen}
+        network = _dense(sizes, activation, init, **where)
+    batch = np.random.default_rng(seed).permutation(len(x))[:batch_size]
+    with Console(stderr=True).status("evaluating the losses"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", KinkWarning)  # the table says it
+        check = gradient_check(network, x[batch], t[batch], step)
+    if as_json:
+        facts = {"dataset": name, "backend": chosen.label, "dtype": network.dtype, "h": check.h}
+        found = [vars(p) | {"passed": p.passed} for p in check.parameters.values()]
+        kinks = [vars(kink) for kink in check.kinks]
+        verdict = {"samples": len(batch), "passed": check.passed}
+        print(json.dumps(facts | verdict | {"parameters": found, "kinks": kinks}))
+    else:
+        out.print(network)
+        print(f"{len(batch)} {name} images on {chosen.label}")
+        print(check)
+    if not check.passed:
+        sys.exit(1)
 
 
 # -- demo

@@ -1,4 +1,4 @@
-"""The exceptions a caller may want to catch.
+"""The exceptions and warnings a caller may want to catch.
 
 A wrong argument is a plain ValueError or TypeError.
 """
@@ -18,3 +18,15 @@ class DatasetError(XnetError):
 
 class WeightsError(XnetError):
     """A file of weights that cannot be read safely, or cannot be written."""
+
+
+class RoundingWarning(UserWarning):
+    """A numerical derivative in which rounding leaves little of the slope."""
+
+
+class KinkWarning(UserWarning):
+    """A numerical gradient across a kink, where it and the derivative need not agree."""
+
+
+class NaiveGradientWarning(UserWarning):
+    """A network's numerical gradient that has to evaluate every loss from the beginning."""

@@ -1,17 +1,38 @@
-"""Numerical differentiation (§4.3), gradients and gradient descent by it (§4.4)."""
+"""Numerical differentiation (§4.3), gradients and gradient descent by it (§4.4).
+
+A central difference (f(x + h) - f(x - h)) / 2h is wrong by about h^2 |f'''| / 6, for it cuts a
+series, and by about u |f| / h, for f is rounded to a unit of u (Nocedal & Wright, Numerical
+Optimization, §8.1). The sum is least near h = (3 u |f| / |f'''|)^(1/3), the cube root of u where
+f and its derivatives are of one size (Numerical Recipes, §5.7): 5e-6 in float64, 4e-3 in float32.
+"""
 
 import itertools
 import math
-from collections.abc import Callable
-from typing import Any, Protocol
+import numbers
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias
 
-from xnet.backend import Array, backend_of, dtype_name
+from xnet import perturbation
+from xnet.backend import Array, Backend, backend_of, compiler_of, dtype_name
+from xnet.errors import KinkWarning, RoundingWarning
+from xnet.perturbation import Step
+
+DEFAULT_STEPS = {"float64": 1e-4, "float32": 5e-3}
+"""h where none is given: the notes' own in float64, where it leaves f's rounding, 1e-12 |f|, far
+below the truncation, 2e-9 |f'''|; in float32 the cube root of the rounding, as above."""
 
 SMALLEST_FLOAT32_STEP = 1e-3
 """With a smaller h, the rounding of f in float32 (6e-8 f / h) leaves fewer than four digits."""
 
+ROUNDINGS = 8
+"""A difference of no more units of u |f| than this may be nothing but the rounding of f."""
 
-def numerical_diff(f: Callable[[Any], Any], x: Any, h: float = 1e-4) -> Any:
+Index: TypeAlias = tuple[int, ...]
+
+
+def numerical_diff(f: Callable[[Any], Any], x: Any, h: float | None = None) -> Any:
     """Central difference (f(x + h) - f(x - h)) / 2h, an estimate of df/dx (§4.3.2).
 
     Parameters
@@ -19,32 +40,62 @@ def numerical_diff(f: Callable[[Any], Any], x: Any, h: float = 1e-4) -> Any:
     f
         A function of one number, or elementwise on an array.
     x
-        Where: a number, or an array of float64.
+        Where: a number, or an array of float64 or float32.
     h
-        Step. The error is about h^2 |f'''| / 6 by truncation and 1e-16 |f| / h by rounding.
+        Step; None for the one that suits x's dtype, `DEFAULT_STEPS`: 1e-4 for a number.
 
     Raises
     ------
     ValueError
-        h is not a positive number.
+        h is not a positive number, or too small for float32.
+
+    Warns
+    -----
+    RoundingWarning
+        x + h or x - h is rounded to something else, x itself at worst.
     """
-    check_step(h)
-    return (f(x + h) - f(x - h)) / (2 * h)
+    dtype = dtype_name(getattr(x, "dtype", "float64"))
+    h = checked_step(h, dtype if dtype == "float32" else "float64")
+    up, down = x + h, x - h
+    if isinstance(x, numbers.Real):
+        _warn_of_lost_steps(int(_is_lost(float(up), float(down), h)), 1, h)
+    else:
+        backend = backend_of(x=x)
+        with backend.running():
+            _warn_of_lost_steps(_count_lost(backend, up, down, h), math.prod(x.shape), h)
+    return (f(up) - f(down)) / (2 * h)
 
 
-def numerical_gradient(f: Callable[[Array], Any], x: Array, h: float = 1e-4) -> Array:
+def numerical_gradient(
+    f: Callable[[Array], Any], x: Array, h: float | None = None, *, method: str | None = None
+) -> Array:
     """Gradient of f at x by central differences, one element at a time (§4.4).
 
     Parameters
     ----------
     f
-        Function of x that returns one number. It may ignore its argument and read x by closure,
-        for x itself is perturbed.
+        Function of x that returns one number: of Python, or a 0-d array where x is.
     x
-        float64, or float32 with an h that suits it; any shape. Perturbed in place, and restored
-        whatever f raises.
+        float64 or float32, any shape.
     h
-        Step.
+        Step; None for the one that suits x's dtype, `DEFAULT_STEPS`.
+    method
+        How f is evaluated 2 x.size times; the values are the same.
+
+        ``"loop"`` calls f with x itself, perturbed in place: f may ignore its argument and read
+        x by closure, as the notes do. x is restored to the bit whatever f raises, and on Ctrl-C.
+        Nothing moves between host and device, unless f does it.
+
+        ``"stacked"`` calls f with copies of x, each with one element perturbed, along a new first
+        axis: f takes (K, ...) for an x of shape (...) and returns (K,). A stack holds at most
+        `perturbation.LARGEST_STACK` numbers, or one copy. x is left alone: it may be read-only.
+
+        ``"compiled"`` is for an f that a backend has compiled, `numba.njit`: the loop around it
+        is compiled too and runs on all of Numba's threads, each with its own copy of x. So f must
+        use its argument: what compiled code knows of an array outside it is a copy from when it
+        was compiled. x may be read-only.
+
+        None takes ``"compiled"`` for such an f, ``"loop"`` for any other.
 
     Returns
     -------
@@ -54,55 +105,245 @@ def numerical_gradient(f: Callable[[Array], Any], x: Array, h: float = 1e-4) -> 
     Raises
     ------
     ValueError
-        x is neither float32 nor float64; x is float32 and h below 1e-3, for then the answer is
-        noise; x cannot be written; h is not a positive number.
+        x is neither float32 nor float64; h is not a positive number, or below 1e-3 for float32,
+        for then the answer is noise; x cannot be written in a loop; an unknown method, or
+        compiled for an f that is not.
     TypeError
-        f returns something other than one number.
+        f returns something other than one number; or, stacked, other than K numbers; or it does
+        not compile for an array like x.
+
+    Warns
+    -----
+    RoundingWarning
+        x + h or x - h is rounded to something else, x itself at worst; or all differences are of
+        the size of f's own rounding, and a longer step shows a slope that they do not.
+
+    Notes
+    -----
+    Memory: five arrays of the shape of x, in a loop; two stacks; or a copy of x for each thread.
     """
     backend = backend_of(x=x)
-    check_step(h, dtype_name(x.dtype))
+    h = checked_step(h, dtype_name(x.dtype))
+    if method not in (None, "loop", "stacked", "compiled"):
+        raise ValueError(f"method is {method!r}, expected 'loop', 'stacked', 'compiled' or None")
+    compiler = compiler_of(f, x) if method in (None, "compiled") else None
+    if method == "compiled" and compiler is None:
+        raise ValueError(
+            "method='compiled': no backend has compiled f for x; make it with numba.njit"
+        )
     with backend.running():
-        gradient = backend.xp.zeros_like(x)
-        for index in itertools.product(*map(range, x.shape)):
-            value = float(x[index])
-            try:
-                above = _evaluate(f, x, index, value + h)
-                below = _evaluate(f, x, index, value - h)
-            finally:
-                _write(x, index, value)
-            gradient[index] = (above - below) / (2 * h)
-        return gradient
+
+        def values(h: float, span: range) -> tuple[Array, Array]:
+            up, down = x + h, x - h
+            if compiler is not None:
+                return compiler.compiled_values(f, x, up, down, span)
+            if method == "stacked":
+                return _stacked(backend, f, x, up, span), _stacked(backend, f, x, down, span)
+            return _looped(backend, f, x, up, down, span)
+
+        size = math.prod(x.shape)
+        _warn_of_lost_steps(_count_lost(backend, x + h, x - h, h), size, h)
+        above, below = values(h, range(size))
+        if size:
+            _warn_if_drowned(backend, values, above, below, h, float(backend.xp.finfo(x.dtype).eps))
+        slopes = backend.xp.astype((above - below) / (2 * h), x.dtype)
+        return backend.xp.reshape(slopes, x.shape)
 
 
-def check_step(h: float, dtype: str = "float64") -> None:
-    """Raise ValueError if h is no step, or none for numbers of this dtype."""
-    if not (math.isfinite(h) and h > 0):
-        raise ValueError(f"h is {h}, expected a positive number")
-    if dtype not in ("float32", "float64"):
+def partial_derivative(
+    f: Callable[[Array], Any], x: Array, index: int | Index, h: float | None = None
+) -> Array:
+    """Derivative of f by one element of x, the others fixed (§4.3.3).
+
+    Parameters
+    ----------
+    f, x, h
+        As in `numerical_gradient`, which perturbs x in place and restores it likewise.
+    index
+        The element's index: for an x of one axis a number, else one for each axis.
+
+    Returns
+    -------
+    Array
+        0-d, of x's dtype.
+
+    Raises
+    ------
+    IndexError
+        x has no such element.
+    ValueError, TypeError
+        As `numerical_gradient`.
+    """
+    backend = backend_of(x=x)
+    h = checked_step(h, dtype_name(x.dtype))
+    place = index if isinstance(index, tuple) else (index,)
+    if len(place) != x.ndim or not all(-n <= k < n for k, n in zip(place, x.shape, strict=True)):
+        raise IndexError(f"index is {index}, x has shape {tuple(x.shape)}")
+    flat = 0
+    for k, n in zip(place, x.shape, strict=True):
+        flat = flat * n + k % n
+    with backend.running():
+        above, below = _looped(backend, f, x, x + h, x - h, range(flat, flat + 1))
+        return backend.xp.astype((above - below) / (2 * h), x.dtype)[0, ...]
+
+
+def checked_step(h: float | None, dtype: str = "float64") -> float:
+    """`h`, or the default for this dtype; ValueError if it is no step for such numbers."""
+    if dtype not in DEFAULT_STEPS:
         raise ValueError(
             f"numerical_gradient: x is {dtype}, too coarse to hold x + h; expected float64"
         )
+    if h is None:
+        return DEFAULT_STEPS[dtype]
+    if not (math.isfinite(h) and h > 0):
+        raise ValueError(f"h is {h}, expected a positive number")
     if dtype == "float32" and h < SMALLEST_FLOAT32_STEP:
         raise ValueError(
             f"numerical_gradient: x is float32, where h={h} gives noise; use float64, "
-            f"or h of {SMALLEST_FLOAT32_STEP} or more (5e-3 is about best)"
+            f"or h of {SMALLEST_FLOAT32_STEP} or more ({DEFAULT_STEPS['float32']} is about best)"
+        )
+    return h
+
+
+# -- the ways to evaluate f: at x with one element as in `up`, then as in `down`, for a span of
+# elements in C order; two arrays of float64, (len(span),)
+
+
+def _unravel(flat: int, shape: Index) -> Index:
+    """The index of the element that is number `flat` in C order."""
+    return tuple(flat // math.prod(shape[k + 1 :]) % n for k, n in enumerate(shape))
+
+
+def _looped(
+    backend: Backend, f: Callable[[Array], Any], x: Array, up: Array, down: Array, span: range
+) -> tuple[Array, Array]:
+    xp = backend.xp
+    above, below = (xp.zeros(len(span), dtype=xp.float64) for _ in range(2))
+    original = xp.asarray(x, copy=True)
+    try:
+        x[...] = original
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"numerical_gradient: x cannot be written in place: {error}; "
+            "method='stacked' leaves x alone"
+        ) from error
+    indices = itertools.islice(itertools.product(*map(range, x.shape)), span.start, span.stop)
+    try:
+        # Elements are copied from array to array: on a device, none leaves it.
+        for k, index in enumerate(indices):
+            x[index] = up[index]
+            above[k] = _number(backend, f(x))
+            x[index] = down[index]
+            below[k] = _number(backend, f(x))
+            x[index] = original[index]
+    finally:
+        _restore(x, original)
+    return above, below
+
+
+def _restore(x: Array, original: Array) -> None:
+    """Write `original` back to x, even if Ctrl-C is pressed once more meanwhile."""
+    try:
+        x[...] = original
+    except KeyboardInterrupt:
+        x[...] = original
+        raise
+
+
+def _number(backend: Backend, result: Any) -> Any:
+    """What f returned, if it is one real number or a 0-d array of this backend."""
+    if isinstance(result, float):  # NumPy's float64 is one
+        return result
+    if getattr(result, "shape", ()) != ():
+        raise TypeError(f"f returned an array of shape {tuple(result.shape)}, expected one number")
+    if isinstance(result, numbers.Real):
+        return float(result)
+    if not backend.owns(result) or "complex" in dtype_name(result.dtype):
+        raise TypeError(
+            f"f returned {result!r}, expected one real number, "
+            f"or a 0-d array of backend {backend.label}"
+        )
+    return result
+
+
+def _stacked(
+    backend: Backend, f: Callable[[Array], Any], x: Array, moved: Array, span: range
+) -> Array:
+    xp, size = backend.xp, math.prod(x.shape)
+    x_row, moved_row = xp.reshape(x, (1, size)), xp.reshape(moved, (1, size))
+    count = max(1, perturbation.LARGEST_STACK // max(1, size))
+    parts = [xp.zeros(0, dtype=xp.float64)]
+    for start in range(span.start, span.stop, count):
+        n = min(count, span.stop - start)
+        rows = xp.where(xp.eye(n, size, k=start, dtype=xp.bool), moved_row, x_row)
+        values = f(xp.reshape(rows, (n, *x.shape)))
+        if not backend.owns(values) or tuple(values.shape) != (n,):
+            got = f"shape {tuple(values.shape)}" if hasattr(values, "shape") else repr(values)
+            raise TypeError(
+                f"method='stacked': f of a stack {(n, *x.shape)} returned {got}, "
+                f"expected an array of shape ({n},) of backend {backend.label}"
+            )
+        parts.append(xp.astype(values, xp.float64))
+    return xp.concat(parts)
+
+
+# -- where rounding drowns the difference
+
+
+def _is_lost(up: Any, down: Any, h: float) -> Any:
+    """Whether x + h and x - h are a tenth farther from 2h apart, or nearer, than they should be."""
+    return abs((up - down) - 2 * h) > 0.2 * h
+
+
+def _count_lost(backend: Backend, up: Array, down: Array, h: float) -> int:
+    """How many elements are: one number comes back from the device."""
+    xp = backend.xp
+    return int(xp.count_nonzero(_is_lost(up, down, h)))
+
+
+def _warn_of_lost_steps(lost: int, of: int, h: float) -> None:
+    if lost:
+        warnings.warn(
+            f"h={h} is lost in x + h: rounded, the step is wrong by over a tenth in {lost} of {of} "
+            "element(s), and so is the derivative; take a larger h or scale x",
+            RoundingWarning,
+            stacklevel=3,
         )
 
 
-def _evaluate(f: Callable[[Array], Any], x: Array, index: tuple[int, ...], value: float) -> float:
-    """F with `value` at `index` of x."""
-    _write(x, index, value)
-    result = f(x)
-    if getattr(result, "ndim", 0) != 0:
-        raise TypeError(f"f returned an array of shape {tuple(result.shape)}, expected one number")
-    return float(result)
+def _warn_if_drowned(
+    backend: Backend,
+    values: Callable[[float, range], tuple[Array, Array]],
+    above: Array,
+    below: Array,
+    h: float,
+    eps: float,
+) -> None:
+    """Warn if all differences are of the size of f's rounding, though there is a slope.
 
-
-def _write(x: Array, index: tuple[int, ...], value: float) -> None:
-    try:
-        x[index] = value
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"numerical_gradient: x cannot be written in place: {error}") from error
+    A gradient that is zero looks the same. So the largest difference is taken anew with 32 and
+    64 times the step: a slope comes out alike, above the rounding, and above the curvature; where
+    there is none, what the series leaves grows fourfold, as h^2, or there is only rounding again;
+    and where curvature prevails, f has its extremum within that step, and the slope is 0 by right.
+    """
+    xp = backend.xp
+    differences = xp.abs(above - below)
+    largest, size_of_f = float(xp.max(differences)), float(xp.max(xp.abs(above)))
+    noise = ROUNDINGS * eps / 2 * size_of_f
+    if not 0 < largest <= noise < math.inf:  # NaN is not
+        return
+    k = int(xp.argmax(differences))
+    far = [values(step, range(k, k + 1)) for step in (32 * h, 64 * h)]
+    short, long = (float(up[0] - down[0]) for up, down in far)
+    curvature = abs(float(far[1][0][0] + far[1][1][0] - 2 * above[k]))
+    if abs(long) > max(2 * noise, curvature) and abs(long - 2 * short) < abs(long) / 2:
+        warnings.warn(
+            f"rounding drowns the differences: f(x + h) - f(x - h) is at most {largest:.1e} with "
+            f"h={h}, of the size of the rounding of f, which is about {size_of_f:.3g}; take a "
+            "larger h, or take what is constant from f",
+            RoundingWarning,
+            stacklevel=3,
+        )
 
 
 def gradient_descent(
@@ -111,6 +352,9 @@ def gradient_descent(
     lr: float = 0.01,
     step_num: int = 100,
     path: list[Array] | None = None,
+    *,
+    h: float | None = None,
+    method: str | None = None,
 ) -> Array:
     """Walk down the numerical gradient of f: x - lr grad f(x), `step_num` times (§4.4.1).
 
@@ -119,13 +363,15 @@ def gradient_descent(
     f
         Function of an array that returns one number.
     init_x
-        Where to start: float64, any shape. It is not changed.
+        Where to start: float64 or float32, any shape. It is not changed.
     lr
         Learning rate.
     step_num
         How many steps.
     path
         A list to which every point is appended, the start included.
+    h, method
+        As in `numerical_gradient`.
 
     Returns
     -------
@@ -146,43 +392,254 @@ def gradient_descent(
         if path is not None:
             path.append(xp.asarray(x, copy=True))
         for _ in range(step_num):
-            x = x - lr * numerical_gradient(f, x)
+            x = x - lr * numerical_gradient(f, x, h, method=method)
             if path is not None:
                 path.append(xp.asarray(x, copy=True))
         return x
 
 
+# -- backpropagation against the numerical gradient
+
+
 class Differentiable(Protocol):
     """What `gradient_check` needs of a network."""
 
-    def gradient(self, x: Array, t: Array) -> dict[str, Array]:
+    layers: list[Any]
+    dtype: str
+
+    @property
+    def params(self) -> Mapping[str, Array]:
+        """The parameters by name."""
+        ...
+
+    def host_to_backend(self, values: Any, name: str, dtype: Any = None) -> Array:
+        """`values` on the network's backend."""
+        ...
+
+    def scores(self, x: Any) -> Array:
+        """What enters the loss layer."""
+        ...
+
+    def loss(self, x: Any, t: Any) -> float:
+        """The loss."""
+        ...
+
+    def gradient(self, x: Any, t: Any) -> dict[str, Array]:
         """Gradients by backpropagation."""
         ...
 
-    def numerical_gradient(self, x: Array, t: Array, h: float = 1e-4) -> dict[str, Array]:
+    def numerical_gradient(self, x: Any, t: Any, h: float | None = None) -> dict[str, Array]:
         """Gradients by central differences."""
         ...
 
 
+@dataclass(frozen=True)
+class ParameterCheck:
+    """Backpropagation against the numerical gradient for one parameter."""
+
+    name: str
+    shape: Index
+    mean_difference: float
+    """Mean of the absolute differences, what the notes print."""
+    absolute_error: float
+    """The largest absolute difference."""
+    relative_error: float
+    """That over the largest element of either gradient; 0 if both are 0 throughout."""
+    worst: Index
+    """Index of the worst element, the one whose difference most exceeds its tolerance."""
+    backprop: float
+    """The worst element by backpropagation."""
+    numerical: float
+    """The worst element by central differences."""
+    tolerance: float
+    """How far these two may be apart."""
+
+    @property
+    def passed(self) -> bool:
+        """Whether every element is within its tolerance; NaN is not."""
+        return abs(self.backprop - self.numerical) <= self.tolerance
+
+
+@dataclass(frozen=True)
+class Kink:
+    """A ReLU of which a perturbation reaches the kink at 0."""
+
+    layer: int
+    """Index in the network's layers."""
+    samples: int
+    """In how many samples."""
+    units: int
+    """In how many of the layer's units."""
+
+    def __str__(self) -> str:
+        return f"layers[{self.layer}], a ReLU ({self.samples} sample(s), {self.units} unit(s))"
+
+
+@dataclass(frozen=True)
+class GradientCheck(Mapping[str, float]):
+    """What `gradient_check` found; as a mapping, the mean absolute difference by parameter."""
+
+    parameters: dict[str, ParameterCheck]
+    kinks: list[Kink]
+    h: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether every element of every parameter is within its tolerance."""
+        return all(check.passed for check in self.parameters.values())
+
+    def __getitem__(self, name: str) -> float:
+        return self.parameters[name].mean_difference
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.parameters)
+
+    def __len__(self) -> int:
+        return len(self.parameters)
+
+    def __str__(self) -> str:
+        head = ("parameter", "mean diff", "max diff", "relative", "worst element", "backprop")
+        rows = [(*head, "numerical", "apart", "allowed", "verdict")]
+        rows += [
+            (
+                f"{c.name} {'x'.join(map(str, c.shape))}",
+                f"{c.mean_difference:.1e}",
+                f"{c.absolute_error:.1e}",
+                f"{c.relative_error:.1e}",
+                f"{c.name}[{', '.join(map(str, c.worst))}]",
+                f"{c.backprop: .9e}",
+                f"{c.numerical: .9e}",
+                f"{abs(c.backprop - c.numerical):.1e}",
+                f"{c.tolerance:.1e}",
+                "ok" if c.passed else "WRONG",
+            )
+            for c in self.parameters.values()
+        ]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+        lines += [f"h={self.h} may cross the kink of {kink}" for kink in self.kinks]
+        verdict = "agrees" if self.passed else "DOES NOT AGREE"
+        lines.append(f"backpropagation {verdict} with the numerical gradient (h={self.h})")
+        return "\n".join(lines)
+
+
 def gradient_check(
-    network: Differentiable, x: Array, t: Array, h: float = 1e-4
-) -> dict[str, float]:
-    """Mean absolute difference of `gradient` and `numerical_gradient`, by parameter (§5.7.3).
+    network: Differentiable, x: Any, t: Any, h: float | None = None
+) -> GradientCheck:
+    """Compare `gradient` with `numerical_gradient`, parameter by parameter (§5.7.3).
 
     Parameters
     ----------
     network
-        A `Network`, in float64 unless h suits float32.
+        A `Network`.
     x, t
         A batch and its labels.
     h
-        Step of the numerical gradient.
+        Step of the numerical gradient; None for the one that suits the network's dtype.
+
+    Returns
+    -------
+    GradientCheck
+        `passed`, and for each parameter the errors, the worst element and what is allowed there;
+        printed, a table. As a mapping it gives the mean absolute differences, as in the notes.
+
+    Warns
+    -----
+    KinkWarning
+        A perturbation may carry a ReLU's input across 0, where the loss has no derivative and
+        the two need not agree.
+
+    Notes
+    -----
+    An element g may differ from the central difference g(h) by
+
+    - truncation, h^2 |f'''| / 6. It is taken from a second one: g(2h) - g(h) holds three times
+      that (Richardson; Numerical Recipes §5.7), so a third of it is allowed, twice over for what
+      the next term, of h^4, leaves out;
+    - rounding of the loss L, 8 sqrt(K) u (|L| + max|s|) / h for scores s. K is the length of the
+      longest chain of additions, the sum of the layers' inputs and the classes; the rounding
+      errors of a sum grow as its square root (Higham & Mary 2019, A new approach to
+      probabilistic rounding error analysis), and 8 leaves such a bound to chance one time in
+      many millions. The loss moves by no more than twice what a score does;
+    - rounding of the perturbed weight w, u max|w| / h of g, and of backpropagation itself,
+      8 sqrt(K) u of g, with the largest g of the parameter for g.
     """
+    h = checked_step(h, network.dtype)
     exact, numerical = network.gradient(x, t), network.numerical_gradient(x, t, h)
-    differences: dict[str, float] = {}
-    for name in exact:
-        backend = backend_of(gradient=exact[name])
-        with backend.running():
-            difference = backend.xp.abs(exact[name] - numerical[name])
-            differences[name] = float(backend.xp.mean(difference))
-    return differences
+    twice = network.numerical_gradient(x, t, 2 * h)
+    scores = network.scores(x)
+    backend = backend_of(scores=scores)
+    with backend.running():
+        xp = backend.xp
+        u = float(xp.finfo(scores.dtype).eps) / 2
+        steps = [layer.step() for layer in network.layers]
+        chain = sum(W.shape[0] for step in steps if step and step[0] == "affine" for W in step[1:2])
+        rounding = 8 * math.sqrt(chain + scores.shape[-1]) * u
+        of_loss = rounding * (abs(network.loss(x, t)) + float(xp.max(xp.abs(scores)))) / h
+        checks: dict[str, ParameterCheck] = {}
+        for name, W in network.params.items():
+            truncation = 2 * xp.abs(twice[name] - numerical[name]) / 3
+            of_weight = rounding + u * float(xp.max(xp.abs(W))) / h
+            of_gradient = of_weight * float(xp.max(xp.abs(numerical[name])))
+            allowed = truncation + (of_loss + of_gradient)
+            checks[name] = _compared(backend, name, exact[name], numerical[name], allowed)
+        rows = network.host_to_backend(x, "x", network.dtype)
+        rows = xp.reshape(rows, (1 if rows.ndim == 1 else rows.shape[0], -1))
+        kinks = _kinks(backend, steps, rows, h)
+    for kink in kinks:
+        warnings.warn(
+            f"gradient_check: h={h} may cross the kink of {kink}, where the numerical gradient "
+            "need not agree; other data or a smaller h may avoid it",
+            KinkWarning,
+            stacklevel=2,
+        )
+    return GradientCheck(checks, kinks, h)
+
+
+def _compared(
+    backend: Backend, name: str, exact: Array, numerical: Array, allowed: Array
+) -> ParameterCheck:
+    xp = backend.xp
+    differences = xp.abs(exact - numerical)
+    excess = differences / allowed
+    worst = _unravel(int(xp.argmax(xp.where(xp.isnan(excess), xp.inf, excess))), exact.shape)
+    largest = float(xp.max(differences))
+    scale = max(float(xp.max(xp.abs(exact))), float(xp.max(xp.abs(numerical))))
+    return ParameterCheck(
+        name=name,
+        shape=tuple(exact.shape),
+        mean_difference=float(xp.mean(differences)),
+        absolute_error=largest,
+        relative_error=largest / scale if scale else 0.0,
+        worst=worst,
+        backprop=float(exact[worst]),
+        numerical=float(numerical[worst]),
+        tolerance=float(allowed[worst]),
+    )
+
+
+def _kinks(backend: Backend, steps: list[Step | None], z: Array, h: float) -> list[Kink]:
+    """The ReLUs that a perturbation of one parameter by h may carry across 0, for inputs z (N, D).
+
+    `own` bounds how far a parameter of the last affine layer moves its one unit, (N, 1), and
+    `everywhere` how far one before that moves each unit, (N, M). No activation is steeper than 1.
+    """
+    xp = backend.xp
+    own, everywhere = xp.zeros_like(z[:, :1]), xp.zeros_like(z)
+    kinks: list[Kink] = []
+    for k, step in enumerate(steps):
+        if step is None:  # a layer from elsewhere: no telling what moves behind it
+            break
+        if step[0] == "affine":
+            W = xp.abs(step[1])
+            everywhere = xp.maximum(own * xp.max(W, axis=0), backend.matmul(everywhere, W))
+            largest = xp.max(xp.abs(z), axis=1, keepdims=True)
+            own = h * xp.maximum(largest, xp.ones_like(largest))
+        elif step[0] == "relu":
+            reach = xp.maximum(own, everywhere)
+            crossed = (xp.abs(z) <= reach) & (reach > 0)
+            samples = int(xp.count_nonzero(xp.any(crossed, axis=1)))
+            if samples:
+                kinks.append(Kink(k, samples, int(xp.count_nonzero(xp.any(crossed, axis=0)))))
+        z = perturbation.run(backend, [step], z)
+    return kinks

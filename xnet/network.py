@@ -1,6 +1,7 @@
 """Networks: a stack of layers that ends in a loss (§3.4, §4.5, §5.7)."""
 
 import contextlib
+import warnings
 from collections.abc import Callable, Generator, Iterator, MutableMapping, Sequence
 from typing import Any
 
@@ -13,8 +14,8 @@ from xnet.backend import (
     resolve,
     use_backend,
 )
-from xnet.errors import BackendError
-from xnet.gradient import check_step, numerical_gradient
+from xnet.errors import BackendError, NaiveGradientWarning
+from xnet.gradient import checked_step, numerical_gradient
 from xnet.layers import ACTIVATIONS, Affine, Layer, LossLayer, SoftmaxWithLoss
 from xnet.losses import batch_and_targets
 
@@ -316,7 +317,7 @@ class Network:
             return loss, self.params.gradients()
 
     def numerical_gradient(
-        self, x: Any, t: Any, h: float = 1e-4, *, method: str | None = None
+        self, x: Any, t: Any, h: float | None = None, *, method: str | None = None
     ) -> dict[str, Array]:
         """Gradients of the loss by every parameter, by central differences (§4.5.1).
 
@@ -327,11 +328,12 @@ class Network:
         x, t
             As in `loss`.
         h
-            Step; see `xnet.gradient.numerical_gradient`.
+            Step; None for the one that suits the network's dtype, 1e-4 for float64; see
+            `xnet.gradient.numerical_gradient`.
         method
             ``"naive"`` evaluates every loss from the beginning, as the notes do.
             ``"incremental"`` re-evaluates only what a perturbation changes. None takes
-            incremental where the layers allow it, which xnet's own all do.
+            incremental where the layers allow it, which xnet's own all do, and warns where not.
 
         Returns
         -------
@@ -343,15 +345,27 @@ class Network:
         ValueError
             As in `loss`; float32 with an h below 1e-3; an unknown method; or incremental for a
             layer or loss that does not allow it.
+
+        Warns
+        -----
+        NaiveGradientWarning
+            No method was named, and a layer or loss does not allow incremental.
         """
         if method not in (None, "naive", "incremental"):
             raise ValueError(f"method is {method!r}, expected 'naive', 'incremental' or None")
-        check_step(h, self.dtype)
+        h = checked_step(h, self.dtype)
         obstacle = self._obstacle()
         if method == "incremental" and obstacle is not None:
             raise ValueError(
                 f"method='incremental': {obstacle} may mix rows or is none of xnet's own; "
                 "use method='naive'"
+            )
+        if method is None and obstacle is not None:
+            warnings.warn(
+                f"{obstacle} may mix rows or is none of xnet's own: every loss is evaluated from "
+                "the beginning, hundreds of times slower; method='naive' accepts that",
+                NaiveGradientWarning,
+                stacklevel=2,
             )
         with self._running():
             x, t = self._batch(x, t)

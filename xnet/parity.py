@@ -29,6 +29,8 @@ LIBRARY_ULPS = 4
 N, D, M, C = 20, 30, 12, 10
 """Samples, inputs, units and classes of the operations' arrays."""
 
+ROW_LOSSES = ("cross_entropy", "squared_error")
+
 STEP = 1e-4
 """The h of the numerical gradient."""
 
@@ -55,7 +57,7 @@ class Operation:
 
     name: str
     arrays: Callable[[Draw], list[Host]]
-    run: Callable[..., list[Array]]
+    run: Callable[[Backend, list[Array]], list[Array]]
     bound: Callable[[float, list[Host], list[Host]], list[Any]] = lambda u, i, o: [0.0 for _ in o]
     dtypes: tuple[str, ...] = ("float32", "float64")
 
@@ -106,7 +108,7 @@ def verdict(
 def results(operation: Operation, backend: Backend, inputs: list[Host]) -> list[Host]:
     """What `operation` gives on `backend`, brought to the host."""
     with use_backend(backend), backend.running():
-        outputs = operation.run(backend, *(backend.asarray(array) for array in inputs))
+        outputs = operation.run(backend, [backend.asarray(array) for array in inputs])
         return [np.asarray(backend.to_numpy(array)) for array in outputs]
 
 
@@ -211,7 +213,8 @@ def _network_error(
     d1 = d2 @ W2.T * slope
     e_d1 = e_d2 @ np.abs(W2.T) + _gamma(W2.shape[1] + 3, u) * (np.abs(d2) @ np.abs(W2.T))
     e_d1 = e_d1 * slope + (np.abs(d2) @ np.abs(W2.T)) * e_slope
-    gradients, errors = [], []
+    gradients: list[Host] = []
+    errors: list[Host] = []
     for v, e_v, d, e_d in ((x, 0 * x, d1, e_d1), (z, e_z, d2, e_d2)):
         g = _gamma(x.shape[0], u)
         gradients += [v.T @ d, d.sum(axis=0)]
@@ -235,7 +238,7 @@ def _probabilities(draw: Draw) -> Host:
 def _elementwise(name: str, arrays: int, relative: int) -> Operation:
     """A kernel whose results may be off by `relative` u of their own size each."""
 
-    def run(backend: Backend, *inputs: Array) -> list[Array]:
+    def run(backend: Backend, inputs: list[Array]) -> list[Array]:
         return [getattr(backend, name)(*inputs)]
 
     return Operation(
@@ -257,8 +260,9 @@ def _network(params: list[Array], activation: str, loss: str = "SoftmaxWithLoss"
 
 
 def _network_operation(activation: str) -> Operation:
-    def run(backend: Backend, x: Array, t: Array, *params: Array) -> list[Array]:
-        network = _network(list(params), activation)
+    def run(backend: Backend, inputs: list[Array]) -> list[Array]:
+        x, t, *params = inputs
+        network = _network(params, activation)
         dtype = network.dtype
         loss = backend.asarray(network.loss(x, t), dtype)
         return [network.predict(x), loss, *network.gradient(x, t).values()]
@@ -268,8 +272,8 @@ def _network_operation(activation: str) -> Operation:
         e_y, e_loss, _, errors = _network_error(u, x, t, params, activation)
         return [2 * e for e in (e_y, e_loss, *errors)]
 
-    return Operation(
-        f"network, {activation}: predict, loss, gradient",
+    return Operation(  # predictions, loss and gradients
+        f"network, {activation}",
         lambda draw: [draw(N, D), _one_hot(N), *_parameters(draw)],
         run,
         bound,
@@ -277,8 +281,9 @@ def _network_operation(activation: str) -> Operation:
 
 
 def _numerical_operation(loss: str) -> Operation:
-    def run(backend: Backend, x: Array, t: Array, *params: Array) -> list[Array]:
-        network = _network(list(params), "sigmoid", loss)
+    def run(backend: Backend, inputs: list[Array]) -> list[Array]:
+        x, t, *params = inputs
+        network = _network(params, "sigmoid", loss)
         return list(network.numerical_gradient(x, t, STEP).values())
 
     def bound(u: float, inputs: list[Host], outputs: list[Host]) -> list[Any]:
@@ -298,8 +303,9 @@ def _numerical_operation(loss: str) -> Operation:
 TRAINING_STEPS, LEARNING_RATE = 10, 0.1
 
 
-def _train(backend: Backend, x: Array, t: Array, *params: Array) -> list[Array]:
-    network, optimizer = _network(list(params), "sigmoid"), optimizers.SGD(LEARNING_RATE)
+def _train(backend: Backend, inputs: list[Array]) -> list[Array]:
+    x, t, *params = inputs
+    network, optimizer = _network(params, "sigmoid"), optimizers.SGD(LEARNING_RATE)
     for _ in range(TRAINING_STEPS):
         optimizer.update(network.params, network.gradient(x, t))
     return list(network.params.values())
@@ -320,7 +326,8 @@ def _training_bound(u: float, inputs: list[Host], outputs: list[Host]) -> list[A
 
 
 def _optimizer_operation(name: str) -> Operation:
-    def run(backend: Backend, W: Array, *gradients: Array) -> list[Array]:
+    def run(_: Backend, inputs: list[Array]) -> list[Array]:
+        W, *gradients = inputs
         params, optimizer = {"W": W}, optimizers.OPTIMIZERS[name](lr=0.01)
         for gradient in gradients:
             optimizer.update(params, {"W": gradient})
@@ -360,13 +367,13 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation(
         "matmul",
         lambda draw: [draw(N, D), draw(D, M)],
-        lambda b, x, W: [b.matmul(x, W), b.matmul(W.T, x.T)],
+        lambda b, i: [b.matmul(*i), b.matmul(i[1].T, i[0].T)],
         lambda u, i, o: [2 * _product_bound(u, *i), 2 * _product_bound(u, i[1].T, i[0].T)],
     ),
     Operation(
         "sum",
         lambda draw: [draw(N, D)],
-        lambda b, x: [b.sum(x), b.sum(x, axis=0), b.sum(x, axis=-1, keepdims=True)],
+        lambda b, i: [b.sum(*i), b.sum(*i, axis=0), b.sum(*i, axis=-1, keepdims=True)],
         lambda u, i, o: [
             2 * _gamma(i[0].size, u) * np.abs(i[0]).sum(),
             2 * _gamma(N, u) * np.abs(i[0]).sum(axis=0),
@@ -377,19 +384,19 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation(
         "log",
         lambda draw: [np.abs(draw(N, D))],
-        lambda b, x: [b.log(x)],
+        lambda b, i: [b.log(*i)],
         lambda u, _, o: [2 * LIBRARY_ULPS * u * np.abs(o[0])],
     ),
     Operation(
         "affine",
         lambda draw: [draw(N, D), draw(D, M), draw(1, M)[0]],
-        lambda b, x, W, bias: [b.affine(x, W, bias)],
+        lambda b, i: [b.affine(*i)],
         lambda u, i, _: [2 * _gamma(D + 1, u) * (np.abs(i[0]) @ np.abs(i[1]) + np.abs(i[2]))],
     ),
     Operation(
         "affine_backward",
         lambda draw: [draw(N, M), draw(N, D), draw(D, M)],
-        lambda b, dout, x, W: list(b.affine_backward(dout, x, W)),
+        lambda b, i: list(b.affine_backward(*i)),
         _affine_backward_bound,
     ),
     _elementwise("sigmoid", 1, 2 * LIBRARY_ULPS + 3),
@@ -398,42 +405,44 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation(
         "relu_backward",
         lambda draw: [draw(N, C), draw(N, C)],
-        lambda b, dout, x: [b.relu_backward(dout, x <= 0)],
+        lambda b, i: [b.relu_backward(i[0], i[1] <= 0)],
     ),
     Operation(
         "softmax",
         lambda draw: [draw(N, C)],
-        lambda b, x: [b.softmax(x)],
+        lambda b, i: [b.softmax(*i)],
         lambda u, _, o: [2 * _softmax_error(u, o[0])],
     ),
     Operation(
         "softmax_with_loss",
         lambda draw: [draw(N, C), _one_hot(N)],
-        lambda b, x, t: list(b.softmax_with_loss(x, t)),
+        lambda b, i: list(b.softmax_with_loss(*i)),
         _softmax_with_loss_bound,
     ),
     Operation(
         "softmax_with_loss_backward",
         lambda draw: [_probabilities(draw), _one_hot(N)],
-        lambda b, y, t: [b.softmax_with_loss_backward(y, t)],
+        lambda b, i: [b.softmax_with_loss_backward(*i)],
         lambda u, i, _: [2 * _softmax_backward_error(u, i[0], 0 * i[0], i[1])],
     ),
     Operation(
         "row_losses",
         lambda draw: [draw(N, C), _one_hot(N)],
-        lambda b, s, t: [b.row_losses(s, "cross_entropy", t), b.row_losses(s, "squared_error", t)],
+        lambda b, i: [
+            b.row_losses(i[0], loss, i[1]) for loss in ("cross_entropy", "squared_error")
+        ],
         _row_losses_bound,
     ),
     Operation(
         "mean_squared_error",
         lambda draw: [draw(N, C), draw(N, C)],
-        lambda _, y, t: [losses.mean_squared_error(y, t)],
+        lambda _, i: [losses.mean_squared_error(*i)],
         lambda u, i, o: [2 * _gamma(N * C + 4, u) * o[0]],
     ),
     Operation(
         "cross_entropy_error",
         lambda draw: [_probabilities(draw), _one_hot(N)],
-        lambda _, y, t: [losses.cross_entropy_error(y, t)],
+        lambda _, i: [losses.cross_entropy_error(*i)],
         lambda u, i, o: [
             2 * _mean_error(u, _cross_entropy_error(u, i[0], 0 * i[0], i[1]), np.full(N, o[0]))
         ],

@@ -7,6 +7,8 @@ The next affine layer changes by a product of one column and one row. From there
 evaluated in full.
 """
 
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, TypeAlias
 
 Step: TypeAlias = tuple[Any, ...]
@@ -14,6 +16,10 @@ Step: TypeAlias = tuple[Any, ...]
 
 LARGEST_STACK = 1 << 21
 """Numbers, at most, in a stack of perturbed arrays: 16 MiB in float64."""
+
+
+SPARE = 1 << 20
+"""Bytes, at most, for Python's own objects meanwhile."""
 
 
 def loss_differences(
@@ -51,6 +57,24 @@ def loss_differences(
 
     inputs = [x[:, i] for i in range(x.shape[1])]
     return xp.stack([*map(of_input, inputs), of_input(xp.ones_like(a[:, 0]))])
+
+
+def memory(samples: int, widths: Sequence[int], itemsize: int = 8) -> int:
+    """How many bytes a numerical gradient takes at most, generic form, beside what was there.
+
+    For affine layers from `widths[0]` inputs to `widths[-1]` scores. A stack holds all perturbed
+    columns of a layer for one of its inputs, with the widest of what lies behind for each; or
+    LARGEST_STACK numbers if that is less; or one column if that is more. At most six are alive at
+    a time: a layer's input and output and what an activation, or the softmax, makes on the way.
+    Beside them: a few copies of each layer's output and gradient, and Python's objects.
+    """
+    stack = 0
+    for k, width in enumerate(widths[1:], start=1):
+        column = 2 * samples * max(widths[k + 1 :], default=width)
+        stack = max(stack, min(width * column, max(LARGEST_STACK, column)))
+    outputs = samples * sum(widths)
+    gradients = sum((inputs + 1) * width for inputs, width in pairwise(widths))
+    return itemsize * (6 * stack + 6 * outputs + 4 * gradients) + max(widths) ** 2 + SPARE
 
 
 def run(backend: Any, steps: list[Step], x: Any) -> Any:

@@ -107,6 +107,17 @@ class NumbaBackend(Backend):
         compiled: Any = import_module("xnet_numba.perturbation")
         return compiled.loss_differences(self, x, a, steps, loss, t, h)
 
+    @classmethod
+    def compiles(cls, f: object) -> bool:
+        """Whether f was made by `numba.njit`."""
+        return type(f).__module__.startswith("numba.") and hasattr(f, "py_func")
+
+    def compiled_values(
+        self, f: Any, x: Array, up: Array, down: Array, span: range
+    ) -> tuple[Array, Array]:
+        compiled: Any = import_module("xnet_numba.differences")
+        return compiled.compiled_values(f, x, up, down, span)
+
 
 def _packed(array: Array) -> Array:
     """`array` in C order and the machine's byte order, which the kernels are compiled for.

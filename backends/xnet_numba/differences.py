@@ -1,0 +1,93 @@
+# pyright: basic, reportAttributeAccessIssue=false, reportCallIssue=false
+"""The numerical gradient of a function that Numba has compiled: the loop around it, compiled too.
+
+Threads are Python's, each in a compiled loop that holds no lock: what f raises comes back as any
+exception does, and Ctrl-C is heard, which is not so of Numba's own parallel loops.
+"""
+
+import contextlib
+import numbers
+import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+
+import numba
+import numpy as np
+
+from xnet_numba.kernels import launching
+
+WORTH_THREADS = 1e-3
+"""Seconds of work from which starting threads pays."""
+
+PIECES_PER_THREAD = 4
+"""f may take longer for some elements than for others."""
+
+
+@lru_cache(maxsize=64)  # a user's program has few such functions, and each loop holds its f
+def _loop(f):
+    @numba.njit(nogil=True)
+    def loop(x, flat, up, down, start, above, below, stop):
+        """`flat` is x, whose elements from `start` on are perturbed in turn until `stop`."""
+        for k in range(above.size):
+            if stop[0]:
+                return
+            i = start + k
+            value = flat[i]
+            flat[i] = up[i]
+            above[k] = f(x)
+            flat[i] = down[i]
+            below[k] = f(x)
+            flat[i] = value
+
+    return loop
+
+
+def compiled_values(f, x, up, down, span):
+    """See `Backend.compiled_values`."""
+    above, below = np.empty(len(span)), np.empty(len(span))
+    if not span:
+        return above, below
+    seconds = 2 * len(span) * _checked(f, x)
+    parallel = f.targetoptions.get("parallel", False)  # then f takes Numba's threads itself
+    threads = 1 if parallel else numba.get_num_threads()
+    pieces = 1 if seconds < WORTH_THREADS else min(len(span), threads * PIECES_PER_THREAD)
+    stop = np.zeros(1, np.bool_)
+    up, down = up.reshape(-1), down.reshape(-1)
+
+    def run(piece):
+        first, last = piece * len(span) // pieces, (piece + 1) * len(span) // pieces
+        own = x.copy(order="C")
+        arrays = above[first:last], below[first:last]
+        _loop(f)(own, own.reshape(-1), up, down, span.start + first, *arrays, stop)
+
+    if pieces == 1 and not parallel:
+        run(0)
+        return above, below
+    run_alone = launching if parallel else contextlib.nullcontext()
+    with run_alone, ThreadPoolExecutor(threads) as pool:
+        try:
+            for _ in pool.map(run, range(pieces)):
+                pass
+        finally:
+            stop[0] = True  # whatever was raised here, the other threads need not finish
+    return above, below
+
+
+def _checked(f, x):
+    """Call f as the loop will, to say what it cannot do before there are threads; its seconds."""
+    own = x.copy(order="C")
+    try:
+        result = f(own)
+    except numba.core.errors.NumbaError as error:
+        reason = str(error).strip().splitlines()
+        raise TypeError(
+            f"f was compiled by Numba, but not for {x.dtype} arrays of {x.ndim} axes: "
+            f"{' '.join(reason[:3])}"
+        ) from error
+    if isinstance(result, np.ndarray):
+        raise TypeError(f"f returned an array of shape {result.shape}, expected one number")
+    if not isinstance(result, numbers.Real):
+        raise TypeError(f"f returned {result!r}, expected one real number")
+    started = time.perf_counter()  # not the first time, which compiles
+    f(own)
+    return time.perf_counter() - started
