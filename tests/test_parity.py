@@ -6,6 +6,7 @@ PyTorch and JAX take part where they are installed, as test-only backends.
 import importlib.util
 import json
 import os
+import platform
 import subprocess
 import sys
 from dataclasses import replace
@@ -19,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import xnet
-from xnet import layers, parity
+from xnet import layers, losses, parity
 from xnet.backend import Backend
 
 PEERS = {"torch": "TorchBackend", "jax": "JaxBackend"}
@@ -90,6 +91,24 @@ def test_a_training_run_has_one_hash(pair, dtype):
     assert parity.training_hash(pair[0], dtype, steps) == parity.training_hash(
         pair[1], dtype, steps
     )
+
+
+@pytest.mark.parametrize("name", [name for name in TRIED if name != "jax"])  # not in place
+def test_the_naive_numerical_gradient_gives_the_same_bits(name):
+    def run(_, inputs):
+        x, t, *params = inputs
+        network = parity._network(params, "sigmoid")
+        gradients = network.numerical_gradient(x, t, method="naive")
+        v = x[:2, :]  # and of a function that is not a network's
+        square = xnet.numerical_gradient(lambda v: losses.mean_squared_error(v, t[:2, :]), v)
+        return [*gradients.values(), square]
+
+    def arrays(draw):
+        return [draw(5, 4), np.eye(4)[[0, 1, 2, 3, 0]], *(draw(4, 4), draw(1, 4)[0]) * 2]
+
+    operation = parity.Operation("naive", arrays, run)
+    pair = make(name, True), xnet.resolve("numpy", reproducible=True)
+    assert unequal(pair, "float64", parity.standard_normal(), [operation]) == []
 
 
 @pytest.mark.parametrize("batch", [1, 3, 20])
@@ -285,6 +304,43 @@ def test_threads_or_processors_would_matter(runs):
     if "openblas" not in libraries:
         pytest.skip(f"NumPy's BLAS is {libraries}, which has no OPENBLAS_CORETYPE")
     assert len({value for lines in runs.values() for name, value in lines if name == "plain"}) > 1
+
+
+# -- no multiplication fused with an addition
+
+FUSED = """
+import re
+from numba.core.dispatcher import Dispatcher
+import xnet
+from xnet import parity
+for reproducible, module in ((True, "exact"), (False, "kernels")):
+    backend = xnet.resolve("numba", reproducible=reproducible)
+    for operation in parity.OPERATIONS:
+        inputs = operation.arrays(parity.standard_normal())
+        for dtype in operation.dtypes:
+            parity.results(operation, backend, [array.astype(dtype) for array in inputs])
+    kernels = vars(__import__(f"xnet_numba.{module}", fromlist=["_"])).items()
+    for name, kernel in kernels:
+        for signature in kernel.signatures if isinstance(kernel, Dispatcher) else []:
+            found = re.findall(r"\\bvfn?m(?:add|sub)", kernel.inspect_asm(signature))
+            print(module, name, len(found))
+"""
+
+
+def test_numbas_reproducible_kernels_fuse_nothing(tmp_path):
+    """Compiled anew, for what comes from Numba's cache cannot be read."""
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", FUSED], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    lines = [line.split() for line in done.stdout.splitlines()]
+    exact = {name: int(fused) for module, name, fused in lines if module == "exact"}
+    assert {"_piece", "_sum_rows", "_exp_each", "_softmax"} <= set(exact)
+    assert set(exact.values()) == {0}
+    # The search finds them where they may be, so it would find them above.
+    if platform.machine() == "x86_64":
+        assert any(int(fused) for module, _, fused in lines if module == "kernels")
 
 
 # -- the suite can fail

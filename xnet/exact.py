@@ -50,6 +50,9 @@ Namespace: TypeAlias = Any
 ACCURATE_BITS = {"float32": 32, "float64": 54}
 """Bits, at least, that the slices of a product keep below the largest element of a row."""
 
+LARGEST_PIECE = 1 << 17
+"""Numbers, at most, in the rows of a product that are cut at a time: 1 MiB a slice."""
+
 DIGITS = {"float32": 24, "float64": 53}
 """Bits of a significand."""
 
@@ -143,39 +146,56 @@ def matmul(xp: Namespace, a: Array, b: Array) -> Array:
         return xp.zeros((a.shape[0], b.shape[1]), dtype=a.dtype, device=a.device)
     largest_a, largest_b = _largest(xp, a, 1), _largest(xp, b, 0)
     if _every_finite(xp, largest_a, largest_b):
-        return xp.astype(_finite_matmul(xp, a, b, largest_a, largest_b), a.dtype)
+        return _finite_matmul(xp, a, b, largest_a, largest_b)
     zero = xp.zeros_like(a[0, 0])
     finite_a, finite_b = (xp.where(xp.isfinite(array), array, zero) for array in (a, b))
     return _with_infinities(xp, a, b, matmul(xp, finite_a, finite_b))
 
 
 def _finite_matmul(xp: Namespace, a: Array, b: Array, largest_a: Array, largest_b: Array) -> Array:
-    """The product of finite matrices, in float64."""
+    """The product of finite matrices, so many rows at a time that their slices stay in cache."""
     slices, bits = product_slices(a.shape[1], _name(xp, a))
+    parts_b, half_b = _in_range(xp, b, largest_b, slices, bits)
+    # One product with all the slices of b that meet a slice of a: BLAS likes few and wide ones.
+    wide = [xp.concat(parts_b[: slices - s], axis=1) for s in range(slices - 1)] + parts_b[:1]
+    rows = max(1, LARGEST_PIECE // a.shape[1])
+    pieces: list[Array] = []
+    for start in range(0, a.shape[0], rows):
+        piece = slice(start, min(start + rows, a.shape[0]))
+        parts_a, half_a = _in_range(xp, a[piece, :], largest_a[piece, :], slices, bits)
+        products = [xp.matmul(*pair) for pair in zip(parts_a, wide, strict=True)]
+        total = _add_orders(products, slices, b.shape[1])
+        if half_a is not None:
+            total = total * (half_a * half_b) * (half_a * half_b)
+        pieces.append(xp.astype(total, a.dtype, copy=False))
+    return pieces[0] if len(pieces) == 1 else xp.concat(pieces, axis=0)
+
+
+def _in_range(
+    xp: Namespace, a: Array, largest: Array, slices: int, bits: int
+) -> tuple[list[Array], Array | None]:
+    """Slices of `a`, which in float64 is divided by a power of two first, and that one's root."""
     half = None
     if a.dtype == xp.float64:
-        half_a, half_b = _half_scale(xp, largest_a), _half_scale(xp, largest_b)
-        half = half_a * half_b
-        a, b = a / half_a / half_a, b / half_b / half_b
-        largest_a, largest_b = largest_a / half_a / half_a, largest_b / half_b / half_b
-    a, b, largest_a, largest_b = (
-        xp.astype(array, xp.float64, copy=False) for array in (a, b, largest_a, largest_b)
-    )
-    parts_a = cut(xp, a, power_of_two(xp, largest_a), slices, bits)
-    parts_b = cut(xp, b, power_of_two(xp, largest_b), slices, bits)
-    # One product with all the slices of b that meet a slice of a: BLAS likes few and wide ones.
-    products = [
-        xp.matmul(part, xp.concat(parts_b[: slices - s], axis=1) if s < slices - 1 else parts_b[0])
-        for s, part in enumerate(parts_a)
-    ]
-    columns = b.shape[1]
+        half = _half_scale(xp, largest)
+        a, largest = a / half / half, largest / half / half
+    a, largest = (xp.astype(array, xp.float64, copy=False) for array in (a, largest))
+    return cut(xp, a, power_of_two(xp, largest), slices, bits), half
+
+
+def _add_orders(products: list[Array], slices: int, columns: int) -> Array:
+    """The products of each order added up, the smallest first.
+
+    Of slice s of a, `products` holds those with the slices of b from the first to the last that it
+    meets, side by side, `columns` each.
+    """
     total = 0.0
     for order in range(slices - 1, -1, -1):
         exact = products[0][:, order * columns : (order + 1) * columns]
         for s in range(1, order + 1):
             exact = exact + products[s][:, (order - s) * columns : (order - s + 1) * columns]
         total = exact + total
-    return total if half is None else total * half * half
+    return total
 
 
 def _name(xp: Namespace, a: Array) -> str:
@@ -249,20 +269,15 @@ def sum(xp: Namespace, a: Array, axis: int | None = None, keepdims: bool = False
         kinds = (a == math.inf, a == -math.inf, xp.isnan(a))
         return _special(xp, finite, *(xp.any(v, axis=axis, keepdims=keepdims) for v in kinds))
     terms = size if axis is None else a.shape[axis]
-    slices, bits = sum_slices(terms, _name(xp, a))
-    half = _half_scale(xp, largest) if a.dtype == xp.float64 else None
-    dtype = a.dtype
-    if half is not None:
-        a, largest = a / half / half, largest / half / half
-    a, largest = (xp.astype(array, xp.float64, copy=False) for array in (a, largest))
+    parts, half = _in_range(xp, a, largest, *sum_slices(terms, _name(xp, a)))
     total = 0.0
-    for part in reversed(cut(xp, a, power_of_two(xp, largest), slices, bits)):
+    for part in reversed(parts):
         total = xp.sum(part, axis=axis, keepdims=True) + total
     if half is not None:
         total = total * half * half
     if not keepdims:
         total = xp.reshape(total, ()) if axis is None else xp.squeeze(total, axis=axis)
-    return xp.astype(total, dtype)
+    return xp.astype(total, a.dtype)
 
 
 # -- exp and log

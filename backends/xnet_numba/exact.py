@@ -217,7 +217,8 @@ class _Kept:
         """Slices and `_half_scale` of the columns of b (K, M), or of b' if `transposed`."""
         key = id(b), transposed
         weak, copy, found = self._kept.get(key, (None, None, None))
-        if weak is not None and weak() is b and np.array_equal(copy, b):
+        seen = weak is not None and weak() is b
+        if seen and copy is not None and np.array_equal(copy, b):
             return found
         count, width = exact.product_slices(b.shape[1 if transposed else 0], b.dtype.name)
         parts, half = np.empty((count, *b.shape)), np.empty(b.shape[0 if transposed else 1])
@@ -228,7 +229,7 @@ class _Kept:
         if not finite:
             return None
         found = parts, half
-        if weak is not None and weak() is b:  # used a second time: worth a copy from now on
+        if seen:  # a second time: worth a copy from now on
             self._kept[key] = weak, b.copy(), found
         else:
             forget = weakref.ref(b, lambda _: self._kept.pop(key, None))
