@@ -1,9 +1,9 @@
 """Others' finite differences on the same network and data: JAX vectorised, PyTorch in a loop.
 
-784-50-10, sigmoid, 100 images of MNIST, float64; every answer is checked against backpropagation. The vectorised
-differences perturb a stack of copies of the parameters (`jax.vmap` of the loss, compiled); the
-loop is the notes' with PyTorch's kernels. JAX and PyTorch are no dependency of xnet's: what is not
-installed is said and left out (`pip install jax torch`).
+784-50-10, sigmoid, 100 images of MNIST, float64; every answer is checked against backpropagation.
+The vectorised differences perturb a stack of copies of the parameters (`jax.vmap` of the loss,
+compiled); the loop is the notes' with PyTorch's kernels. JAX and PyTorch are no dependency of
+xnet's: what is not installed is said and left out (`pip install jax torch`).
 
     python benchmarks/peers/finite_differences.py
 """
