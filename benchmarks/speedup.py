@@ -15,6 +15,7 @@ import numba
 import numpy as np
 from notes import TwoLayerNet, numerical_gradient
 from report import machine, save, seconds, summary
+from threadpoolctl import threadpool_limits
 from xnet_numba.elementary import _exp2
 
 import xnet
@@ -52,9 +53,12 @@ def main():
     for name, array in notes.params.items():
         for start in range(0, len(array), PIECE):
             piece = array[start : start + PIECE]  # a view: to perturb it is to perturb the network
-            started = time.perf_counter()
-            expected = numerical_gradient(lambda _: notes.loss(x, t), piece)
-            seconds_of_piece = time.perf_counter() - started
+            # On one thread: two are no faster for products so small, and wait for each other many
+            # times longer as soon as anything else runs.
+            with threadpool_limits(1, "blas"):
+                started = time.perf_counter()
+                expected = numerical_gradient(lambda _: notes.loss(x, t), piece)
+                seconds_of_piece = time.perf_counter() - started
             total += seconds_of_piece
             per_loss.append(seconds_of_piece / (2 * piece.size))
             for backend, net in nets.items():
