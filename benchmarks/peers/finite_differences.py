@@ -69,7 +69,7 @@ def with_jax(params, x, t):
 def with_torch(params, x, t):
     import torch
 
-    torch.set_num_threads(1)  # two are no faster for products so small, and much slower if shared
+    torch.set_num_threads(1)  # more wait for each other as soon as anything else runs
     tensors = {name: torch.tensor(array) for name, array in params.items()}
     x, t = torch.tensor(x), torch.tensor(t)
 
