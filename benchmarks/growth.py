@@ -4,11 +4,13 @@ MNIST, sigmoid, 784-50-10 and a batch of 100 but for what varies. The formula: a
 is perturbed twice, and each time what lies behind is evaluated anew, for the Z_l samples of all its
 inputs together that are not 0, and for the N of the biases,
 
-    seconds = sum over l of 2 (Z_l + N) M_l (a units_l + b products_l)
+    seconds = c sum over l of (D_l + 1)
+              + sum over l of 2 (Z_l + N) M_l (a units_l + b products_l)
 
-with the layer's width M_l, units_l = M_(l+1) + M_(l+2) + ..., one exponential or so each (behind
-the last layer there is the softmax alone: M_l), and products_l = M_(l+1) M_(l+2) + ..., for the
-next layer changes by one column and one row. a and b are fitted to all the points of a backend.
+with the layer's inputs D_l and width M_l, units_l = M_(l+1) + M_(l+2) + ..., one exponential or so
+each (behind the last layer there is the softmax alone: M_l), and products_l = M_(l+1) M_(l+2) +
+..., for the next layer changes by one column and one row. c is what an input costs however little
+there is to do. a, b and c are fitted to all the points of a backend.
 
 Peak memory on numpy, by tracemalloc, against its bound (see `xnet.perturbation`).
 
@@ -46,27 +48,25 @@ def network(hidden, backend):
 
 
 def work(x, hidden):
-    """Units and products to be evaluated, over all weights and samples."""
+    """Inputs to go over, and units and products to evaluate, over all weights and samples."""
     widths, units, products = [*hidden, 10], 0, 0
     for k, width in enumerate(widths):
         met = np.count_nonzero(x) if k == 0 else len(x) * widths[k - 1]
         evaluated = 2 * (int(met) + len(x)) * width
         units += evaluated * (sum(widths[k + 1 :]) or width)
         products += evaluated * sum(a * b for a, b in pairwise(widths[k + 1 :]))
-    return units, products
+    return sum([785, *(width + 1 for width in hidden)]), units, products
 
 
 def fit(points, backend):
-    """A and b of the formula, by least squares of the relative errors."""
-    rows = np.array([[p["units"], p["products"]] for p in points])
+    """The formula's constants, by least squares of the relative errors."""
+    rows = np.array([p["work"] for p in points])
     taken = np.array([p[backend] for p in points])
-    constants = np.linalg.lstsq(rows / taken[:, None], np.ones(len(points)))[0]
-    return constants.tolist()
+    return np.linalg.lstsq(rows / taken[:, None], np.ones(len(points)))[0].tolist()
 
 
 def by_formula(facts, point, backend):
-    a, b = facts["constants"][backend]
-    return a * point["units"] + b * point["products"]
+    return float(np.dot(facts["constants"][backend], point["work"]))
 
 
 def best(net, x, t):
@@ -93,8 +93,7 @@ def measure():
     for varied, points in VARIED.items():
         for value, n, hidden in points:
             x, t = np.asarray(images[:n], np.float64), labels[:n]
-            units, products = work(x, hidden)
-            point = {"varied": varied, "value": value, "units": units, "products": products}
+            point = {"varied": varied, "value": value, "work": work(x, hidden)}
             for name in BACKENDS:
                 net = network(hidden, name)
                 exact, found = net.gradient(x, t), net.numerical_gradient(x, t)

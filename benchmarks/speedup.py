@@ -5,9 +5,13 @@ the backends in turn with its pieces, so that what else the machine does meets t
 Answers are checked. Also: how far Numba's kernel is from the arithmetic floor, its exponentials
 times the cost of a vectorised one here.
 
-    python benchmarks/speedup.py
+The loop's BLAS has one thread unless told otherwise. Two are faster on idle cores, and many times
+slower as soon as anything else runs, for they wait for each other at every product.
+
+    python benchmarks/speedup.py [--blas-threads 2]
 """
 
+import argparse
 import statistics
 import time
 
@@ -15,6 +19,7 @@ import numba
 import numpy as np
 from notes import TwoLayerNet, numerical_gradient
 from report import machine, save, seconds, summary
+from threadpoolctl import threadpool_limits
 from xnet_numba.elementary import _exp2
 
 import xnet
@@ -42,6 +47,9 @@ def chain(n):
 
 
 def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--blas-threads", type=int, default=1, help="of the loop's products")
+    blas_threads = parser.parse_args().blas_threads
     (x, t), _ = xnet.datasets.load_mnist()
     x, t = np.asarray(x[:100], np.float64), np.eye(10)[t[:100]]
     nets = {name: xnet.TwoLayerNet(784, 50, 10, backend=name) for name in ("numpy", "numba")}
@@ -52,9 +60,10 @@ def main():
     for name, array in notes.params.items():
         for start in range(0, len(array), PIECE):
             piece = array[start : start + PIECE]  # a view: to perturb it is to perturb the network
-            started = time.perf_counter()
-            expected = numerical_gradient(lambda _: notes.loss(x, t), piece)
-            seconds_of_piece = time.perf_counter() - started
+            with threadpool_limits(blas_threads, "blas"):
+                started = time.perf_counter()
+                expected = numerical_gradient(lambda _: notes.loss(x, t), piece)
+                seconds_of_piece = time.perf_counter() - started
             total += seconds_of_piece
             per_loss.append(seconds_of_piece / (2 * piece.size))
             for backend, net in nets.items():
@@ -64,7 +73,7 @@ def main():
     losses = 2 * sum(array.size for array in notes.params.values())
     loop = {"median": statistics.median(per_loss) * losses, "min": min(per_loss) * losses}
     facts = {"what": __doc__.splitlines()[0], "machine": machine(), "losses": losses}
-    facts["threads"] = numba.get_num_threads()
+    facts["threads"], facts["blas_threads_of_the_loop"] = numba.get_num_threads(), blas_threads
     facts["seconds"] = {"loop": loop | {"in_all": total}}
     facts["seconds"] |= {backend: summary(times) for backend, times in taken.items()}
     for backend in nets:
@@ -72,7 +81,7 @@ def main():
             ratio = loop[kind] / facts["seconds"][backend][kind]
             facts[f"{backend}_times_faster_by_{kind}"] = round(ratio, 1)
     facts["floor"] = floor(x, facts)
-    save("speedup", facts)
+    save("speedup" if blas_threads == 1 else f"speedup_{blas_threads}_blas_threads", facts)
     for name, s in facts["seconds"].items():
         print(f"{name:6} median {s['median'] * 1e3:10.2f} ms, min {s['min'] * 1e3:10.2f} ms")
     print(*(f"{k}: {v:,}" for k, v in facts.items() if "faster" in k), sep="\n")

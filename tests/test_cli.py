@@ -321,6 +321,49 @@ def test_predict_shows_the_file_by_its_name(good, trained, tmp_path, name):
     assert name in good("predict", trained, tmp_path / name)
 
 
+# gradcheck
+
+
+def test_gradcheck_of_a_new_network(good):
+    shown = good("gradcheck", "--hidden", "6", "--hidden", "5", "--batch-size", "7")
+    assert "7 digits images on numpy" in shown
+    assert re.findall(r"^([Wb]\d) ", shown, re.M) == ["W1", "b1", "W2", "b2", "W3", "b3"]
+    assert shown.endswith("agrees with the numerical gradient (h=0.0001)\n")
+
+
+@pytest.mark.parametrize("backend", sorted(USABLE & {"numpy", "numba"}))
+def test_gradcheck_of_a_saved_network_as_json(good, trained, backend):
+    facts = parsed(good("gradcheck", trained, "--backend", backend, "--step", "1e-5", "--json"))
+    assert (facts["passed"], facts["h"], facts["backend"]) == (True, 1e-5, backend)
+    assert (facts["dataset"], facts["samples"], facts["dtype"]) == ("digits", 20, "float64")
+    for found in facts["parameters"]:
+        assert found["passed"]
+        assert abs(found["backprop"] - found["numerical"]) <= found["tolerance"] < 1e-4
+
+
+def test_gradcheck_in_float32(good):
+    facts = parsed(good("gradcheck", "--dtype", "float32", "--activation", "sigmoid", "--json"))
+    assert (facts["dtype"], facts["h"], facts["passed"]) == ("float32", 5e-3, True)
+
+
+def test_gradcheck_of_a_wrong_backward(monkeypatch, run):
+    right = Affine.backward
+
+    def wrong(self, dout):
+        dx = right(self, dout)
+        self.db = 2 * self.db
+        return dx
+
+    monkeypatch.setattr(Affine, "backward", wrong)
+    done = run("gradcheck", "--hidden", "4")
+    assert done.status == 1
+    assert "DOES NOT AGREE" in done.out
+    assert re.findall(r"^(\w+) .*WRONG$", done.out, re.M) == ["b1", "b2"]
+    done = run("gradcheck", "--hidden", "4", "--json")
+    assert done.status == 1
+    assert parsed(done.out)["passed"] is False
+
+
 # demo
 
 

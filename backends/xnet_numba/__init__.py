@@ -110,7 +110,7 @@ class NumbaBackend(Backend):
     @classmethod
     def compiles(cls, f: object) -> bool:
         """Whether f was made by `numba.njit`."""
-        return type(f).__module__.startswith("numba.") and hasattr(f, "py_func")
+        return type(f).__module__.startswith("numba.core.") and hasattr(f, "py_func")
 
     def compiled_values(
         self, f: Any, x: Array, up: Array, down: Array, span: range
