@@ -23,11 +23,16 @@ from xnet.parity import same_bits
 BACKENDS = [info.name for info in xnet.backends() if info.usable]
 
 
-def in_turns(contenders, turns):
+REST = 0.15
+"""Seconds for which OpenBLAS's threads may go on spinning, on the next contender's cores."""
+
+
+def in_turns(contenders, turns, rest=0.0):
     """Seconds that each of the `contenders`, by name, takes: one call of each a turn."""
     taken = {name: [] for name in contenders}
     for turn in range(turns + 2):
         for name, run in contenders.items():
+            time.sleep(rest)
             started = time.perf_counter()
             run()
             if turn >= 2:  # before that it compiles, and memory is new
@@ -51,7 +56,7 @@ def products(dtype, turns=25):
             backend.synchronize()
 
         contenders[name] = run
-    return in_turns(contenders, turns)
+    return in_turns(contenders, turns, REST)
 
 
 def steps(name, dtype, turns=200):
