@@ -735,10 +735,16 @@ def test_parity(good):
     assert max(map(len, printed.splitlines())) <= 80
 
 
-def test_parity_of_numpy_alone(good):
-    facts = parsed(good("parity", "--backend", "numpy", "--steps", 1, "--json"))
-    assert facts["operations"] == []
-    assert facts["kept"]
+def test_parity_of_numpy_alone(bad):
+    assert "nothing to compare" in bad("parity", "--backend", "numpy")
+
+
+def test_parity_where_nothing_is_finite(run, monkeypatch):
+    backend = type(xnet.resolve("numba"))
+    monkeypatch.setattr(backend, "relu", lambda self, x: np.full_like(x, np.nan))
+    assert re.search(r"relu +. float32 . ! not finite", run(*PARITY).out)
+    facts = parsed(run(*PARITY, "--json").out)
+    assert [row["ulps"] for row in facts["operations"] if row["operation"] == "relu"] == [None] * 2
 
 
 def test_a_broken_promise(run, monkeypatch):
@@ -752,7 +758,7 @@ def test_a_broken_promise(run, monkeypatch):
     facts = parsed(run(*PARITY, "--json").out)
     assert not facts["kept"]
     broken = {row["operation"] for row in facts["operations"] if not row["kept"]}
-    assert {"relu", "network, relu"} <= broken
+    assert {"relu", "network, relu, SoftmaxWithLoss"} <= broken
 
 
 def test_parity_mistakes(bad):

@@ -364,7 +364,7 @@ _current: contextvars.ContextVar[Backend | None] = contextvars.ContextVar("backe
 
 
 def _reproducible_from_environment() -> bool:
-    value = os.environ.get("XNET_REPRODUCIBLE", "")
+    value = os.environ.get("XNET_REPRODUCIBLE", "").strip()
     if value not in ("", "0", "1"):
         raise BackendError(f"XNET_REPRODUCIBLE is {value!r}, expected 0 or 1")
     return value == "1"

@@ -403,13 +403,16 @@ def parity_command(
     bound that rounding-error analysis gives. Exit status 1 if a promise is broken.
     """
     names = backend or [b.name for b in backends() if b.usable]
+    if all(resolve(name).name == "numpy" for name in names):
+        raise ValueError("parity: nothing to compare: numpy is the reference, name another backend")
     dtypes = [str(d) for d in dtype or list(Dtype)]
     verdicts, hashes = _parity(names, dtypes, steps, seed)
     one_hash = all(len(set(found.values())) == 1 for found in hashes["reproducible"].values())
     kept = one_hash and all(v.kept for v in verdicts)
     if as_json:
         rows = [
-            {**vars(v), "share": min(v.share, sys.float_info.max), "kept": v.kept} for v in verdicts
+            {**vars(v), "ulps": _finite(v.ulps), "share": _finite(v.share), "kept": v.kept}
+            for v in verdicts
         ]
         facts = {"versions": _versions(), "steps": steps, "seed": seed, "kept": kept}
         print(json.dumps({**facts, "operations": rows, "training_sha256": hashes}))
@@ -457,9 +460,16 @@ def _parity_table(verdicts: list[parity.Verdict]) -> Table:
     return table
 
 
+def _finite(value: float) -> float | None:
+    """`value` for JSON, which has no infinity."""
+    return value if math.isfinite(value) else None
+
+
 def _parity_cell(v: parity.Verdict) -> str:
     if v.equal:
         return "equal"
+    if not math.isfinite(v.ulps):
+        return "! not finite"
     if v.reproducible:
         return f"! {v.ulps:,.0f} ulp"
     share = f"{v.share:.0%}" if v.share >= 0.01 else "<1%"

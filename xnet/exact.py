@@ -25,11 +25,12 @@ from the exact one by at most
 
     u |c| + 8 K 2^(-S beta) max|row of A| max|column of B|
 
-(what is cut off and dropped is at most 2 K 2^(-S beta) L L', and L is below twice the maximum).
-S beta is at least 32 for float32 and 54 for float64; it is 42 and 63 for K up to 1,638, where the
-second term is 2^-18 and 2^-10 of K u max max. Plain BLAS has K u sum |a| |b| in its place: that
-is less only where the largest elements of a row and of a column exceed the others that much and do
-not meet.
+and by the rounding of a subnormal result (what is cut off and dropped is at most 2 K 2^(-S beta)
+L L', and L is below twice the maximum). Plain BLAS has K u sum |a| |b| in place of the second term.
+S beta is at least 42 and 63 for K up to 1,638, where the second term is at most 2^-15 K u max max
+in float32 and 2^-7 K u max max in float64; for longer products it is at least 32 and 60. So plain
+BLAS can be the better one only where the numbers of a row and of a column that do meet are, in
+their products, that much smaller than max max.
 
 **Range.** float32 is cut in float64, whose exponents hold all products of slices. In float64, rows
 and columns whose largest element is beyond 2^400 or below 2^-400 are first scaled by 2^-600 or
@@ -47,7 +48,7 @@ from typing import Any, TypeAlias
 Array: TypeAlias = Any
 Namespace: TypeAlias = Any
 
-ACCURATE_BITS = {"float32": 32, "float64": 54}
+ACCURATE_BITS = {"float32": 32, "float64": 60}
 """Bits, at least, that the slices of a product keep below the largest element of a row."""
 
 LARGEST_PIECE = 1 << 17
@@ -57,6 +58,41 @@ DIGITS = {"float32": 24, "float64": 53}
 """Bits of a significand."""
 
 
+# -- what is taken
+
+
+def precision(a: Array) -> str:
+    """``"float32"`` or ``"float64"``: that of `a`, in whichever byte order.
+
+    Raises
+    ------
+    TypeError
+        `a` is of another dtype.
+    """
+    name = str(getattr(a.dtype, "name", a.dtype)).rsplit(".", 1)[-1]
+    if name not in DIGITS:
+        raise TypeError(f"reproducible mode takes float32 and float64, not {name}")
+    return name
+
+
+def check_product(a: Array, b: Array) -> None:
+    """Raise ValueError or TypeError if a and b are not (N, K) and (K, M) of one dtype."""
+    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[0]:
+        raise ValueError(
+            f"matmul: a has shape {tuple(a.shape)}, b has {tuple(b.shape)}, "
+            "expected (N, K) and (K, M)"
+        )
+    if precision(a) != precision(b):
+        raise TypeError(f"matmul: a is {precision(a)}, b is {precision(b)}, expected one dtype")
+
+
+def checked_axis(a: Array, axis: int | None) -> int | None:
+    """`axis` of `a`, from 0; ValueError if `a` has no such axis."""
+    if axis is None or -a.ndim <= axis < a.ndim:
+        return axis if axis is None else axis % a.ndim
+    raise ValueError(f"sum: axis is {axis}, a has {a.ndim} axes")
+
+
 # -- slices
 
 
@@ -64,7 +100,7 @@ def product_slices(contracted: int, dtype: str) -> tuple[int, int]:
     """How many slices a product over `contracted` terms takes, and of how many bits each.
 
     The fewest that keep `ACCURATE_BITS`: two for float32 up to a length of 2^21, three for
-    float64 up to about 2^17.
+    float64 up to 6,553.
     """
     slices = 2
     while True:
@@ -120,6 +156,11 @@ def _half_scale(xp: Namespace, largest: Array) -> Array:
     return xp.where(largest > 2.0**400, one * 2.0**300, low)
 
 
+def _native(xp: Namespace, a: Array) -> Any:
+    """The dtype of `a`, in the machine's own byte order."""
+    return xp.float32 if precision(a) == "float32" else xp.float64
+
+
 def _every_finite(xp: Namespace, *arrays: Array) -> bool:
     return all(bool(xp.all(xp.isfinite(array))) for array in arrays)
 
@@ -141,9 +182,17 @@ def matmul(xp: Namespace, a: Array, b: Array) -> Array:
     -------
     Array
         (N, M), the dtype of a. See the module's text for how it is rounded.
+
+    Raises
+    ------
+    ValueError
+        Shapes that do not fit.
+    TypeError
+        Dtypes that differ, or are neither float32 nor float64.
     """
+    check_product(a, b)
     if 0 in (*a.shape, *b.shape):
-        return xp.zeros((a.shape[0], b.shape[1]), dtype=a.dtype, device=a.device)
+        return xp.zeros((a.shape[0], b.shape[1]), dtype=_native(xp, a), device=a.device)
     largest_a, largest_b = _largest(xp, a, 1), _largest(xp, b, 0)
     if _every_finite(xp, largest_a, largest_b):
         return _finite_matmul(xp, a, b, largest_a, largest_b)
@@ -154,7 +203,7 @@ def matmul(xp: Namespace, a: Array, b: Array) -> Array:
 
 def _finite_matmul(xp: Namespace, a: Array, b: Array, largest_a: Array, largest_b: Array) -> Array:
     """The product of finite matrices, so many rows at a time that their slices stay in cache."""
-    slices, bits = product_slices(a.shape[1], _name(xp, a))
+    slices, bits = product_slices(a.shape[1], precision(a))
     parts_b, half_b = _in_range(xp, b, largest_b, slices, bits)
     # One product with all the slices of b that meet a slice of a: BLAS likes few and wide ones.
     wide = [xp.concat(parts_b[: slices - s], axis=1) for s in range(slices - 1)] + parts_b[:1]
@@ -167,7 +216,7 @@ def _finite_matmul(xp: Namespace, a: Array, b: Array, largest_a: Array, largest_
         total = _add_orders(products, slices, b.shape[1])
         if half_a is not None:
             total = total * (half_a * half_b) * (half_a * half_b)
-        pieces.append(xp.astype(total, a.dtype, copy=False))
+        pieces.append(xp.astype(total, _native(xp, a), copy=False))
     return pieces[0] if len(pieces) == 1 else xp.concat(pieces, axis=0)
 
 
@@ -176,7 +225,7 @@ def _in_range(
 ) -> tuple[list[Array], Array | None]:
     """Slices of `a`, which in float64 is divided by a power of two first, and that one's root."""
     half = None
-    if a.dtype == xp.float64:
+    if precision(a) == "float64":
         half = _half_scale(xp, largest)
         a, largest = a / half / half, largest / half / half
     a, largest = (xp.astype(array, xp.float64, copy=False) for array in (a, largest))
@@ -196,10 +245,6 @@ def _add_orders(products: list[Array], slices: int, columns: int) -> Array:
             exact = exact + products[s][:, (order - s) * columns : (order - s + 1) * columns]
         total = exact + total
     return total
-
-
-def _name(xp: Namespace, a: Array) -> str:
-    return "float32" if a.dtype == xp.float32 else "float64"
 
 
 def _with_infinities(xp: Namespace, a: Array, b: Array, finite: Array) -> Array:
@@ -259,7 +304,15 @@ def sum(xp: Namespace, a: Array, axis: int | None = None, keepdims: bool = False
     -------
     Array
         The dtype of a; within u |sum| + u max|a| of the exact sum (u = 2^-24 or 2^-53).
+
+    Raises
+    ------
+    ValueError
+        `a` has no such axis.
+    TypeError
+        `a` is neither float32 nor float64.
     """
+    axis, dtype = checked_axis(a, axis), _native(xp, a)
     size = math.prod(a.shape)
     if size == 0:
         return xp.sum(a, axis=axis, keepdims=keepdims)
@@ -269,7 +322,7 @@ def sum(xp: Namespace, a: Array, axis: int | None = None, keepdims: bool = False
         kinds = (a == math.inf, a == -math.inf, xp.isnan(a))
         return _special(xp, finite, *(xp.any(v, axis=axis, keepdims=keepdims) for v in kinds))
     terms = size if axis is None else a.shape[axis]
-    parts, half = _in_range(xp, a, largest, *sum_slices(terms, _name(xp, a)))
+    parts, half = _in_range(xp, a, largest, *sum_slices(terms, precision(a)))
     total = 0.0
     for part in reversed(parts):
         total = xp.sum(part, axis=axis, keepdims=True) + total
@@ -277,7 +330,7 @@ def sum(xp: Namespace, a: Array, axis: int | None = None, keepdims: bool = False
         total = total * half * half
     if not keepdims:
         total = xp.reshape(total, ()) if axis is None else xp.squeeze(total, axis=axis)
-    return xp.astype(total, a.dtype)
+    return xp.astype(total, dtype)
 
 
 # -- exp and log
@@ -348,7 +401,7 @@ def exp(xp: Namespace, a: Array) -> Array:
     for coefficient in EXP_COEFFICIENTS[1:]:
         p = p * r + coefficient
     y = _times_power_of_two(xp, (r * r * p + r) + 1.0, xp.astype(n, xp.int64))
-    return xp.astype(xp.where(nan, xp.full_like(y, math.nan), y), a.dtype)
+    return xp.astype(xp.where(nan, xp.full_like(y, math.nan), y), _native(xp, a))
 
 
 def log(xp: Namespace, a: Array) -> Array:
@@ -388,4 +441,4 @@ def log(xp: Namespace, a: Array) -> Array:
     y = n * LN2_HIGH - ((half_square - (s * (half_square + R * z) + n * LN2_LOW)) - f)
     special = xp.where(a == 0, xp.full_like(y, -math.inf), xp.full_like(y, math.nan))
     special = xp.where(a == math.inf, xp.full_like(y, math.inf), special)
-    return xp.astype(xp.where(valid, y, special), a.dtype)
+    return xp.astype(xp.where(valid, y, special), _native(xp, a))

@@ -25,6 +25,17 @@ def _check(name: str, value: float, below: float = math.inf) -> float:
     return float(value)
 
 
+def _power(base: float, n: int) -> float:
+    """Base to the n-th by multiplications alone: a library's pow depends on the processor."""
+    result = 1.0
+    while n:
+        if n & 1:
+            result *= base
+        base *= base
+        n >>= 1
+    return result
+
+
 class Optimizer:
     """Base: what every optimizer does around its own formula.
 
@@ -177,7 +188,8 @@ class Adam(Optimizer):
         m, v = memory
         m = self.beta1 * m + (1 - self.beta1) * g
         v = self.beta2 * v + (1 - self.beta2) * (g * g)
-        m_hat, v_hat = m / (1 - self.beta1**n), v / (1 - self.beta2**n)
+        m_hat = m / (1 - _power(self.beta1, n))
+        v_hat = v / (1 - _power(self.beta2, n))
         return W - self.lr * m_hat / (xp.sqrt(v_hat) + self.eps), m, v
 
 

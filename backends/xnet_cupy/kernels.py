@@ -247,9 +247,9 @@ def column_sums(mode, x):
 
 def exact_sum(a, axis, keepdims):
     """`xnet.exact.sum` of an array that is not empty."""
+    axis = exact.checked_axis(a, axis)
     if axis is None:
         return row_sums("Exact", a.reshape(1, -1)).reshape((1,) * a.ndim if keepdims else ())
-    axis %= a.ndim
     if axis == a.ndim - 1:
         sums = row_sums("Exact", a)
     else:
@@ -261,6 +261,7 @@ def exact_sum(a, axis, keepdims):
 
 def exact_matmul(a, b):
     """`xnet.exact.matmul` of matrices (N, K) and (K, M) that are not empty."""
+    exact.check_product(a, b)
     (rows, contracted), columns = a.shape, b.shape[1]
     slices, bits = exact.product_slices(contracted, a.dtype.name)
     parts_a = cupy.empty((slices * rows, contracted), np.float64)

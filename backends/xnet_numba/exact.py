@@ -204,10 +204,15 @@ def _cut_off_each(rest, shifts, part):
         rest[j] -= part[j]
 
 
+LARGEST_KEPT = 1 << 21
+"""Numbers, at most, in an array whose slices are kept: cutting more takes no share of a product."""
+
+
 class _Kept:
     """Slices of arrays that are used again, such as a network's weights, until those are gone.
 
-    An array may have been written to since: a copy is kept too, and compared.
+    An array may have been written to since: a copy is kept too, and compared. Both take three to
+    five times the array's own memory in float64, six in float32, so large arrays are not kept.
     """
 
     def __init__(self):
@@ -220,21 +225,25 @@ class _Kept:
         seen = weak is not None and weak() is b
         if seen and copy is not None and np.array_equal(copy, b):
             return found
-        count, width = exact.product_slices(b.shape[1 if transposed else 0], b.dtype.name)
+        keep = seen and b.size <= LARGEST_KEPT  # the second time it is worth a copy
+        if keep:
+            copy = b.copy()  # and what is cut is the copy: another thread may be writing
+        found = self._cut(copy if keep else b, transposed)
+        if keep and found is not None:
+            self._kept[key] = weak, copy, found
+        elif not seen:
+            forget = weakref.ref(b, lambda _: self._kept.pop(key, None))
+            self._kept[key] = forget, None, None
+        return found
+
+    def _cut(self, b, transposed):
+        count, width = exact.product_slices(b.shape[1 if transposed else 0], exact.precision(b))
         parts, half = np.empty((count, *b.shape)), np.empty(b.shape[0 if transposed else 1])
         if transposed:
             finite = _cut_rows(b, width, parts, half)
         else:
             finite = _cut_columns(b, 0, width, parts, half)
-        if not finite:
-            return None
-        found = parts, half
-        if seen:  # a second time: worth a copy from now on
-            self._kept[key] = weak, b.copy(), found
-        else:
-            forget = weakref.ref(b, lambda _: self._kept.pop(key, None))
-            self._kept[key] = forget, None, None
-        return found
+        return (parts, half) if finite else None
 
 
 _kept = _Kept()
@@ -306,7 +315,7 @@ def _product(a, a_transposed, b, b_transposed, bias=None):
     finite = np.zeros(1, np.bool_)
     out = np.empty((n, m), a.dtype)
     if right is not None:
-        width = exact.product_slices(k, a.dtype.name)[1]
+        width = exact.product_slices(k, exact.precision(a))[1]
         no_bias = np.empty(0, a.dtype)
         first = _DGEMM, a, a_transposed
         rest = width, right[0], b_transposed, right[1], no_bias if bias is None else bias, out
@@ -325,6 +334,7 @@ def _product(a, a_transposed, b, b_transposed, bias=None):
 
 def matmul(a, b):
     """`exact.matmul`."""
+    exact.check_product(a, b)
     return _product(a, False, b, False)
 
 
@@ -346,12 +356,24 @@ def affine_backward(dout, x, W):
 
 
 @_serial
+def _sum_of_infinities(a):
+    """What the infinities and NaN among a (n,) make of its sum, in any order."""
+    total = a.dtype.type(0)
+    for j in range(a.size):
+        if not abs(a[j]) < np.inf:
+            total += a[j]
+    return total
+
+
+@_serial
 def _sum_row(a, width, rest, slices):
-    """`exact.sum` of finite a (n,) in `slices` of `width` bits; NaN if it is not finite."""
+    """`exact.sum` of a (n,) in `slices` of `width` bits."""
     top = _magnitude(a[0])
     for j in range(a.size):
         top = max(top, _magnitude(a[j]))
     largest = _number(top, a.itemsize == 8)
+    if not largest < np.inf:
+        return _sum_of_infinities(a)
     half = _half_scale(largest, a.itemsize == 8)
     back = 1.0 / half
     shift = _first_shift(largest, half, width)
@@ -380,15 +402,14 @@ def _sum_rows(a, count, width, out):
 
 def sum(a, axis=None, keepdims=False):
     """`exact.sum`."""
-    rows = a.reshape(1, -1) if axis is None else np.ascontiguousarray(np.moveaxis(a, axis, -1))
+    axis = exact.checked_axis(a, axis)
     if a.size == 0:
         return exact.sum(np, a, axis, keepdims)
+    rows = a.reshape(1, -1) if axis is None else np.ascontiguousarray(np.moveaxis(a, axis, -1))
     shape = () if axis is None else rows.shape[:-1]
     out = np.empty(shape, a.dtype)
     rows = rows.reshape(-1, rows.shape[-1])
-    _sum_rows(rows, *exact.sum_slices(rows.shape[1], a.dtype.name), out.reshape(-1))
-    if not np.isfinite(out).all():  # an infinity or NaN among the terms, or a sum too large
-        return exact.sum(np, a, axis, keepdims)
+    _sum_rows(rows, *exact.sum_slices(rows.shape[1], exact.precision(a)), out.reshape(-1))
     if keepdims:
         return out.reshape([1] * a.ndim) if axis is None else np.expand_dims(out, axis)
     return out
@@ -558,7 +579,7 @@ def softmax(x):
 
 def _summing(x):
     """How many slices, and of how many bits, the sum of a row of x takes."""
-    return exact.sum_slices(x.shape[-1], x.dtype.name)
+    return exact.sum_slices(x.shape[-1], exact.precision(x))
 
 
 @_serial
