@@ -130,12 +130,12 @@ def _half_scale(largest, wide):
 
 
 @_serial
-def _first_shift(largest, half, width):
-    """What cuts the first slice off, as in `xnet.exact.cut`; the next one's is 2^-width of it."""
+def _first_shift(largest, half, unit):
+    """What cuts the first slice off, as in `xnet.exact.cut`; the next one's is `unit` of it."""
     p = largest / half / half
     q = p * 2.0**53
     power = abs((q + p) - q)
-    return (p if power == 0 else power) * (1.5 * 2.0**52 * 2.0**-width)
+    return (p if power == 0 else power) * (1.5 * 2.0**52 * unit)
 
 
 @_serial
@@ -144,7 +144,7 @@ def _cut_rows(a, width, parts, half):
 
     Returns whether all of `a` is finite; if not, nothing is of use.
     """
-    rest = np.empty(a.shape[1])
+    unit, rest = 2.0**-width, np.empty(a.shape[1])
     for i in range(a.shape[0]):
         top = _magnitude(a[i, 0])  # the largest of integers: that vectorises
         for j in range(a.shape[1]):
@@ -156,42 +156,51 @@ def _cut_rows(a, width, parts, half):
         back = 1.0 / half[i]
         for j in range(a.shape[1]):
             rest[j] = np.float64(a[i, j]) * back * back
-        shift = _first_shift(largest, half[i], width)
+        shift = _first_shift(largest, half[i], unit)
         for s in range(parts.shape[0]):
             _cut_off(rest, shift, parts[s, i])
-            shift *= 2.0**-width
+            shift *= unit
     return True
 
 
 @_serial
 def _cut_off(rest, shift, part):
     for j in range(rest.size):
-        part[j] = (rest[j] + shift) - shift
-        rest[j] -= part[j]
+        value = rest[j]
+        cut = (value + shift) - shift
+        part[j] = cut
+        rest[j] = value - cut
 
 
 @_serial
 def _cut_columns(a, start, width, parts, half):
     """As `_cut_rows` for m columns of a (k, ...) from `start`: parts (S, k, m), `half` (m,)."""
-    k, m = a.shape[0], half.size
-    top = np.zeros(m, np.int64)
+    k, m, unit = a.shape[0], half.size, 2.0**-width
+    first = np.uint64(start)  # an index that cannot be negative keeps the loops vectorised
+    top = np.zeros(m, a.dtype)
     for i in range(k):
         for j in range(m):
-            top[j] = max(top[j], np.int64(_magnitude(a[i, start + j])))
+            v = abs(a[i, first + np.uint64(j)])
+            top[j] = top[j] if v <= top[j] or top[j] != top[j] else v  # NaN stays
     back, rest = np.empty(m), np.empty(m)
     shifts = np.empty((parts.shape[0], m))
+    scaled = False
     for j in range(m):
-        largest = _number(top[j], a.itemsize == 8)
+        largest = np.float64(top[j])
         if not largest < np.inf:
             return False
         half[j] = _half_scale(largest, a.itemsize == 8)
         back[j] = 1.0 / half[j]
-        shifts[0, j] = _first_shift(largest, half[j], width)
+        scaled |= half[j] != 1.0
+        shifts[0, j] = _first_shift(largest, half[j], unit)
         for s in range(1, parts.shape[0]):
-            shifts[s, j] = shifts[s - 1, j] * 2.0**-width
+            shifts[s, j] = shifts[s - 1, j] * unit
     for i in range(k):
         for j in range(m):
-            rest[j] = np.float64(a[i, start + j]) * back[j] * back[j]
+            rest[j] = np.float64(a[i, first + np.uint64(j)])
+        if scaled:
+            for j in range(m):
+                rest[j] = rest[j] * back[j] * back[j]
         for s in range(parts.shape[0]):
             _cut_off_each(rest, shifts[s], parts[s, i])
     return True
@@ -200,8 +209,10 @@ def _cut_columns(a, start, width, parts, half):
 @_serial
 def _cut_off_each(rest, shifts, part):
     for j in range(rest.size):
-        part[j] = (rest[j] + shifts[j]) - shifts[j]
-        rest[j] -= part[j]
+        value, shift = rest[j], shifts[j]
+        cut = (value + shift) - shift
+        part[j] = cut
+        rest[j] = value - cut
 
 
 LARGEST_KEPT = 1 << 21
@@ -366,8 +377,8 @@ def _sum_of_infinities(a):
 
 
 @_serial
-def _sum_row(a, width, rest, slices):
-    """`exact.sum` of a (n,) in `slices` of `width` bits."""
+def _sum_row(a, unit, rest, slices):
+    """`exact.sum` of a (n,) in `slices` whose widths are `unit`, a power of two, of each other."""
     top = _magnitude(a[0])
     for j in range(a.size):
         top = max(top, _magnitude(a[j]))
@@ -376,7 +387,7 @@ def _sum_row(a, width, rest, slices):
         return _sum_of_infinities(a)
     half = _half_scale(largest, a.itemsize == 8)
     back = 1.0 / half
-    shift = _first_shift(largest, half, width)
+    shift = _first_shift(largest, half, unit)
     for j in range(a.size):
         rest[j] = np.float64(a[j]) * back * back
     for s in range(slices.size):
@@ -385,7 +396,7 @@ def _sum_row(a, width, rest, slices):
             part = (rest[j] + shift) - shift
             rest[j] -= part
             slices[s] += part
-        shift *= 2.0**-width
+        shift *= unit
     total = 0.0
     for s in range(slices.size - 1, -1, -1):
         total = slices[s] + total
@@ -395,9 +406,9 @@ def _sum_row(a, width, rest, slices):
 @_serial
 def _sum_rows(a, count, width, out):
     """The sum of each row of a (n, k)."""
-    rest, slices = np.empty(a.shape[1]), np.empty(count)
+    unit, rest, slices = 2.0**-width, np.empty(a.shape[1]), np.empty(count)
     for i in range(a.shape[0]):
-        out[i] = _sum_row(a[i], width, rest, slices)
+        out[i] = _sum_row(a[i], unit, rest, slices)
 
 
 def sum(a, axis=None, keepdims=False):
@@ -555,7 +566,7 @@ def sigmoid_backward(dout, y):
 @_serial
 def _softmax(x, count, width, y):
     """Softmax of each row of x (n, k), the sums as `_sum_row` has them."""
-    rest, slices = np.empty(x.shape[1]), np.empty(count)
+    unit, rest, slices = 2.0**-width, np.empty(x.shape[1]), np.empty(count)
     for i in range(x.shape[0]):
         top = x[i, 0]
         for j in range(x.shape[1]):
@@ -563,7 +574,7 @@ def _softmax(x, count, width, y):
                 top = x[i, j]
         for j in range(x.shape[1]):
             y[i, j] = _exp(np.float64(x[i, j] - top))
-        total = _sum_row(y[i], width, rest, slices)
+        total = _sum_row(y[i], unit, rest, slices)
         for j in range(x.shape[1]):
             y[i, j] /= total
 
@@ -603,11 +614,11 @@ def softmax_with_loss(x, t):
 @_serial
 def _softmax_with_loss_backward(y, t, scale, count, width, dx):
     offset = y.dtype.type(LOG_OFFSET)
-    rest, slices = np.empty(y.shape[1]), np.empty(count)
+    unit, rest, slices = 2.0**-width, np.empty(y.shape[1]), np.empty(count)
     for i in range(y.shape[0]):
         for j in range(y.shape[1]):
             dx[i, j] = t[i, j] * y[i, j] / (y[i, j] + offset)
-        total = _sum_row(dx[i], width, rest, slices)
+        total = _sum_row(dx[i], unit, rest, slices)
         for j in range(y.shape[1]):
             dx[i, j] = (y[i, j] * total - dx[i, j]) * scale
 
