@@ -8,6 +8,7 @@ from typing import Any
 from xnet.backend import (
     Array,
     Backend,
+    Stack,
     dtype_name,
     float_dtype,
     owner_of,
@@ -16,7 +17,7 @@ from xnet.backend import (
 )
 from xnet.errors import BackendError, NaiveGradientWarning
 from xnet.gradient import checked_step, numerical_gradient
-from xnet.layers import ACTIVATIONS, Affine, Layer, LossLayer, SoftmaxWithLoss
+from xnet.layers import ACTIVATIONS, Affine, Layer, LossLayer, ReLU, Sigmoid, SoftmaxWithLoss
 from xnet.losses import batch_and_targets
 
 
@@ -125,6 +126,7 @@ class Network:
             _check_instance("loss", loss, LossLayer)
         self.layers = list(layers)
         self.loss_layer = SoftmaxWithLoss() if loss is None else loss
+        self._kept_plan: _Plan | None = None
         self.backend = resolve(backend)
         given = [array for layer in layers for array in layer.params.values() if array is not None]
         self.dtype = float_dtype(dtype or _common_dtype(given))
@@ -228,8 +230,37 @@ class Network:
         BackendError
             x is on another device.
         """
-        with self._running():
-            return self._scores(self.host_to_backend(x, "x", self.dtype))
+        return self._evaluate(x, probabilities=False)
+
+    def _evaluate(self, x: Any, probabilities: bool) -> Array:
+        """`scores` or, with `probabilities`, `predict`: in one call of the backend if it can be."""
+        plan = self._plan()
+        if plan is None:
+            with self._running():
+                x = self._scores(self.host_to_backend(x, "x", self.dtype))
+                return self.loss_layer(x) if probabilities else x
+        if not (self.backend.owns(x) and x.dtype == plan.dtype):
+            x = self.host_to_backend(x, "x", self.dtype)
+        rows = plan.rows(x)
+        softmax = probabilities and plan.softmax
+        out = self.backend.forward(rows, plan.stack, softmax)
+        if x.ndim == 1:
+            out = out[0, ...]
+        if probabilities and not softmax:
+            with self._running():
+                return self.loss_layer(out)
+        return out
+
+    def _plan(self) -> "_Plan | None":
+        """The layers as one stack of kernels, None if one of them may be anything else.
+
+        It is made anew when a layer or a parameter has been replaced.
+        """
+        plan = self._kept_plan
+        if plan is None or not plan.describes(self):
+            plan = _Plan(self) if _Plan.possible(self) else None
+            self._kept_plan = plan if plan is not None and plan.lasts else None
+        return plan
 
     def _scores(self, x: Array) -> Array:
         for layer in self.layers:
@@ -256,8 +287,7 @@ class Network:
         BackendError
             x is on another device.
         """
-        with self._running():
-            return self.loss_layer(self._scores(self.host_to_backend(x, "x", self.dtype)))
+        return self._evaluate(x, probabilities=True)
 
     def loss(self, x: Any, t: Any) -> float:
         """Loss of the network on x (N, D) with labels t, averaged over the batch.
@@ -411,9 +441,64 @@ class Network:
         )
 
 
-def _speaks_for(layer: Layer | LossLayer, name: str) -> bool:
-    """Whether the layer's `name` describes what it computes, which a subclass may have changed."""
-    computing = {"__call__", "forward"}
+class _Plan:
+    """A network's layers and parameters at one time, as the backend's fused kernels take them."""
+
+    def __init__(self, network: Network) -> None:
+        self.layers = list(network.layers)
+        self.backend, self.loss_layer = network.backend, network.loss_layer
+        self.affine = [(v, v.W, v.b) for v in self.layers if isinstance(v, Affine)]
+        self.first = self.affine[0][0]
+        self.dtype = self.first.W.dtype
+        self.softmax = type(self.loss_layer).__call__ is SoftmaxWithLoss.__call__
+        self.stack = Stack([layer.step() or () for layer in self.layers])
+        # What a layer of a user's own makes of its parameters may change with every call.
+        self.lasts = all(type(v).step in _OWN_STEPS for v in self.layers)
+
+    @staticmethod
+    def possible(network: Network) -> bool:
+        """Whether the layers are kernels of the backend, with arrays that fit each other."""
+        features, dtype = None, None
+        for layer in network.layers:
+            step = layer.step() if _speaks_for(layer, "step") else None
+            if step is None:
+                return False
+            if isinstance(layer, Affine):
+                _, W, b = step
+                if W.ndim != 2 or features not in (None, W.shape[0]) or b.shape != W.shape[1:]:
+                    return False
+                if W is not layer.W or not W.dtype == b.dtype == (
+                    W.dtype if features is None else dtype
+                ):
+                    return False
+                features, dtype = W.shape[1], W.dtype
+        return isinstance(network.layers[0], Affine)
+
+    def describes(self, network: Network) -> bool:
+        """Whether the network is still made of the same layers and arrays."""
+        if network.layers != self.layers or network.backend is not self.backend:
+            return False
+        for layer, W, b in self.affine:
+            if layer.W is not W or layer.b is not b:
+                return False
+        return network.loss_layer is self.loss_layer
+
+    def rows(self, x: Array) -> Array:
+        """`x` as (N, D), checked."""
+        if x.ndim == 2 and x.shape[1] == self.first.inputs and x.dtype == self.dtype:
+            return x
+        return self.first.flattened(x)
+
+
+_OWN_STEPS = (Affine.step, ReLU.step, Sigmoid.step)
+
+
+def _speaks_for(layer: Layer | LossLayer, name: str, *others: str) -> bool:
+    """Whether the layer's `name` describes what it computes, which a subclass may have changed.
+
+    That is, whether no subclass has a `__call__`, a `forward` or one of the `others` of its own.
+    """
+    computing = {"__call__", "forward", *others}
     cls = next(c for c in type(layer).__mro__ if vars(c).keys() & {name, *computing})
     return name in vars(cls)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from xnet.backend import Array, Backend
+from xnet.backend import Array, Backend, Stack
 from xnet.perturbation import Step
 
 REQUIRED = ("numba", "scipy", "threadpoolctl")
@@ -98,6 +98,12 @@ class NumbaBackend(Backend):
     def softmax_with_loss_backward(self, y: Array, t: Array, dout: float = 1.0) -> Array:
         return self.kernels.softmax_with_loss_backward(_packed(y), _packed(t), dout)
 
+    def forward(self, x: Array, stack: Stack, probabilities: bool) -> Array:
+        prepared = None if self.reproducible else stack.prepared or _prepared(stack)
+        if not prepared or x.dtype != prepared.dtype or x.shape[1] != prepared.inputs:
+            return super().forward(x, stack, probabilities)
+        return prepared.forward(_packed(x), probabilities)
+
     def loss_differences(
         self, x: Array, a: Array, steps: list[Step], loss: str, t: Array, h: float
     ) -> Array:
@@ -117,6 +123,13 @@ class NumbaBackend(Backend):
     ) -> tuple[Array, Array]:
         compiled: Any = import_module("xnet_numba.differences")
         return compiled.compiled_values(f, x, up, down, span)
+
+
+def _prepared(stack: Stack) -> Any:
+    """The stack for `fused`; False if that takes no such one."""
+    if stack.prepared is None:
+        stack.prepared = import_module("xnet_numba.fused").prepared(stack.steps)
+    return stack.prepared
 
 
 def _packed(array: Array) -> Array:

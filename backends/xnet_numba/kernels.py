@@ -8,13 +8,7 @@ either gains.
 """
 
 import math
-import os
 import threading
-
-# Before OpenMP, which Numba's threads may come from, is loaded: let waiting threads sleep. Those
-# that spin win a few microseconds on an idle machine and lose milliseconds on a busy one (here, a
-# training step took 5 to 10 times as long while another process used a core).
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numba
 import numpy as np
