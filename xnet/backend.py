@@ -49,10 +49,17 @@ class Stack:
         From input to scores, as in `Backend.loss_differences`.
     prepared
         For the backend to keep what it makes of the steps; they never change.
+    widest
+        Columns of the widest array that a step makes.
     """
 
     steps: list[Step]
     prepared: Any = None
+
+    def __post_init__(self) -> None:
+        self.widest = max(
+            (step[1].shape[1] for step in self.steps if step[0] == "affine"), default=1
+        )
 
 
 class Backend:
@@ -218,18 +225,20 @@ class Backend:
         however long x is: a row's result does not depend on its neighbours but by rounding, and
         in reproducible mode not at all.
         """
-        with self.running():
-            rows = _block_rows(x, stack)
-            if x.shape[0] <= rows:
-                return self._through(x, stack, probabilities)
-            starts = range(0, x.shape[0], rows)
-            blocks = (x[start : start + rows, ...] for start in starts)
-            return self.xp.concat([self._through(b, stack, probabilities) for b in blocks])
+        # The widest array of a block holds BLOCK numbers.
+        rows = max(1, BLOCK // max(x.shape[1], stack.widest))
+        if x.shape[0] <= rows:
+            return self.through(x, stack, probabilities)
+        starts = range(0, x.shape[0], rows)
+        blocks = (x[start : start + rows, ...] for start in starts)
+        return self.xp.concat([self.through(block, stack, probabilities) for block in blocks])
 
-    def _through(self, x: Array, stack: Stack, probabilities: bool) -> Array:
-        for kernel, *arrays in stack.steps:
-            x = getattr(self, kernel)(x, *arrays)
-        return self.softmax(x) if probabilities else x
+    def through(self, x: Array, stack: Stack, probabilities: bool) -> Array:
+        """One block of rows of `forward`."""
+        with self.running():
+            for kernel, *arrays in stack.steps:
+                x = getattr(self, kernel)(x, *arrays)
+            return self.softmax(x) if probabilities else x
 
     def loss_and_gradients(
         self, x: Array, t: Array, stack: Stack, loss: str
@@ -320,12 +329,6 @@ class Backend:
         alone. Only for an f that `compiles` accepts.
         """
         raise NotImplementedError
-
-
-def _block_rows(x: Array, stack: Stack) -> int:
-    """How many rows go through a stack at a time: the widest array then holds BLOCK numbers."""
-    widths = [step[1].shape[1] for step in stack.steps if step[0] == "affine"]
-    return max(1, BLOCK // max([x.shape[1], *widths]))
 
 
 # -- the registry

@@ -234,19 +234,22 @@ class Network:
 
     def _evaluate(self, x: Any, probabilities: bool) -> Array:
         """`scores` or, with `probabilities`, `predict`: in one call of the backend if it can be."""
-        plan = self._plan()
+        plan = self._kept_plan
+        if plan is None or not plan.describes(self):
+            plan = self._plan()
         if plan is None:
             with self._running():
                 x = self._scores(self.host_to_backend(x, "x", self.dtype))
                 return self.loss_layer(x) if probabilities else x
-        if not (self.backend.owns(x) and x.dtype == plan.dtype):
+        backend = self.backend
+        if not (backend.owns(x) and x.dtype == plan.dtype):
             x = self.host_to_backend(x, "x", self.dtype)
-        rows = plan.rows(x)
-        softmax = probabilities and plan.softmax
-        out = self.backend.forward(rows, plan.stack, softmax)
+        whole = x.ndim == 2 and x.shape[1] == plan.inputs and x.dtype == plan.dtype
+        rows = x if whole else plan.first.flattened(x)
+        out = backend.forward(rows, plan.stack, probabilities and plan.softmax)
         if x.ndim == 1:
             out = out[0, ...]
-        if probabilities and not softmax:
+        if probabilities and not plan.softmax:
             with self._running():
                 return self.loss_layer(out)
         return out
@@ -254,12 +257,10 @@ class Network:
     def _plan(self) -> "_Plan | None":
         """The layers as one stack of kernels, None if one of them may be anything else.
 
-        It is made anew when a layer or a parameter has been replaced.
+        One that lasts is kept until a layer or a parameter is replaced.
         """
-        plan = self._kept_plan
-        if plan is None or not plan.describes(self):
-            plan = _Plan(self) if _Plan.possible(self) else None
-            self._kept_plan = plan if plan is not None and plan.lasts else None
+        plan = _Plan(self) if _Plan.possible(self) else None
+        self._kept_plan = plan if plan is not None and plan.lasts else None
         return plan
 
     def _scores(self, x: Array) -> Array:
@@ -449,7 +450,7 @@ class _Plan:
         self.backend, self.loss_layer = network.backend, network.loss_layer
         self.affine = [(v, v.W, v.b) for v in self.layers if isinstance(v, Affine)]
         self.first = self.affine[0][0]
-        self.dtype = self.first.W.dtype
+        self.dtype, self.inputs = self.first.W.dtype, self.first.inputs
         self.softmax = type(self.loss_layer).__call__ is SoftmaxWithLoss.__call__
         self.stack = Stack([layer.step() or () for layer in self.layers])
         # What a layer of a user's own makes of its parameters may change with every call.
@@ -482,12 +483,6 @@ class _Plan:
             if layer.W is not W or layer.b is not b:
                 return False
         return network.loss_layer is self.loss_layer
-
-    def rows(self, x: Array) -> Array:
-        """`x` as (N, D), checked."""
-        if x.ndim == 2 and x.shape[1] == self.first.inputs and x.dtype == self.dtype:
-            return x
-        return self.first.flattened(x)
 
 
 _OWN_STEPS = (Affine.step, ReLU.step, Sigmoid.step)

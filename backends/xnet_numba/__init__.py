@@ -15,6 +15,7 @@ import numpy as np
 from xnet.backend import Array, Backend, Stack
 from xnet.perturbation import Step
 
+ARRAYS = (np.ndarray, np.generic)
 REQUIRED = ("numba", "scipy", "threadpoolctl")
 
 
@@ -43,7 +44,7 @@ class NumbaBackend(Backend):
 
     def owns(self, array: object) -> bool:
         """Whether `array` is a NumPy array or scalar."""
-        return isinstance(array, np.ndarray | np.generic)
+        return isinstance(array, ARRAYS)
 
     def threads(self) -> int:
         """How many threads Numba's parallel kernels use."""
@@ -99,10 +100,10 @@ class NumbaBackend(Backend):
         return self.kernels.softmax_with_loss_backward(_packed(y), _packed(t), dout)
 
     def forward(self, x: Array, stack: Stack, probabilities: bool) -> Array:
-        prepared = None if self.reproducible else stack.prepared or _prepared(stack)
-        if not prepared or x.dtype != prepared.dtype or x.shape[1] != prepared.inputs:
-            return super().forward(x, stack, probabilities)
-        return prepared.forward(_packed(x), probabilities)
+        prepared = False if self.reproducible else stack.prepared or _prepared(stack)
+        if prepared and x.dtype == prepared.dtype and x.shape[1] == prepared.inputs:
+            return prepared.forward(x if x.flags.c_contiguous else _packed(x), probabilities)
+        return super().forward(x, stack, probabilities)
 
     def loss_differences(
         self, x: Array, a: Array, steps: list[Step], loss: str, t: Array, h: float
