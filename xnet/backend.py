@@ -216,6 +216,23 @@ class Backend:
         """Those of `affine_backward` by W and b alone: nobody asks for the first layer's by x."""
         return self.matmul(x.T, dout), self.sum(dout, axis=0)
 
+    def one_hot(self, t: Array, classes: int, dtype: Any) -> Array:
+        """Class indices t (...) as rows (..., C) of `dtype`: 1 at the index, 0 elsewhere.
+
+        Raises
+        ------
+        ValueError
+            An index that is not one of 0..C-1.
+        """
+        xp = self.xp
+        t = xp.astype(t, xp.int64)  # a byte may hold the labels but not the number of classes
+        low, high = int(xp.min(t)), int(xp.max(t))
+        if low < 0 or high >= classes:
+            bad = low if low < 0 else high
+            raise ValueError(f"t has label {bad}, expected 0..{classes - 1}")
+        every_class = xp.arange(classes, dtype=t.dtype, device=t.device)
+        return xp.astype(xp.expand_dims(t, axis=-1) == every_class, dtype)
+
     # -- fused kernels: a whole stack of layers in one call
 
     def forward(self, x: Array, stack: Stack, probabilities: bool) -> Array:

@@ -18,7 +18,7 @@ from xnet.backend import (
 from xnet.errors import BackendError, NaiveGradientWarning
 from xnet.gradient import checked_step, numerical_gradient
 from xnet.layers import ACTIVATIONS, Affine, Layer, LossLayer, ReLU, Sigmoid, SoftmaxWithLoss
-from xnet.losses import batch_and_targets
+from xnet.losses import batch_and_targets, targets_for
 
 
 class Parameters(MutableMapping[str, Array]):
@@ -48,7 +48,7 @@ class Parameters(MutableMapping[str, Array]):
                 f"params[{key!r}] is a {type(value).__name__}, expected an array of backend "
                 f"{self._network.backend.label}"
             )
-        if tuple(value.shape) != tuple(old.shape) or value.dtype != old.dtype:
+        if value.shape != old.shape or value.dtype != old.dtype:
             raise ValueError(
                 f"params[{key!r}] is {dtype_name(value.dtype)} {tuple(value.shape)}, "
                 f"expected {dtype_name(old.dtype)} {tuple(old.shape)}"
@@ -234,9 +234,7 @@ class Network:
 
     def _evaluate(self, x: Any, probabilities: bool) -> Array:
         """`scores` or, with `probabilities`, `predict`: in one call of the backend if it can be."""
-        plan = self._kept_plan
-        if plan is None or not plan.describes(self):
-            plan = self._plan()
+        plan = self._plan_kept()
         if plan is None:
             with self._running():
                 x = self._scores(self.host_to_backend(x, "x", self.dtype))
@@ -253,6 +251,10 @@ class Network:
             with self._running():
                 return self.loss_layer(out)
         return out
+
+    def _plan_kept(self) -> "_Plan | None":
+        plan = self._kept_plan
+        return plan if plan is not None and plan.describes(self) else self._plan()
 
     def _plan(self) -> "_Plan | None":
         """The layers as one stack of kernels, None if one of them may be anything else.
@@ -339,6 +341,9 @@ class Network:
         """`loss` and `gradient` from the same forward pass."""
         with self._running():
             x, t = self._batch(x, t)
+            plan = self._plan_kept()
+            if plan is not None and plan.loss is not None:
+                return self._fused_gradient(plan, x, t)
             for layer in self.layers:
                 x = layer.forward(x)
             loss = float(self.loss_layer.forward(x, t))
@@ -346,6 +351,18 @@ class Network:
             for layer in reversed(self.layers):
                 dout = layer.backward(dout)
             return loss, self.params.gradients()
+
+    def _fused_gradient(self, plan: "_Plan", x: Array, t: Array) -> tuple[float, dict[str, Array]]:
+        """`loss_and_gradient` in one call of the backend."""
+        xp = self.backend.xp
+        if x.ndim == 1:
+            x, t = xp.expand_dims(x, axis=0), xp.expand_dims(t, axis=0)
+        x = plan.first.flattened(x)
+        targets = targets_for(self.backend, t, x.shape[0], plan.classes, x.dtype)
+        loss, found = self.backend.loss_and_gradients(x, targets, plan.stack, plan.loss or "")
+        for (layer, _, _), (dW, db) in zip(plan.affine, found, strict=True):
+            layer.dW, layer.db = dW, db
+        return float(loss), self.params.gradients()
 
     def numerical_gradient(
         self, x: Any, t: Any, h: float | None = None, *, method: str | None = None
@@ -453,8 +470,14 @@ class _Plan:
         self.dtype, self.inputs = self.first.W.dtype, self.first.inputs
         self.softmax = type(self.loss_layer).__call__ is SoftmaxWithLoss.__call__
         self.stack = Stack([layer.step() or () for layer in self.layers])
+        self.classes = self.affine[-1][0].outputs
+        fusible = all(_speaks_for(v, "step", "backward", "grads") for v in self.layers)
+        fusible = fusible and _speaks_for(self.loss_layer, "row_loss", "backward")
+        known = all(type(v).step in _OWN_STEPS for v in self.layers)
+        self.loss = self.loss_layer.row_loss if fusible and known else None
+        """Its name for `Backend.loss_and_gradients`; None if the layers may compute something else."""
         # What a layer of a user's own makes of its parameters may change with every call.
-        self.lasts = all(type(v).step in _OWN_STEPS for v in self.layers)
+        self.lasts = known
 
     @staticmethod
     def possible(network: Network) -> bool:

@@ -99,11 +99,27 @@ class NumbaBackend(Backend):
     def softmax_with_loss_backward(self, y: Array, t: Array, dout: float = 1.0) -> Array:
         return self.kernels.softmax_with_loss_backward(_packed(y), _packed(t), dout)
 
+    def one_hot(self, t: Array, classes: int, dtype: Any) -> Array:
+        labels = np.asarray(t, np.int64, order="C")
+        out = np.empty((*t.shape, classes), dtype)
+        kernels: Any = import_module("xnet_numba.kernels")
+        if kernels.one_hot(labels.reshape(-1), out.reshape(-1, classes)):
+            return out
+        return super().one_hot(t, classes, dtype)
+
     def forward(self, x: Array, stack: Stack, probabilities: bool) -> Array:
         prepared = False if self.reproducible else stack.prepared or _prepared(stack)
         if prepared and x.dtype == prepared.dtype and x.shape[1] == prepared.inputs:
             return prepared.forward(x if x.flags.c_contiguous else _packed(x), probabilities)
         return super().forward(x, stack, probabilities)
+
+    def loss_and_gradients(
+        self, x: Array, t: Array, stack: Stack, loss: str
+    ) -> tuple[Array, list[tuple[Array, Array]]]:
+        prepared = False if self.reproducible else stack.prepared or _prepared(stack)
+        if prepared and x.dtype == t.dtype == prepared.dtype and x.shape[1] == prepared.inputs:
+            return prepared.loss_and_gradients(_packed(x), _packed(t), loss)
+        return super().loss_and_gradients(x, t, stack, loss)
 
     def loss_differences(
         self, x: Array, a: Array, steps: list[Step], loss: str, t: Array, h: float

@@ -16,6 +16,8 @@ from xnet_numba.kernels import (
     _parallel,
     _serial,
     _sigmoid_element,
+    _softmax_loss_row,
+    _softmax_loss_row_backward,
     _softmax_row,
     launching,
 )
@@ -41,6 +43,9 @@ sixth of a dense row, and a number that is met costs 2.5 times what it does in a
 
 SPARSE_ROWS = 8
 """Rows from which it pays to see first that W is finite, so that 0 times W is 0."""
+
+GRADIENT_ROWS, GRADIENT_COLUMNS = 128, 64
+"""Samples and inputs that the product x' delta takes at a time: both stay in cache."""
 
 ACTIVATIONS = {None: 0, "sigmoid": 1, "relu": 2}
 _SIGMOID, _RELU = 1, 2
@@ -84,6 +89,22 @@ class Prepared:
                 _forward_parallel(self.table, x, out, softmax, self.widest, threads)
         return out
 
+    def loss_and_gradients(self, x, t, loss):
+        """The mean loss, and its gradients by W and b of each layer; see `Backend`."""
+        n = x.shape[0]
+        # All that is needed between two layers, and all that comes out, in one piece each.
+        outputs, deltas = (np.empty(n * int(self.table[:, _OUTPUTS].sum()), x.dtype) for _ in "ab")
+        found = [(np.empty_like(W), np.empty_like(b)) for W, b, _ in self.layers]
+        places = np.array([[W.ctypes.data, b.ctypes.data] for W, b in found], np.int64)
+        losses = np.empty(n, x.dtype)
+        arguments = self.table, places, x, t, loss == "cross_entropy", outputs, deltas, losses
+        if n * self.work < PARALLEL_FROM // 2:
+            _gradients(*arguments)
+        else:
+            with launching:
+                _gradients_parallel(*arguments, numba.get_num_threads())
+        return losses.sum() / n, found
+
 
 def _layers(steps):
     """(W, b, activation) of each layer of `steps`; None if that is not what they are."""
@@ -117,29 +138,22 @@ def _plain(layers):
 @_serial
 def _dense(kind, a, row, step, n, k, b, bias, c, m):
     """C (n, m) = A (n, k) B (k, m) + bias; see `tile`. B and C are in C order."""
-    size = size_of(kind)
+    line = m * size_of(kind)
     j = 0
     while j < m:
         i, columns = 0, m
         while i < n:
             # A tile that would end beyond the last row starts earlier, if there are so many.
-            if n >= ROWS:
-                at = min(i, n - ROWS)
-                columns = tile(
-                    kind, ROWS, 0, 0, a + at * row, row, step, k, b, m, bias, c + at * m * size,
-                    m, j, m,
-                )  # fmt: skip
-                i += ROWS
-            elif n >= 2:
-                at = min(i, n - 2)
-                columns = tile(
-                    kind, 2, 0, 0, a + at * row, row, step, k, b, m, bias, c + at * m * size,
-                    m, j, m,
-                )  # fmt: skip
-                i += 2
+            rows = ROWS if n >= ROWS else min(n, 2)
+            at = min(i, n - rows)
+            i = at + rows
+            x, to = a + at * row, c + at * line
+            if rows == ROWS:
+                columns = tile(kind, ROWS, 0, 0, x, row, step, k, b, m, bias, to, m, j, m)
+            elif rows == 2:
+                columns = tile(kind, 2, 0, 0, x, row, step, k, b, m, bias, to, m, j, m)
             else:
-                columns = tile(kind, 1, 0, 0, a, row, step, k, b, m, bias, c, m, j, m)
-                i += 1
+                columns = tile(kind, 1, 0, 0, x, row, step, k, b, m, bias, to, m, j, m)
         j += columns
 
 
@@ -182,17 +196,15 @@ def _is_sparse(kind, x, n, k, found):
 
 @_serial
 def _sparse(kind, x, n, k, b, bias, c, m, found):
-    """As `_dense` for x (n, k) in C order, without the products of 0."""
+    """As `_dense` for x (n, k) in C order and a bias, without the products of 0."""
     size = size_of(kind)
     for i in range(n):
         at = x + i * k * size
         count = _nonzeros(kind, at, k, found)
         j = 0
         while j < m:
-            j += tile(
-                kind, 1, 1, found.ctypes.data, at, 0, size, count, b, m, bias,
-                c + i * m * size, m, j, m,
-            )  # fmt: skip
+            to = c + i * m * size
+            j += tile(kind, 1, 1, found.ctypes.data, at, 0, size, count, b, m, bias, to, m, j, m)
 
 
 @_serial
@@ -251,9 +263,9 @@ def _forward_blocks(kind, table, x, out, softmax, widest, sparse, counter):
         count = min(BLOCK_ROWS, n - start)
         at = x.ctypes.data + start * x.shape[1] * size
         result = out.ctypes.data + start * out.shape[1] * size
-        for l in range(layers):
-            to = result if l == layers - 1 else between[l % 2].ctypes.data
-            _layer(kind, table[l], at, count, to, sparse and l == 0, found)
+        for depth in range(layers):
+            to = result if depth == layers - 1 else between[depth % 2].ctypes.data
+            _layer(kind, table[depth], at, count, to, sparse and depth == 0, found)
             at = to
         if softmax:
             for i in range(start, start + count):
@@ -275,3 +287,213 @@ def _forward_parallel(table, x, out, softmax, widest, threads):
     counter = np.zeros(1, np.int64)
     for _ in numba.prange(threads):
         _forward_blocks(kind, table, x, out, softmax, widest, sparse, counter)
+
+
+# -- gradients
+
+
+@_serial
+def _transposed(table, like):
+    """W' of each layer but the first, one after the other: what carries a gradient back."""
+    size = 0
+    for depth in range(1, table.shape[0]):
+        size += table[depth, _INPUTS] * table[depth, _OUTPUTS]
+    out = np.empty(size, like.dtype)
+    at = 0
+    for depth in range(1, table.shape[0]):
+        k, m = table[depth, _INPUTS], table[depth, _OUTPUTS]
+        W = carray(pointer_to(like.dtype.type(0), table[depth, _WEIGHTS]), (k, m))
+        for i in range(k):
+            for j in range(m):
+                out[at + j * k + i] = W[i, j]
+        at += k * m
+    return out
+
+
+@_serial
+def _loss_rows(scores, t, cross_entropy, scale, losses, delta):
+    """The loss of each row, and its gradient by the scores times `scale`; the scores are spent."""
+    for i in range(scores.shape[0]):
+        if cross_entropy:
+            losses[i] = _softmax_loss_row(scores[i], t[i], scores[i])
+            _softmax_loss_row_backward(scores[i], t[i], scale, delta[i])
+        else:
+            total = scores.dtype.type(0)
+            for j in range(scores.shape[1]):
+                difference = scores[i, j] - t[i, j]
+                total += difference * difference
+                delta[i, j] = difference * scale
+            losses[i] = total * scores.dtype.type(0.5)
+
+
+@_serial
+def _through_activation(kind, delta, y, size, activation):
+    """Delta times the derivative of the activation, from its output y."""
+    d, y = carray(pointer_to(kind, delta), size), carray(pointer_to(kind, y), size)
+    if activation == _SIGMOID:
+        for i in range(size):
+            d[i] = d[i] * (type(kind)(1) - y[i]) * y[i]
+    elif activation == _RELU:
+        for i in range(size):
+            d[i] = type(kind)(0) if y[i] <= 0 else d[i]
+
+
+@_serial
+def _there_and_back(
+    kind, table, back, x, t, cross_entropy, outputs, deltas, losses, sparse, block, counter
+):
+    """Take blocks of rows forward to their loss, and its gradient back to the first layer."""
+    n, size, layers = x.shape[0], size_of(kind), table.shape[0]
+    found = np.empty(x.shape[1] if sparse else 0, np.int32)
+    zeros = np.zeros(np.max(table[:, _INPUTS]), x.dtype)
+    scale = x.dtype.type(1 / n)
+    while True:
+        start = take_next(counter.ctypes.data) * block
+        if start >= n:
+            return
+        count = min(block, n - start)
+        at = x.ctypes.data + start * x.shape[1] * size
+        place = 0  # where a layer's outputs and deltas begin
+        for depth in range(layers):
+            m = table[depth, _OUTPUTS]
+            to = outputs.ctypes.data + (place + start * m) * size
+            _layer(kind, table[depth], at, count, to, sparse and depth == 0, found)
+            at = to
+            place += n * m
+        place -= n * m
+        scores = outputs[place : place + n * m].reshape((n, m))[start : start + count]
+        delta = deltas[place : place + n * m].reshape((n, m))[start : start + count]
+        rows = slice(start, start + count)
+        last = table[layers - 1, _ACTIVATION]
+        if last != 0 and cross_entropy:  # the softmax would overwrite what the activation gave
+            kept = scores.copy()
+            _loss_rows(scores, t[rows], cross_entropy, scale, losses[rows], delta)
+            _through_activation(kind, delta.ctypes.data, kept.ctypes.data, count * m, last)
+        else:
+            _loss_rows(scores, t[rows], cross_entropy, scale, losses[rows], delta)
+            _through_activation(kind, delta.ctypes.data, scores.ctypes.data, count * m, last)
+        W = back.size
+        for depth in range(layers - 1, 0, -1):
+            k, m = table[depth, _INPUTS], table[depth, _OUTPUTS]
+            W -= k * m
+            source = deltas.ctypes.data + (place + start * m) * size
+            place -= n * k
+            to = deltas.ctypes.data + (place + start * k) * size
+            transposed = back.ctypes.data + W * size
+            _dense(
+                kind, source, m * size, size, count, m, transposed, zeros.ctypes.data, to, k
+            )  # fmt: skip
+            y = outputs.ctypes.data + (place + start * k) * size
+            _through_activation(kind, to, y, count * k, table[depth - 1, _ACTIVATION])
+
+
+@_serial
+def _weights_sparse(kind, x, row, n, k, delta, m, zeros, to, found, rows, counts):
+    """As `_dense` for C (k, m) = x' delta, for each input the samples alone where it is not 0."""
+    size = size_of(kind)
+    counts[:] = 0
+    for i in range(n):
+        for q in range(_nonzeros(kind, x + i * row * size, k, found)):
+            column = found[q]
+            rows[column, counts[column]] = i
+            counts[column] += 1
+    for column in range(k):
+        j = 0
+        while j < m:
+            j += tile(
+                kind, 1, 1, rows[column].ctypes.data, x + column * size, 0, row * size,
+                counts[column], delta, m, zeros, to + column * m * size, m, j, m,
+            )  # fmt: skip
+
+
+@_serial
+def _add(kind, total, part, size):
+    total, part = carray(pointer_to(kind, total), size), carray(pointer_to(kind, part), size)
+    for i in range(size):
+        total[i] += part[i]
+
+
+@_serial
+def _weight_gradients(kind, table, places, x, outputs, deltas, sparse, counter):
+    """Take GRADIENT_COLUMNS inputs of a layer at a time, as long as there are any."""
+    n, size = x.shape[0], size_of(kind)
+    found = np.empty(GRADIENT_COLUMNS, np.int32)
+    rows = np.empty((GRADIENT_COLUMNS, GRADIENT_ROWS), np.int32)
+    counts = np.empty(GRADIENT_COLUMNS, np.int64)
+    no_sum = np.zeros(np.max(table[:, _OUTPUTS]), x.dtype)
+    zeros = no_sum.ctypes.data
+    part = np.empty(GRADIENT_COLUMNS * no_sum.size if n > GRADIENT_ROWS else 0, x.dtype)
+    while True:
+        task = take_next(counter.ctypes.data)
+        depth, source, place = 0, x.ctypes.data, 0
+        while depth < table.shape[0]:
+            k, m = table[depth, _INPUTS], table[depth, _OUTPUTS]
+            tasks = (k + GRADIENT_COLUMNS - 1) // GRADIENT_COLUMNS
+            if task < tasks:
+                break
+            task -= tasks
+            source = outputs.ctypes.data + place * size
+            place += n * m
+            depth += 1
+        if depth == table.shape[0]:
+            return
+        first = task * GRADIENT_COLUMNS
+        count = min(GRADIENT_COLUMNS, k - first)
+        delta, dW = deltas.ctypes.data + place * size, places[depth, 0] + first * m * size
+        # GRADIENT_ROWS samples at a time: the first lot's product is dW, the next are added.
+        for start in range(0, n, GRADIENT_ROWS):
+            some = min(GRADIENT_ROWS, n - start)
+            at, d = source + (start * k + first) * size, delta + start * m * size
+            to = dW if start == 0 else part.ctypes.data
+            if depth == 0 and sparse:
+                _weights_sparse(kind, at, k, some, count, d, m, zeros, to, found, rows, counts)
+            else:
+                _dense(kind, at, size, k * size, count, some, d, zeros, to, m)
+            if start > 0:
+                _add(kind, dW, to, count * m)
+        if first == 0:
+            db = carray(pointer_to(kind, places[depth, 1]), m)
+            d = carray(pointer_to(kind, delta), (n, m))
+            db[:] = 0
+            for i in range(n):
+                for j in range(m):
+                    db[j] += d[i, j]
+
+
+@_serial
+def _gradients(table, places, x, t, cross_entropy, outputs, deltas, losses):
+    kind = x.dtype.type(0)
+    n = x.shape[0]
+    found = np.empty(x.shape[1], np.int32)
+    sparse = n >= SPARSE_ROWS and _is_sparse(kind, x.ctypes.data, n, x.shape[1], found)
+    skip = sparse and _skippable(kind, table[0])
+    back = _transposed(table, x)
+    counters = np.zeros(2, np.int64)
+    _there_and_back(
+        kind, table, back, x, t, cross_entropy, outputs, deltas, losses, skip, BLOCK_ROWS,
+        counters[:1],
+    )  # fmt: skip
+    sparse = sparse and _finite(kind, deltas.ctypes.data, n * table[0, _OUTPUTS])
+    _weight_gradients(kind, table, places, x, outputs, deltas, sparse, counters[1:])
+
+
+@_parallel
+def _gradients_parallel(
+    table, places, x, t, cross_entropy, outputs, deltas, losses, threads
+):  # fmt: skip
+    kind = x.dtype.type(0)
+    n = x.shape[0]
+    found = np.empty(x.shape[1], np.int32)
+    sparse = _is_sparse(kind, x.ctypes.data, n, x.shape[1], found)
+    skip = sparse and _skippable(kind, table[0])
+    back = _transposed(table, x)
+    counters = np.zeros(2, np.int64)
+    block = min(BLOCK_ROWS, (n + threads - 1) // threads)
+    for _ in numba.prange(threads):
+        _there_and_back(
+            kind, table, back, x, t, cross_entropy, outputs, deltas, losses, skip, block,
+            counters[:1],
+        )  # fmt: skip
+    sparse = sparse and _finite(kind, deltas.ctypes.data, n * table[0, _OUTPUTS])
+    for _ in numba.prange(threads):
+        _weight_gradients(kind, table, places, x, outputs, deltas, sparse, counters[1:])

@@ -412,3 +412,14 @@ def softmax_with_loss_backward(y, t, dout):
     loops = _softmax_with_loss_backward, _softmax_with_loss_backward_parallel
     _run(*loops, y.size, y, t, y.dtype.type(dout / y.shape[0]), dx)
     return dx
+
+
+@_serial
+def one_hot(t, out):
+    """Class indices t (N,) as rows of out (N, C); whether all of them are 0..C-1."""
+    for i in range(t.size):
+        if not 0 <= t[i] < out.shape[1]:
+            return False
+        out[i] = 0
+        out[i, t[i]] = 1
+    return True
