@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
-from xnet import exact, perturbation
+from xnet import exact, perturbation, threads
 from xnet.errors import BackendError
 from xnet.perturbation import Step
 
@@ -427,6 +427,10 @@ def _instance(name: str, device: int | None, reproducible: bool) -> Backend:
         raise BackendError(f"backend '{name}:{device}': {name} {has}")
     key = (name, device, reproducible)
     if key not in _instances:
+        try:
+            threads.set_from_environment()
+        except ValueError as error:
+            raise BackendError(str(error)) from error
         _instances.setdefault(key, cls(device, reproducible=reproducible))
     return _instances[key]
 

@@ -3,6 +3,7 @@
 import contextlib
 import warnings
 from collections.abc import Callable, Generator, Iterator, MutableMapping, Sequence
+from functools import cache
 from typing import Any
 
 from xnet.backend import (
@@ -311,7 +312,7 @@ class Network:
         """
         with self._running():
             x, t = self._batch(x, t)
-            return float(self.loss_layer.forward(self._scores(x), t))
+            return float(self.loss_layer.forward(self._evaluate(x, probabilities=False), t))
 
     def accuracy(self, x: Any, t: Any) -> float:
         """Share of the samples whose most probable class is the labelled one.
@@ -320,7 +321,7 @@ class Network:
         """
         with self._running():
             x, t = self._batch(x, t)
-            backend, y, targets = batch_and_targets(self.loss_layer(self._scores(x)), t)
+            backend, y, targets = batch_and_targets(self._evaluate(x, probabilities=True), t)
             xp = backend.xp
             right = xp.argmax(y, axis=1) == xp.argmax(targets, axis=1)
             return int(xp.sum(xp.astype(right, xp.int64))) / y.shape[0]
@@ -475,7 +476,7 @@ class _Plan:
         fusible = fusible and _speaks_for(self.loss_layer, "row_loss", "backward")
         known = all(type(v).step in _OWN_STEPS for v in self.layers)
         self.loss = self.loss_layer.row_loss if fusible and known else None
-        """Its name for `Backend.loss_and_gradients`; None if the layers may compute something else."""
+        """As `Backend.loss_and_gradients` calls it; None if the layers may compute another."""
         # What a layer of a user's own makes of its parameters may change with every call.
         self.lasts = known
 
@@ -516,8 +517,13 @@ def _speaks_for(layer: Layer | LossLayer, name: str, *others: str) -> bool:
 
     That is, whether no subclass has a `__call__`, a `forward` or one of the `others` of its own.
     """
+    return _class_speaks_for(type(layer), name, others)
+
+
+@cache
+def _class_speaks_for(layer: type[Any], name: str, others: tuple[str, ...]) -> bool:
     computing = {"__call__", "forward", *others}
-    cls = next(c for c in type(layer).__mro__ if vars(c).keys() & {name, *computing})
+    cls = next(c for c in layer.__mro__ if vars(c).keys() & {name, *computing})
     return name in vars(cls)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from xnet import threads
 from xnet.backend import Array, Backend, Stack
 from xnet.perturbation import Step
 
@@ -48,7 +49,8 @@ class NumbaBackend(Backend):
 
     def threads(self) -> int:
         """How many threads Numba's parallel kernels use."""
-        return int(import_module("numba").get_num_threads())
+        count = int(import_module("numba").get_num_threads())
+        return min(count, threads.num_threads()) if threads.chosen() else count
 
     def running(self) -> AbstractContextManager[object]:
         """Block without NumPy's warnings of overflow, of division by 0 and of NaN."""

@@ -20,6 +20,7 @@ from xnet_numba.kernels import (
     _softmax_loss_row_backward,
     _softmax_row,
     launching,
+    thread_count,
 )
 from xnet_numba.tiles import (
     ROWS,
@@ -34,7 +35,7 @@ from xnet_numba.tiles import (
 BLOCK_ROWS = 8 * ROWS
 """Rows that a thread takes through all layers at a time."""
 
-PARALLEL_FROM = 1 << 22
+PARALLEL_FROM = 1 << 23
 """Multiplications from which a call is worth waking the threads."""
 
 SPARSE_BELOW = 1 / 3
@@ -70,12 +71,13 @@ class Prepared:
         self.inputs, self.outputs = self.layers[0][0].shape[0], self.layers[-1][0].shape[1]
         self.table = np.array(
             [
-                [W.ctypes.data, b.ctypes.data, *W.shape, ACTIVATIONS[activation]]
+                [_address(W), _address(b), *W.shape, ACTIVATIONS[activation]]
                 for W, b, activation in self.layers
             ],
             np.int64,
         )
         self.widest = max(W.shape[1] for W, _, _ in self.layers)
+        self.between = sum(W.shape[1] for W, _, _ in self.layers)
         self.work = sum(W.size for W, _, _ in self.layers)
 
     def forward(self, x, softmax):
@@ -85,7 +87,7 @@ class Prepared:
             _forward(self.table, x, out, softmax, self.widest)
         else:
             with launching:
-                threads = numba.get_num_threads()
+                threads = thread_count()
                 _forward_parallel(self.table, x, out, softmax, self.widest, threads)
         return out
 
@@ -93,17 +95,21 @@ class Prepared:
         """The mean loss, and its gradients by W and b of each layer; see `Backend`."""
         n = x.shape[0]
         # All that is needed between two layers, and all that comes out, in one piece each.
-        outputs, deltas = (np.empty(n * int(self.table[:, _OUTPUTS].sum()), x.dtype) for _ in "ab")
+        outputs, deltas = (np.empty(n * self.between, x.dtype) for _ in "ab")
         found = [(np.empty_like(W), np.empty_like(b)) for W, b, _ in self.layers]
-        places = np.array([[W.ctypes.data, b.ctypes.data] for W, b in found], np.int64)
+        places = np.array([[_address(W), _address(b)] for W, b in found], np.int64)
         losses = np.empty(n, x.dtype)
         arguments = self.table, places, x, t, loss == "cross_entropy", outputs, deltas, losses
-        if n * self.work < PARALLEL_FROM // 2:
+        if n * self.work < PARALLEL_FROM:
             _gradients(*arguments)
         else:
             with launching:
-                _gradients_parallel(*arguments, numba.get_num_threads())
+                _gradients_parallel(*arguments, thread_count())
         return losses.sum() / n, found
+
+
+def _address(array):
+    return array.__array_interface__["data"][0]
 
 
 def _layers(steps):

@@ -108,9 +108,10 @@ def tile(typingctx, kind, rows, listed, chosen, a, row, step, k, b, ldb, bias, c
     """C[r, j..] = bias[j..] + sum over k of A[r, k] B[k, j..], for `rows` rows.
 
     Returns how many columns from j it has dealt with. `kind` is a number of the arrays' dtype;
-    `rows` and `listed` are literals. Arrays are given by their first element's address; m is the number of columns of B and C, and `ldb` and `ldc` how many
-    numbers their rows are apart. A's rows are `row` bytes apart, its columns `step`. If `listed`, the sum
-    is over those `k` columns of A that the int32 at `chosen` name.
+    `rows` and `listed` are literals. Arrays are given by their first element's address, m is the
+    number of columns of B and C, `ldb` and `ldc` how many numbers their rows are apart. A's rows
+    are `row` bytes apart, its columns `step`. If `listed`, the sum is over those `k` columns of A
+    that the int32 at `chosen` name.
     """
     n_rows, is_listed = (getattr(x, "literal_value", None) for x in (rows, listed))
     if n_rows is None or is_listed is None:
