@@ -245,7 +245,7 @@ def floor(flops_per_second: float | None = None) -> float:
         taken = [0.0] * 7
         for k in range(7):
             started = time.perf_counter()
-            a @ a
+            np.matmul(a, a)
             taken[k] = time.perf_counter() - started
         flops_per_second = 2 * 1536**3 / min(taken)
     return work / flops_per_second

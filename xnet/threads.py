@@ -6,6 +6,7 @@ inside. Without either, each library decides for itself, which is one thread for
 
 import operator
 import os
+from importlib import import_module
 from typing import Any
 
 _chosen: int | None = None
@@ -84,9 +85,7 @@ def apply_to_blas() -> None:
 
 
 def _limit_blas(count: int) -> None:
-    import numpy  # noqa: F401  # loads the BLAS that is to be limited
-    from threadpoolctl import ThreadpoolController
-
-    blas: Any = ThreadpoolController().select(user_api="blas")
-    for library in blas.lib_controllers:
+    import_module("numpy")  # loads the BLAS that is to be limited
+    controller: Any = import_module("threadpoolctl").ThreadpoolController()
+    for library in controller.select(user_api="blas").lib_controllers:
         library.set_num_threads(count)

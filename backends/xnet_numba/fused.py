@@ -10,7 +10,7 @@ Which way is taken, and the measurements that say so, are in docs/speed.md.
 
 import numba
 import numpy as np
-from numba import carray
+from numba import carray  # pyright: ignore[reportPrivateImportUsage]
 
 from xnet_numba.kernels import (
     _parallel,

@@ -90,7 +90,8 @@ class _Launching:
     def __enter__(self):
         self.lock.acquire()
         if threads.chosen():
-            numba.set_num_threads(min(threads.num_threads(), numba.config.NUMBA_NUM_THREADS))
+            started = numba.config.NUMBA_NUM_THREADS  # pyright: ignore[reportPrivateImportUsage]
+            numba.set_num_threads(min(threads.num_threads(), started))
 
     def __exit__(self, *_):
         self.lock.release()
