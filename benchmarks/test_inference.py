@@ -16,3 +16,16 @@ def test_predict(benchmark, network, rng, way):
 
     outputs = benchmark(predict)
     assert sum(y.shape[0] if y.ndim == 2 else 1 for y in outputs) == 100
+
+
+@pytest.mark.parametrize("n", [1, 10, 100, 1_000, 10_000])
+def test_predict_batch(benchmark, network, rng, n):
+    benchmark.group = f"predict a batch of {n}"
+    x = network.backend.asarray(rng.random((n, 784)), "float32")
+
+    def predict():
+        y = network.predict(x)
+        network.backend.synchronize()
+        return y
+
+    assert benchmark(predict).shape == (n, 10)

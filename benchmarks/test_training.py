@@ -23,3 +23,13 @@ def test_training_step(benchmark, backend, rng, dtype):
         return loss
 
     assert math.isfinite(benchmark(step))
+
+
+@pytest.mark.benchmark(group="training step, reproducible against fast")
+@pytest.mark.parametrize("mode", ["fast", "reproducible"])
+def test_reproducible_step(benchmark, backend, rng, mode):
+    here = xnet.resolve(backend.name, reproducible=mode == "reproducible")
+    network = xnet.TwoLayerNet(784, 50, 10, activation="relu", dtype="float32", backend=here)
+    x, t = here.asarray(rng.random((100, 784)), "float32"), here.asarray(rng.integers(0, 10, 100))
+    loss, _ = benchmark(network.loss_and_gradient, x, t)
+    assert math.isfinite(loss)

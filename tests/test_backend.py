@@ -556,7 +556,8 @@ def test_cupy_network_trains_on_its_device(fake_cupy):
         xnet.train(network, x, t, epochs=3, batch_size=2, progress=False)
     for name, array in net.params.items():
         assert array.device.id == 1
-        np.testing.assert_allclose(array, reference.params[name], rtol=0, atol=1e-14)
+        # In fast mode numpy's own sigmoid is a unit in the last place from the generic one.
+        np.testing.assert_allclose(np.asarray(array), reference.params[name], rtol=1e-13)
     net.backend.synchronize()
     assert cuda_on_host.Device.synchronized == 1
 

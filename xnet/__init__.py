@@ -33,6 +33,7 @@ from xnet.gradient import (
     partial_derivative,
 )
 from xnet.network import Network, TwoLayerNet
+from xnet.threads import num_threads, set_num_threads
 
 if TYPE_CHECKING:
     from xnet import datasets, plotting, training, weights
@@ -62,6 +63,7 @@ __all__ = [
     "gradient_descent",
     "layers",
     "losses",
+    "num_threads",
     "numerical_diff",
     "numerical_gradient",
     "optimizers",
@@ -70,6 +72,7 @@ __all__ = [
     "plotting",
     "resolve",
     "set_backend",
+    "set_num_threads",
     "train",
     "training",
     "use_backend",

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
-from xnet import exact, perturbation
+from xnet import exact, perturbation, threads
 from xnet.errors import BackendError
 from xnet.perturbation import Step
 
@@ -32,8 +32,34 @@ ENTRY_POINT_GROUP = "xnet.backends"
 AUTO_ORDER = ("cupy", "numba", "numpy")
 """What ``"auto"`` tries, fastest first."""
 
+BLOCK = 1 << 20
+"""Numbers in the widest array of a block of rows: 8 MiB in float64."""
+
 LOG_OFFSET = 1e-7
 """The delta inside the logarithm of the cross-entropy error, so that log never sees 0 (§4.2.2)."""
+
+
+@dataclass(eq=False)
+class Stack:
+    """The layers of a network as the kernels that they are, for the fused kernels of `Backend`.
+
+    Attributes
+    ----------
+    steps
+        From input to scores, as in `Backend.loss_differences`.
+    prepared
+        For the backend to keep what it makes of the steps; they never change.
+    widest
+        Columns of the widest array that a step makes.
+    """
+
+    steps: list[Step]
+    prepared: Any = None
+
+    def __post_init__(self) -> None:
+        self.widest = max(
+            (step[1].shape[1] for step in self.steps if step[0] == "affine"), default=1
+        )
 
 
 class Backend:
@@ -144,7 +170,7 @@ class Backend:
 
     def affine_backward(self, dout: Array, x: Array, W: Array) -> tuple[Array, Array, Array]:
         """Gradients (N, D), (D, M), (M,) of x W + b by x, W, b, from `dout` (N, M), §5.6."""
-        return self.matmul(dout, W.T), self.matmul(x.T, dout), self.sum(dout, axis=0)
+        return self.matmul(dout, W.T), *self.affine_gradients(dout, x)
 
     def sigmoid(self, x: Array) -> Array:
         """1 / (1 + exp(-x)) elementwise (§3.2.4); exp only ever sees -|x|: it cannot overflow."""
@@ -185,6 +211,91 @@ class Backend:
         """
         r = t * y / (y + LOG_OFFSET)
         return (y * self.sum(r, axis=-1, keepdims=True) - r) * (dout / y.shape[0])
+
+    def affine_gradients(self, dout: Array, x: Array) -> tuple[Array, Array]:
+        """Those of `affine_backward` by W and b alone: nobody asks for the first layer's by x."""
+        return self.matmul(x.T, dout), self.sum(dout, axis=0)
+
+    def one_hot(self, t: Array, classes: int, dtype: Any) -> Array:
+        """Class indices t (...) as rows (..., C) of `dtype`: 1 at the index, 0 elsewhere.
+
+        Raises
+        ------
+        ValueError
+            An index that is not one of 0..C-1.
+        """
+        xp = self.xp
+        t = xp.astype(t, xp.int64)  # a byte may hold the labels but not the number of classes
+        low, high = int(xp.min(t)), int(xp.max(t))
+        if low < 0 or high >= classes:
+            bad = low if low < 0 else high
+            raise ValueError(f"t has label {bad}, expected 0..{classes - 1}")
+        every_class = xp.arange(classes, dtype=t.dtype, device=t.device)
+        return xp.astype(xp.expand_dims(t, axis=-1) == every_class, dtype)
+
+    # -- fused kernels: a whole stack of layers in one call
+
+    def forward(self, x: Array, stack: Stack, probabilities: bool) -> Array:
+        """The scores (N, C) of x (N, D), or with `probabilities` their softmax.
+
+        Rows go through all layers in blocks, so that what lies between two layers stays small
+        however long x is: a row's result does not depend on its neighbours but by rounding, and
+        in reproducible mode not at all.
+        """
+        # The widest array of a block holds BLOCK numbers.
+        rows = max(1, BLOCK // max(x.shape[1], stack.widest))
+        if x.shape[0] <= rows:
+            return self.through(x, stack, probabilities)
+        starts = range(0, x.shape[0], rows)
+        blocks = (x[start : start + rows, ...] for start in starts)
+        return self.xp.concat([self.through(block, stack, probabilities) for block in blocks])
+
+    def through(self, x: Array, stack: Stack, probabilities: bool) -> Array:
+        """One block of rows of `forward`."""
+        with self.running():
+            for kernel, *arrays in stack.steps:
+                x = getattr(self, kernel)(x, *arrays)
+            return self.softmax(x) if probabilities else x
+
+    def loss_and_gradients(
+        self, x: Array, t: Array, stack: Stack, loss: str
+    ) -> tuple[Array, list[tuple[Array, Array]]]:
+        """The mean loss, 0-d, and its gradients by W and b of each affine step, in their order.
+
+        Parameters
+        ----------
+        x
+            (N, D).
+        stack
+            Its steps are ``("affine", W, b)``, ``("sigmoid",)`` and ``("relu",)``.
+        loss, t
+            As in `row_losses`, t (N, C) of x's dtype.
+        """
+        with self.running():
+            outputs = [x]
+            for kernel, *arrays in stack.steps:
+                outputs.append(getattr(self, kernel)(outputs[-1], *arrays))
+            scores = outputs[-1]
+            if loss == "cross_entropy":
+                error, y = self.softmax_with_loss(scores, t)
+                dout = self.softmax_with_loss_backward(y, t)
+            else:
+                difference = scores - t
+                error = self.sum(difference * difference) * (0.5 / x.shape[0])
+                dout = difference * (1.0 / x.shape[0])
+            gradients: list[tuple[Array, Array]] = []
+            first = next((k for k, step in enumerate(stack.steps) if step[0] == "affine"), 0)
+            for k in range(len(stack.steps) - 1, first, -1):
+                kernel, *arrays = stack.steps[k]
+                if kernel == "affine":
+                    dout, dW, db = self.affine_backward(dout, outputs[k], arrays[0])
+                    gradients.append((dW, db))
+                elif kernel == "sigmoid":
+                    dout = self.sigmoid_backward(dout, outputs[k + 1])
+                else:
+                    dout = self.relu_backward(dout, outputs[k] <= 0)
+            gradients.append(self.affine_gradients(dout, outputs[first]))
+            return error, gradients[::-1]
 
     def row_losses(self, scores: Array, loss: str, t: Array) -> Array:
         """The loss of each row, (...), of `scores` (..., C) against targets t of that shape.
@@ -316,6 +427,10 @@ def _instance(name: str, device: int | None, reproducible: bool) -> Backend:
         raise BackendError(f"backend '{name}:{device}': {name} {has}")
     key = (name, device, reproducible)
     if key not in _instances:
+        try:
+            threads.set_from_environment()
+        except ValueError as error:
+            raise BackendError(str(error)) from error
         _instances.setdefault(key, cls(device, reproducible=reproducible))
     return _instances[key]
 

@@ -553,6 +553,29 @@ def gradcheck(
 # -- demo
 
 
+@app.command("bench", epilog="Example: [bold]xnet bench inference --json-file bench.json[/bold]")
+def bench_command(
+    part: Annotated[str, typer.Argument(help="inference or training.")] = "inference",
+    json_file: Annotated[Path | None, typer.Option(help="Write the times there, as JSON.")] = None,
+    figure: Annotated[Path | None, typer.Option(help="Draw throughput there (inference).")] = None,
+) -> None:
+    """Time the backends against NumPy written by hand, in turns, answers compared first."""
+    from xnet import bench, plotting
+
+    if part not in bench.PARTS:
+        raise typer.BadParameter(f"{part!r}, expected one of {', '.join(bench.PARTS)}")
+    if figure is not None and part != "inference":
+        raise typer.BadParameter("--figure goes with inference")
+    found = bench.PARTS[part]()
+    floor = bench.floor()
+    out.print(bench.table(found), markup=False, soft_wrap=True)
+    if json_file is not None:
+        facts = {"machine": bench.machine(), "seconds": found, "floor_seconds_per_image": floor}
+        bench.write(json_file, facts)
+    if figure is not None:
+        plotting.throughput(found, floor).savefig(figure, dpi=110)
+
+
 @app.command(epilog="Example: [bold]xnet demo --backend numpy[/bold]")
 def demo(
     backend: BackendOption = "auto",

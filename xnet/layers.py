@@ -200,7 +200,7 @@ class Affine(Layer):
             )
         backend = backend_of(x=x, W=self.W)
         with backend.running():
-            out = backend.affine(self._flattened(x), self.W, self.b)
+            out = backend.affine(self.flattened(x), self.W, self.b)
             return out[0, ...] if x.ndim == 1 else out
 
     def forward(self, x: Array) -> Array:
@@ -215,11 +215,11 @@ class Affine(Layer):
         xp = backend.xp
         with backend.running():
             dx, self.dW, self.db = backend.affine_backward(
-                xp.reshape(dout, (-1, self.outputs)), self._flattened(x), self.W
+                xp.reshape(dout, (-1, self.outputs)), self.flattened(x), self.W
             )
             return xp.reshape(dx, x.shape)
 
-    def _flattened(self, x: Array) -> Array:
+    def flattened(self, x: Array) -> Array:
         """`x` as (N, D), checked against W."""
         if x.ndim == 0:
             raise ValueError(f"Affine: x has shape (), expected ({self.inputs},) or (N, ...)")

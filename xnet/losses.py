@@ -1,5 +1,7 @@
 """Loss functions (§4.2). Labels are class indices or one-hot, for one sample or a batch."""
 
+from typing import Any
+
 from xnet.backend import LOG_OFFSET, Array, Backend, backend_of, dtype_name, float_dtype
 
 
@@ -82,6 +84,12 @@ def _batch_and_targets(backend: Backend, y: Array, t: Array) -> tuple[Array, Arr
     return xp.reshape(y, shape), xp.reshape(targets, shape)
 
 
+def targets_for(backend: Backend, t: Array, rows: int, classes: int, dtype: Any) -> Array:
+    """Labels `t` for so many rows of so many classes as (N, C) of `dtype`, checked."""
+    y = backend.xp.broadcast_to(backend.xp.zeros((), dtype=dtype), (rows, classes))
+    return _batch_and_targets(backend, y, t)[1]
+
+
 def _one_hot(backend: Backend, y: Array, t: Array) -> Array:
     """Class indices `t`, y's shape less its last axis, as one-hot rows of y's dtype."""
     xp = backend.xp
@@ -89,11 +97,4 @@ def _one_hot(backend: Backend, y: Array, t: Array) -> Array:
         raise ValueError(f"t has dtype {dtype_name(t.dtype)}, expected integer class indices")
     if tuple(t.shape) != tuple(y.shape[:-1]):
         raise ValueError(f"t has {t.shape[0]} labels, y has {y.shape[0]} samples")
-    classes = y.shape[-1]
-    t = xp.astype(t, xp.int64)  # a byte may hold the labels but not the number of classes
-    low, high = int(xp.min(t)), int(xp.max(t))
-    if low < 0 or high >= classes:
-        bad = low if low < 0 else high
-        raise ValueError(f"t has label {bad}, expected 0..{classes - 1}")
-    every_class = xp.arange(classes, dtype=t.dtype, device=t.device)
-    return xp.astype(xp.expand_dims(t, axis=-1) == every_class, y.dtype)
+    return backend.one_hot(t, y.shape[-1], y.dtype)

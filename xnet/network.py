@@ -3,11 +3,13 @@
 import contextlib
 import warnings
 from collections.abc import Callable, Generator, Iterator, MutableMapping, Sequence
+from functools import cache
 from typing import Any
 
 from xnet.backend import (
     Array,
     Backend,
+    Stack,
     dtype_name,
     float_dtype,
     owner_of,
@@ -16,8 +18,8 @@ from xnet.backend import (
 )
 from xnet.errors import BackendError, NaiveGradientWarning
 from xnet.gradient import checked_step, numerical_gradient
-from xnet.layers import ACTIVATIONS, Affine, Layer, LossLayer, SoftmaxWithLoss
-from xnet.losses import batch_and_targets
+from xnet.layers import ACTIVATIONS, Affine, Layer, LossLayer, ReLU, Sigmoid, SoftmaxWithLoss
+from xnet.losses import batch_and_targets, targets_for
 
 
 class Parameters(MutableMapping[str, Array]):
@@ -47,7 +49,7 @@ class Parameters(MutableMapping[str, Array]):
                 f"params[{key!r}] is a {type(value).__name__}, expected an array of backend "
                 f"{self._network.backend.label}"
             )
-        if tuple(value.shape) != tuple(old.shape) or value.dtype != old.dtype:
+        if value.shape != old.shape or value.dtype != old.dtype:
             raise ValueError(
                 f"params[{key!r}] is {dtype_name(value.dtype)} {tuple(value.shape)}, "
                 f"expected {dtype_name(old.dtype)} {tuple(old.shape)}"
@@ -125,6 +127,7 @@ class Network:
             _check_instance("loss", loss, LossLayer)
         self.layers = list(layers)
         self.loss_layer = SoftmaxWithLoss() if loss is None else loss
+        self._kept_plan: _Plan | None = None
         self.backend = resolve(backend)
         given = [array for layer in layers for array in layer.params.values() if array is not None]
         self.dtype = float_dtype(dtype or _common_dtype(given))
@@ -228,8 +231,40 @@ class Network:
         BackendError
             x is on another device.
         """
-        with self._running():
-            return self._scores(self.host_to_backend(x, "x", self.dtype))
+        return self._evaluate(x, probabilities=False)
+
+    def _evaluate(self, x: Any, probabilities: bool) -> Array:
+        """`scores` or, with `probabilities`, `predict`: in one call of the backend if it can be."""
+        plan = self._plan_kept()
+        if plan is None:
+            with self._running():
+                x = self._scores(self.host_to_backend(x, "x", self.dtype))
+                return self.loss_layer(x) if probabilities else x
+        backend = self.backend
+        if not (backend.owns(x) and x.dtype == plan.dtype):
+            x = self.host_to_backend(x, "x", self.dtype)
+        whole = x.ndim == 2 and x.shape[1] == plan.inputs and x.dtype == plan.dtype
+        rows = x if whole else plan.first.flattened(x)
+        out = backend.forward(rows, plan.stack, probabilities and plan.softmax)
+        if x.ndim == 1:
+            out = out[0, ...]
+        if probabilities and not plan.softmax:
+            with self._running():
+                return self.loss_layer(out)
+        return out
+
+    def _plan_kept(self) -> "_Plan | None":
+        plan = self._kept_plan
+        return plan if plan is not None and plan.describes(self) else self._plan()
+
+    def _plan(self) -> "_Plan | None":
+        """The layers as one stack of kernels, None if one of them may be anything else.
+
+        One that lasts is kept until a layer or a parameter is replaced.
+        """
+        plan = _Plan(self) if _Plan.possible(self) else None
+        self._kept_plan = plan if plan is not None and plan.lasts else None
+        return plan
 
     def _scores(self, x: Array) -> Array:
         for layer in self.layers:
@@ -256,8 +291,7 @@ class Network:
         BackendError
             x is on another device.
         """
-        with self._running():
-            return self.loss_layer(self._scores(self.host_to_backend(x, "x", self.dtype)))
+        return self._evaluate(x, probabilities=True)
 
     def loss(self, x: Any, t: Any) -> float:
         """Loss of the network on x (N, D) with labels t, averaged over the batch.
@@ -278,7 +312,7 @@ class Network:
         """
         with self._running():
             x, t = self._batch(x, t)
-            return float(self.loss_layer.forward(self._scores(x), t))
+            return float(self.loss_layer.forward(self._evaluate(x, probabilities=False), t))
 
     def accuracy(self, x: Any, t: Any) -> float:
         """Share of the samples whose most probable class is the labelled one.
@@ -287,7 +321,7 @@ class Network:
         """
         with self._running():
             x, t = self._batch(x, t)
-            backend, y, targets = batch_and_targets(self.loss_layer(self._scores(x)), t)
+            backend, y, targets = batch_and_targets(self._evaluate(x, probabilities=True), t)
             xp = backend.xp
             right = xp.argmax(y, axis=1) == xp.argmax(targets, axis=1)
             return int(xp.sum(xp.astype(right, xp.int64))) / y.shape[0]
@@ -308,6 +342,9 @@ class Network:
         """`loss` and `gradient` from the same forward pass."""
         with self._running():
             x, t = self._batch(x, t)
+            plan = self._plan_kept()
+            if plan is not None and plan.loss is not None:
+                return self._fused_gradient(plan, x, t)
             for layer in self.layers:
                 x = layer.forward(x)
             loss = float(self.loss_layer.forward(x, t))
@@ -315,6 +352,18 @@ class Network:
             for layer in reversed(self.layers):
                 dout = layer.backward(dout)
             return loss, self.params.gradients()
+
+    def _fused_gradient(self, plan: "_Plan", x: Array, t: Array) -> tuple[float, dict[str, Array]]:
+        """`loss_and_gradient` in one call of the backend."""
+        xp = self.backend.xp
+        if x.ndim == 1:
+            x, t = xp.expand_dims(x, axis=0), xp.expand_dims(t, axis=0)
+        x = plan.first.flattened(x)
+        targets = targets_for(self.backend, t, x.shape[0], plan.classes, x.dtype)
+        loss, found = self.backend.loss_and_gradients(x, targets, plan.stack, plan.loss or "")
+        for (layer, _, _), (dW, db) in zip(plan.affine, found, strict=True):
+            layer.dW, layer.db = dW, db
+        return float(loss), self.params.gradients()
 
     def numerical_gradient(
         self, x: Any, t: Any, h: float | None = None, *, method: str | None = None
@@ -411,10 +460,70 @@ class Network:
         )
 
 
-def _speaks_for(layer: Layer | LossLayer, name: str) -> bool:
-    """Whether the layer's `name` describes what it computes, which a subclass may have changed."""
-    computing = {"__call__", "forward"}
-    cls = next(c for c in type(layer).__mro__ if vars(c).keys() & {name, *computing})
+class _Plan:
+    """A network's layers and parameters at one time, as the backend's fused kernels take them."""
+
+    def __init__(self, network: Network) -> None:
+        self.layers = list(network.layers)
+        self.backend, self.loss_layer = network.backend, network.loss_layer
+        self.affine = [(v, v.W, v.b) for v in self.layers if isinstance(v, Affine)]
+        self.first = self.affine[0][0]
+        self.dtype, self.inputs = self.first.W.dtype, self.first.inputs
+        self.softmax = type(self.loss_layer).__call__ is SoftmaxWithLoss.__call__
+        self.stack = Stack([layer.step() or () for layer in self.layers])
+        self.classes = self.affine[-1][0].outputs
+        fusible = all(_speaks_for(v, "step", "backward", "grads") for v in self.layers)
+        fusible = fusible and _speaks_for(self.loss_layer, "row_loss", "backward")
+        known = all(type(v).step in _OWN_STEPS for v in self.layers)
+        self.loss = self.loss_layer.row_loss if fusible and known else None
+        """As `Backend.loss_and_gradients` calls it; None if the layers may compute another."""
+        # What a layer of a user's own makes of its parameters may change with every call.
+        self.lasts = known
+
+    @staticmethod
+    def possible(network: Network) -> bool:
+        """Whether the layers are kernels of the backend, with arrays that fit each other."""
+        features, dtype = None, None
+        for layer in network.layers:
+            step = layer.step() if _speaks_for(layer, "step") else None
+            if step is None:
+                return False
+            if isinstance(layer, Affine):
+                _, W, b = step
+                if W.ndim != 2 or features not in (None, W.shape[0]) or b.shape != W.shape[1:]:
+                    return False
+                if W is not layer.W or not W.dtype == b.dtype == (
+                    W.dtype if features is None else dtype
+                ):
+                    return False
+                features, dtype = W.shape[1], W.dtype
+        return isinstance(network.layers[0], Affine)
+
+    def describes(self, network: Network) -> bool:
+        """Whether the network is still made of the same layers and arrays."""
+        if network.layers != self.layers or network.backend is not self.backend:
+            return False
+        for layer, W, b in self.affine:
+            if layer.W is not W or layer.b is not b:
+                return False
+        return network.loss_layer is self.loss_layer
+
+
+_OWN_STEPS = (Affine.step, ReLU.step, Sigmoid.step)
+
+
+def _speaks_for(layer: Layer | LossLayer, name: str, *others: str) -> bool:
+    """Whether the layer's `name` describes what it computes, which a subclass may have changed.
+
+    That is, whether no subclass has a `__call__`, a `forward` or one of the `others` of its own.
+    """
+    return _class_speaks_for(type(layer), name, others)
+
+
+@cache
+def _class_speaks_for(layer: type[Any], name: str, others: tuple[str, ...]) -> bool:
+    computing = {"__call__", "forward", *others}
+    cls = next(c for c in layer.__mro__ if vars(c).keys() & {name, *computing})
     return name in vars(cls)
 
 

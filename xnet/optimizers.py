@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping, MutableMapping
 from typing import Any
 
-from xnet.backend import Array, backend_of
+from xnet.backend import Array, backend_of, get_backend
 
 Params = MutableMapping[str, Array]
 Grads = Mapping[str, Array]
@@ -67,26 +67,26 @@ class Optimizer:
         BackendError
             Parameter, gradient and what is remembered of it live on different devices.
         """
+        current = get_backend()
         for name, gradient in grads.items():
-            W = params[name]
-            backend = backend_of(**{name: W, f"gradient of {name}": gradient})
-            if tuple(gradient.shape) != tuple(W.shape):
+            W, backend = params[name], current
+            if not (backend.owns(W) and backend.owns(gradient)):
+                backend = backend_of(**{name: W, f"gradient of {name}": gradient})
+            if gradient.shape != W.shape:
                 raise ValueError(
                     f"gradient of {name} has shape {tuple(gradient.shape)}, "
                     f"expected {tuple(W.shape)}"
                 )
             steps, memory = self.memory.get(name, (0, []))
-            if not memory:
-                with backend.running():
-                    memory = [backend.xp.zeros_like(W) for _ in range(self.slots)]
             for array in memory:
                 backend_of(**{name: W, f"the optimizer's memory of {name}": array})
-                if tuple(array.shape) != tuple(W.shape):
+                if array.shape != W.shape:
                     raise ValueError(
                         f"{name} has shape {tuple(W.shape)}, the optimizer remembers one of "
                         f"{tuple(array.shape)}: use a new optimizer for each network"
                     )
             with backend.running():
+                memory = memory or [backend.xp.zeros_like(W) for _ in range(self.slots)]
                 params[name], *memory = self.step(backend.xp, steps + 1, W, gradient, *memory)
             self.memory[name] = steps + 1, memory
 

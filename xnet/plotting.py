@@ -180,3 +180,44 @@ def slices(values: Sequence[float], contracted: int, dtype: str = "float32") -> 
     axis.spines[["left"]].set_visible(False)
     axis.grid(visible=False)
     return figure
+
+
+def throughput(
+    found: Mapping[str, Mapping[str, Mapping[str, float]]], floor: float | None = None
+) -> Any:
+    """Images a second against batch size, one line for each contender.
+
+    Parameters
+    ----------
+    found
+        What `xnet.bench.inference` gives: by batch size, by contender, a summary in seconds.
+    floor
+        Seconds that an image takes at least; drawn in.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        One pair of logarithmic axes.
+
+    Raises
+    ------
+    ValueError
+        Nothing was found.
+    ImportError
+        matplotlib is not installed.
+    """
+    if not found:
+        raise ValueError("found is empty, expected at least one batch size")
+    figure, (axis,) = _figure(1, 7, 4.4)
+    batches = [int(n) for n in found]
+    for k, name in enumerate(next(iter(found.values()))):
+        rates = [int(n) / found[n][name]["median"] for n in found]
+        marker = MARKERS[k % len(MARKERS)]
+        style = "-" if k < len(COLOURS) else "--"
+        axis.plot(batches, rates, style, marker=marker, color=COLOURS[k % len(COLOURS)], label=name)
+    if floor is not None:
+        label = "dense floor: every product at the peak measured"
+        axis.axhline(1 / floor, color="black", linestyle=":", label=label)
+    axis.set(xscale="log", yscale="log", xlabel="batch size", ylabel="images a second")
+    axis.legend(frameon=False, fontsize=8)
+    return figure

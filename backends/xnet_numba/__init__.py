@@ -12,9 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from xnet.backend import Array, Backend
+from xnet import threads
+from xnet.backend import Array, Backend, Stack
 from xnet.perturbation import Step
 
+ARRAYS = (np.ndarray, np.generic)
 REQUIRED = ("numba", "scipy", "threadpoolctl")
 
 
@@ -43,11 +45,12 @@ class NumbaBackend(Backend):
 
     def owns(self, array: object) -> bool:
         """Whether `array` is a NumPy array or scalar."""
-        return isinstance(array, np.ndarray | np.generic)
+        return isinstance(array, ARRAYS)
 
     def threads(self) -> int:
         """How many threads Numba's parallel kernels use."""
-        return int(import_module("numba").get_num_threads())
+        count = int(import_module("numba").get_num_threads())
+        return min(count, threads.num_threads()) if threads.chosen() else count
 
     def running(self) -> AbstractContextManager[object]:
         """Block without NumPy's warnings of overflow, of division by 0 and of NaN."""
@@ -98,6 +101,28 @@ class NumbaBackend(Backend):
     def softmax_with_loss_backward(self, y: Array, t: Array, dout: float = 1.0) -> Array:
         return self.kernels.softmax_with_loss_backward(_packed(y), _packed(t), dout)
 
+    def one_hot(self, t: Array, classes: int, dtype: Any) -> Array:
+        labels = np.asarray(t, np.int64, order="C")
+        out = np.empty((*t.shape, classes), dtype)
+        kernels: Any = import_module("xnet_numba.kernels")
+        if kernels.one_hot(labels.reshape(-1), out.reshape(-1, classes)):
+            return out
+        return super().one_hot(t, classes, dtype)
+
+    def forward(self, x: Array, stack: Stack, probabilities: bool) -> Array:
+        prepared = False if self.reproducible else stack.prepared or _prepared(stack)
+        if prepared and x.dtype == prepared.dtype and x.shape[1] == prepared.inputs:
+            return prepared.forward(x if x.flags.c_contiguous else _packed(x), probabilities)
+        return super().forward(x, stack, probabilities)
+
+    def loss_and_gradients(
+        self, x: Array, t: Array, stack: Stack, loss: str
+    ) -> tuple[Array, list[tuple[Array, Array]]]:
+        prepared = False if self.reproducible else stack.prepared or _prepared(stack)
+        if prepared and x.dtype == t.dtype == prepared.dtype and x.shape[1] == prepared.inputs:
+            return prepared.loss_and_gradients(_packed(x), _packed(t), loss)
+        return super().loss_and_gradients(x, t, stack, loss)
+
     def loss_differences(
         self, x: Array, a: Array, steps: list[Step], loss: str, t: Array, h: float
     ) -> Array:
@@ -117,6 +142,13 @@ class NumbaBackend(Backend):
     ) -> tuple[Array, Array]:
         compiled: Any = import_module("xnet_numba.differences")
         return compiled.compiled_values(f, x, up, down, span)
+
+
+def _prepared(stack: Stack) -> Any:
+    """The stack for `fused`; False if that takes no such one."""
+    if stack.prepared is None:
+        stack.prepared = import_module("xnet_numba.fused").prepared(stack.steps)
+    return stack.prepared
 
 
 def _packed(array: Array) -> Array:

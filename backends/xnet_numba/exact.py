@@ -37,6 +37,7 @@ from xnet_numba.kernels import (
     _one_blas_thread,
     relu,
     relu_backward,
+    thread_count,
 )
 
 __all__ = [
@@ -333,7 +334,7 @@ def _product(a, a_transposed, b, b_transposed, bias=None):
         if n * k * m < BLAS_THREADS_FROM:
             finite[0] = _piece(*first, 0, *rest)
         else:
-            threads = max(1, min(numba.get_num_threads(), n * k * m // (PARALLEL_PRODUCT // 4)))
+            threads = max(1, min(thread_count(), n * k * m // (PARALLEL_PRODUCT // 4)))
             finite = np.zeros(threads * -(-n // (threads * ROWS_PER_PIECE)), np.bool_)
             with _one_blas_thread:
                 _pieces(*first, *rest, finite)

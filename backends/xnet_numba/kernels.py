@@ -9,11 +9,12 @@ either gains.
 
 import math
 import os
+import sys
 import threading
 
 # Before OpenMP, which Numba's threads may come from, is loaded: let waiting threads sleep. Those
 # that spin win a few microseconds on an idle machine and lose milliseconds on a busy one (here, a
-# training step took 5 to 10 times as long while another process used a core).
+# training step took 12 ms instead of 0.2 while other processes used the cores).
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numba
@@ -21,10 +22,14 @@ import numpy as np
 import scipy.linalg  # noqa: F401  # loads the BLAS that np.dot calls, for threadpoolctl to find
 from llvmlite import ir
 from numba import njit, prange, types
+from numba.core.event import Listener, register
 from numba.extending import intrinsic, overload
 from threadpoolctl import ThreadpoolController
 
+from xnet import threads
 from xnet.backend import LOG_OFFSET
+
+threads.apply_to_blas()  # SciPy's has been loaded just now
 
 PARALLEL_ELEMENTS = 1 << 17
 """Elements from which an elementwise kernel is worth waking the threads (about 0.1 ms of work)."""
@@ -38,14 +43,61 @@ BLAS_THREADS_FROM = 1 << 18
 ROWS_PER_PIECE = 256
 """Rows, at most, of a thread's piece: its output stays in cache until the bias is added."""
 
+
+class _Announcement(Listener):
+    """Says on stderr, once a process, that kernels are being compiled, and shows how many."""
+
+    def __init__(self):
+        self.count = 0
+
+    def on_start(self, event):
+        if not event.data["dispatcher"].py_func.__module__.startswith("xnet_numba."):
+            return
+        self.count += 1
+        if self.count == 1:
+            print("xnet: compiling Numba kernels; they are kept for the next time", file=sys.stderr)
+        elif sys.stderr.isatty():
+            print(f"\rxnet: {self.count} kernels", end="", file=sys.stderr, flush=True)
+
+    def on_end(self, event):
+        pass
+
+
+register("numba:compile", _Announcement())
+
 # "numpy": a division by 0 gives inf or NaN; the branch that would raise keeps loops scalar.
 # "contract" allows fused multiply-adds, "reassoc" lets a sum be kept in several lanes.
 _serial = njit(cache=True, error_model="numpy", fastmath={"contract", "reassoc"})
 _parallel = njit(cache=True, error_model="numpy", fastmath={"contract", "reassoc"}, parallel=True)
 
 
-launching = threading.Lock()
-"""Held while Numba's threads run: not all of the pools that Numba can have take two callers."""
+def thread_count():
+    """How many threads a kernel may use, called from this one."""
+    count = numba.get_num_threads()
+    return min(count, threads.num_threads()) if threads.chosen() else count
+
+
+class _Launching:
+    """Block, one at a time, in which Numba's threads run, so many as have been asked for.
+
+    Not all of the pools that Numba can have take two callers; and Numba's own setting holds for
+    the calling thread alone.
+    """
+
+    def __init__(self):
+        self.lock = threading.Lock()
+
+    def __enter__(self):
+        self.lock.acquire()
+        if threads.chosen():
+            started = numba.config.NUMBA_NUM_THREADS  # pyright: ignore[reportPrivateImportUsage]
+            numba.set_num_threads(min(threads.num_threads(), started))
+
+    def __exit__(self, *_):
+        self.lock.release()
+
+
+launching = _Launching()
 
 
 class _OneBlasThread:
@@ -55,7 +107,7 @@ class _OneBlasThread:
         self.libraries = ThreadpoolController().select(user_api="blas").lib_controllers
 
     def __enter__(self):
-        launching.acquire()
+        launching.__enter__()
         self.counts = []
         try:
             self.counts = [library.get_num_threads() for library in self.libraries]
@@ -70,7 +122,7 @@ class _OneBlasThread:
             for library, count in zip(self.libraries, self.counts, strict=False):
                 library.set_num_threads(count)
         finally:
-            launching.release()
+            launching.__exit__()
 
 
 _one_blas_thread = _OneBlasThread()
@@ -156,7 +208,7 @@ def _exp_overload(x):
 
 def _pieces(x, W):
     """Into how many pieces to cut the rows of x: one for each thread that has enough to do."""
-    return min(numba.get_num_threads(), max(1, x.shape[0] * W.size // (PARALLEL_PRODUCT // 2)))
+    return min(thread_count(), max(1, x.shape[0] * W.size // (PARALLEL_PRODUCT // 2)))
 
 
 @_serial
@@ -418,3 +470,14 @@ def softmax_with_loss_backward(y, t, dout):
     loops = _softmax_with_loss_backward, _softmax_with_loss_backward_parallel
     _run(*loops, y.size, y, t, y.dtype.type(dout / y.shape[0]), dx)
     return dx
+
+
+@_serial
+def one_hot(t, out):
+    """Class indices t (N,) as rows of out (N, C); whether all of them are 0..C-1."""
+    for i in range(t.size):
+        if not 0 <= t[i] < out.shape[1]:
+            return False
+        out[i] = 0
+        out[i, t[i]] = 1
+    return True

@@ -1,0 +1,215 @@
+"""Other projects on the network and data of `xnet.bench`; what is not installed is left out, said.
+
+    python benchmarks/peers/contenders.py inference
+    python benchmarks/peers/contenders.py training
+
+On MNIST's images. Needs any of: pip install onnxruntime onnx torch jax scikit-learn thinc
+"""
+
+import os
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+
+import xnet
+from xnet import bench
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from report import FIGURES, save
+
+THREADS = xnet.num_threads()
+
+
+def onnx_runtime(network):
+    import onnxruntime
+    from onnx import TensorProto, helper, numpy_helper
+
+    nodes, weights, last = [], [], "x"
+    for k, layer in enumerate(network.layers):
+        if layer.params:
+            weights += [numpy_helper.from_array(v, f"{n}{k}") for n, v in layer.params.items()]
+            nodes.append(helper.make_node("Gemm", [last, f"W{k}", f"b{k}"], [f"y{k}"]))
+        else:
+            nodes.append(helper.make_node("Sigmoid", [last], [f"y{k}"]))
+        last = f"y{k}"
+    nodes.append(helper.make_node("Softmax", [last], ["y"], axis=-1))
+    ends = [
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", width])]
+        for name, width in (("x", 784), ("y", 10))
+    ]
+    graph = helper.make_graph(nodes, "network", *ends, weights)
+    opset = [helper.make_opsetid("", 17)]
+    model = helper.make_model(graph, opset_imports=opset, ir_version=9)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = THREADS
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    return lambda x: session.run(None, {"x": x})[0]
+
+
+def _torch_layers(network):
+    import torch
+
+    torch.set_num_threads(THREADS)
+    modules = []
+    for layer in network.layers:
+        if layer.params:
+            linear = torch.nn.Linear(layer.inputs, layer.outputs)
+            linear.weight.data = torch.tensor(layer.W.T.copy())
+            linear.bias.data = torch.tensor(layer.b)
+            modules.append(linear)
+        else:
+            modules.append(getattr(torch.nn, type(layer).__name__)())
+    return torch.nn.Sequential(*modules)
+
+
+def pytorch(network):
+    import torch
+
+    model = torch.nn.Sequential(*_torch_layers(network), torch.nn.Softmax(dim=1))
+
+    def predict(x):
+        with torch.inference_mode():
+            return model(torch.from_numpy(x)).numpy()
+
+    return predict
+
+
+def jax_jitted(network):
+    import jax
+
+    params = [(jax.numpy.array(v.W), jax.numpy.array(v.b)) for v in network.layers if v.params]
+
+    @jax.jit
+    def predict(params, x):
+        for W, b in params[:-1]:
+            x = jax.nn.sigmoid(x @ W + b)
+        W, b = params[-1]
+        return jax.nn.softmax(x @ W + b)
+
+    return lambda x: np.asarray(predict(params, x))
+
+
+def scikit_learn(network):
+    from sklearn.neural_network import MLPClassifier
+
+    hidden = [v.outputs for v in network.layers if v.params][:-1]
+    model = MLPClassifier(hidden, activation="logistic", max_iter=1)
+    rng = np.random.default_rng(0)
+    model.partial_fit(rng.random((20, 784), np.float32), np.arange(20) % 10, classes=np.arange(10))
+    model.coefs_ = [v.W for v in network.layers if v.params]
+    model.intercepts_ = [v.b for v in network.layers if v.params]
+    return model.predict_proba
+
+
+def thinc(network):
+    from thinc.api import Linear, Softmax, chain
+
+    affine = [v for v in network.layers if v.params]
+    layers = []
+    for v in affine:
+        layer = (Softmax if v is affine[-1] else Linear)(v.outputs, v.inputs)
+        layers.append(layer)
+    model = chain(*[m for v in layers[:-1] for m in (v, _thinc_sigmoid())], layers[-1])
+    model.initialize()
+    for layer, v in zip(layers, affine, strict=True):
+        layer.set_param("W", v.W.T.copy())
+        layer.set_param("b", v.b)
+    return model.predict
+
+
+def _thinc_sigmoid():
+    from thinc.api import Model
+
+    return Model("sigmoid", lambda model, x, is_train: (model.ops.sigmoid(x), None))
+
+
+def pytorch_step(network, x, t, lr):
+    import torch
+
+    model, x, t = _torch_layers(network), torch.from_numpy(x), torch.from_numpy(t)
+    optimizer = torch.optim.SGD(model.parameters(), lr)
+
+    def step():
+        optimizer.zero_grad()
+        loss = torch.nn.functional.cross_entropy(model(x), t)
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    return step
+
+
+def jax_step(network, x, t, lr):
+    import jax
+
+    def loss_of(params, x, t):
+        (W1, b1), (W2, b2) = params
+        scores = jax.nn.relu(x @ W1 + b1) @ W2 + b2
+        y = jax.nn.softmax(scores)
+        return -jax.numpy.sum(t * jax.numpy.log(y + 1e-7)) / x.shape[0]
+
+    @jax.jit
+    def update(params, x, t):
+        loss, gradients = jax.value_and_grad(loss_of)(params, x, t)
+        return loss, jax.tree.map(lambda W, g: W - lr * g, params, gradients)
+
+    params = [(jax.numpy.array(v.W), jax.numpy.array(v.b)) for v in network.layers if v.params]
+    x, t = jax.numpy.array(x), jax.numpy.array(np.eye(10, dtype=x.dtype)[t])
+
+    def step():
+        nonlocal params
+        loss, params = update(params, x, t)
+        return float(loss)
+
+    return step
+
+
+INFERENCE = {
+    "ONNX Runtime": (("onnxruntime", "onnx"), onnx_runtime),
+    "PyTorch": (("torch",), pytorch),
+    "JAX jitted": (("jax",), jax_jitted),
+    "scikit-learn": (("sklearn",), scikit_learn),
+    "Thinc": (("thinc",), thinc),
+}
+TRAINING = {"PyTorch": (("torch",), pytorch_step), "JAX jitted": (("jax",), jax_step)}
+
+
+def installed(peers):
+    """Those that are installed; of the others it is said which package is missing."""
+    found = {}
+    for name, (modules, make) in peers.items():
+        missing = [m for m in modules if find_spec(m) is None]
+        if missing:
+            print(f"{name}: left out, {', '.join(missing)} not installed")
+        else:
+            found[name] = make
+    return found
+
+
+def main():
+    part = sys.argv[1] if len(sys.argv) > 1 else "inference"
+    (x, t), _ = xnet.datasets.load_mnist()
+    x = np.ascontiguousarray(x[:10_000], np.float32)
+    if part == "inference":
+        found = bench.inference(installed(INFERENCE), x=x)
+    else:
+        found = bench.training(installed(TRAINING), x[:100], t[:100].astype(np.int64))
+    print(bench.table(found))
+    packages = ("onnxruntime", "torch", "jax", "scikit-learn", "thinc")
+    facts = {"machine": bench.machine(*packages), "data": "MNIST", "seconds": found}
+    facts["load_average"] = os.getloadavg()
+    facts["floor_seconds_per_image"] = bench.floor()
+    save(part, facts)
+    if part == "inference":
+        from xnet import plotting
+
+        figure = plotting.throughput(found, facts["floor_seconds_per_image"])
+        figure.savefig(FIGURES / "throughput.png", dpi=110)
+
+
+if __name__ == "__main__":
+    main()

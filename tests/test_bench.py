@@ -1,0 +1,74 @@
+import json
+
+import matplotlib
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from xnet import bench, cli, plotting
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(bench, "TURN_SECONDS", 1e-4)
+    monkeypatch.setattr(bench, "usable", lambda: ["numpy"])
+
+
+def test_contenders_take_turns():
+    calls = []
+    taken = bench.in_turns({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 3)
+    order = [name for k, name in enumerate(calls) if k == 0 or calls[k - 1] != name]
+    assert order == ["a", "b"] * 3
+    assert len(taken["a"]) + len(taken["b"]) == len(calls) - 6  # one of each turn is not timed
+
+
+def test_inference_compares_before_it_times():
+    found = bench.inference(batches=(1, 3))
+    assert list(found) == ["1", "3"]
+    assert list(found["1"]) == ["NumPy by hand", "numpy"]
+    assert all(s["min"] > 0 for contenders in found.values() for s in contenders.values())
+    with pytest.raises(AssertionError):
+        bench.inference({"wrong": lambda network: lambda x: network.predict(x) + 0.1}, (2,))
+
+
+def test_training_compares_before_it_times():
+    assert list(bench.training()["100"]) == ["NumPy by hand", "numpy"]
+    with pytest.raises(AssertionError, match="wrong"):
+        bench.training({"wrong": lambda network, x, t, lr: lambda: 1.0})
+
+
+def test_images_are_mostly_zeros():
+    x = bench.images(200)
+    assert x.dtype == np.float32
+    assert (x == 0).mean() == pytest.approx(0.8, abs=0.01)
+
+
+def test_the_command_prints_writes_and_draws(monkeypatch, tmp_path):
+    monkeypatch.setitem(bench.PARTS, "inference", lambda: bench.inference(batches=(1, 2)))
+    times, figure = tmp_path / "times.json", tmp_path / "figure.png"
+    command = ["bench", "inference", "--json-file", str(times), "--figure", str(figure)]
+    done = CliRunner().invoke(cli.app, command)
+    assert done.exit_code == 0, done.output
+    assert "| 1 | numpy |" in done.output
+    facts = json.loads(times.read_text())
+    assert set(facts) == {"machine", "seconds", "floor_seconds_per_image"}
+    assert facts["machine"]["versions"]["numpy"] == np.__version__
+    assert figure.read_bytes().startswith(b"\x89PNG")
+
+
+def test_an_unknown_part_is_refused():
+    done = CliRunner().invoke(cli.app, ["bench", "everything"])
+    assert done.exit_code != 0
+    assert CliRunner().invoke(cli.app, ["bench", "training", "--figure", "x.png"]).exit_code != 0
+
+
+def test_throughput_has_a_line_for_each_contender_and_the_floor():
+    summary = {"median": 1e-3}
+    found = {"1": {"a": summary, "b": summary}, "10": {"a": summary, "b": summary}}
+    figure = plotting.throughput(found, 1e-6)
+    assert isinstance(figure, matplotlib.figure.Figure)
+    a, b, floor = figure.axes[0].lines
+    assert list(a.get_ydata()) == list(b.get_ydata()) == [1000, 10_000]
+    assert floor.get_ydata()[0] == pytest.approx(1e6)
+    with pytest.raises(ValueError, match="found is empty"):
+        plotting.throughput({})

@@ -1,0 +1,147 @@
+"""The fused kernels against the layers one by one: predictions, loss and gradients."""
+
+import tracemalloc
+
+import numpy as np
+import pytest
+
+import xnet
+from xnet.layers import Affine, IdentityWithLoss, ReLU, Sigmoid, SoftmaxWithLoss
+
+STACKS = {
+    "deep": lambda: [Affine(7, 5, 1.0), Sigmoid(), Affine(5, 9, 1.0), ReLU(), Affine(9, 3, 1.0)],
+    "one": lambda: [Affine(7, 3, 1.0)],
+    "wide": lambda: [Affine(7, 150, 1.0), ReLU(), Affine(150, 1, 1.0), Sigmoid()],
+    "affine twice": lambda: [Affine(7, 33, 1.0), Affine(33, 2, 1.0)],
+    "two activations": lambda: [Affine(7, 4, 1.0), Sigmoid(), ReLU(), Affine(4, 3, 1.0)],
+}
+BATCHES = (1, 2, 3, 5, 6, 7, 13, 47, 48, 49, 100, 130, 300)
+
+
+class ByLayers(xnet.Network):
+    """A network that never takes the fused way."""
+
+    def _plan_kept(self):
+        return None
+
+
+def pair(stack, backend, dtype, loss=SoftmaxWithLoss):
+    fused = xnet.Network(STACKS[stack](), loss(), dtype=dtype, backend=backend)
+    layers = ByLayers(STACKS[stack](), loss(), dtype=dtype, backend="numpy")
+    return fused, layers
+
+
+def sample(n, zeros, dtype):
+    rng = np.random.default_rng(n)
+    x = rng.standard_normal((n, 7))
+    return np.where(rng.random(x.shape) < zeros, 0, x).astype(dtype)
+
+
+@pytest.mark.parametrize("zeros", [0, 0.9])
+@pytest.mark.parametrize("stack", STACKS)
+def test_predictions_are_the_layers(backend, dtype, stack, zeros):
+    fused, layers = pair(stack, backend, dtype)
+    for n in BATCHES:
+        x = sample(n, zeros, dtype)
+        y = backend.to_numpy(fused.predict(x))
+        assert y.dtype == dtype
+        np.testing.assert_allclose(y, layers.predict(x), rtol=0, atol=40 * np.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("loss", [SoftmaxWithLoss, IdentityWithLoss])
+@pytest.mark.parametrize("zeros", [0, 0.9])
+@pytest.mark.parametrize("stack", STACKS)
+def test_gradients_are_the_layers(backend, dtype, stack, zeros, loss):
+    fused, layers = pair(stack, backend, dtype, loss)
+    for n in BATCHES:
+        x = sample(n, zeros, dtype)
+        t = (
+            np.random.default_rng(0).integers(0, layers.layers[-1].outputs, n)
+            if stack != "wide"
+            else np.ones((n, 1), dtype)
+        )
+        expected, actual = layers.loss_and_gradient(x, t), fused.loss_and_gradient(x, t)
+        assert actual[0] == pytest.approx(expected[0], rel=400 * float(np.finfo(dtype).eps))
+        for name, gradient in expected[1].items():
+            scale = max(1.0, float(np.abs(gradient).max()))
+            np.testing.assert_allclose(
+                backend.to_numpy(actual[1][name]), gradient, rtol=0,
+                atol=400 * np.finfo(dtype).eps * scale, err_msg=f"{name}, {n}",
+            )  # fmt: skip
+
+
+def test_replaced_and_written_parameters_count(backend):
+    net = xnet.TwoLayerNet(4, 3, 2, 1.0, backend=backend)
+    x = np.ones((9, 4))
+    before = backend.to_numpy(net.predict(x))
+    net.params["W1"] = backend.asarray(np.zeros((4, 3)))
+    replaced = backend.to_numpy(net.predict(x))
+    assert not np.array_equal(before, replaced)
+    np.testing.assert_allclose(replaced, xnet.Network.predict(net, x))
+    net.layers[2].b = backend.asarray([50.0, 0.0])
+    np.testing.assert_allclose(backend.to_numpy(net.predict(x))[:, 0], 1)
+
+
+@pytest.mark.parametrize("name", ["numpy", "numba"])
+def test_parameters_written_in_place_count(name):
+    net = xnet.TwoLayerNet(4, 3, 2, 1.0, backend=name)
+    x = np.ones((9, 4))
+    net.predict(x)
+    net.params["b2"][:] = [50, 0]
+    np.testing.assert_allclose(net.predict(x)[:, 0], 1)
+    net.params["W1"][2, 1] = np.nan
+    assert np.isnan(net.predict(x)).all()
+
+
+@pytest.mark.parametrize("bad", [np.inf, np.nan])
+def test_zeros_are_not_skipped_where_w_is_not_finite(backend, bad):
+    """0 times infinity is NaN, as it is layer by layer."""
+    net = xnet.Network([Affine(100, 3)], backend=backend)
+    W = np.ones((100, 3))
+    W[50] = bad
+    net.params["W1"] = backend.asarray(W)
+    x = np.zeros((20, 100))
+    x[:, 1] = 1
+    assert np.isnan(backend.to_numpy(net.scores(x))).all()
+
+
+def test_nan_in_x_is_no_zero(backend):
+    net = xnet.Network([Affine(200, 3, 1.0)], backend=backend)
+    x = np.zeros((20, 200))
+    x[3, 70] = np.nan
+    rows = np.isnan(backend.to_numpy(net.scores(x))).all(axis=1)
+    assert rows.tolist() == [i == 3 for i in range(20)]
+
+
+def test_a_subclass_that_computes_otherwise_is_asked(backend):
+    class Twice(ReLU):
+        def __call__(self, x):
+            return 2 * super().__call__(x)
+
+    class NoGradient(Affine):
+        def backward(self, dout):
+            super().backward(dout)
+            self.dW = self.dW * 0
+            return dout
+
+    layers = [Affine(4, 3, 1.0), ReLU(), Affine(3, 2, 1.0)]
+    x = np.ones((5, 4))
+    plain = xnet.Network(layers, backend=backend)
+    scores = backend.to_numpy(plain.scores(x)) - backend.to_numpy(plain.params["b2"])
+    doubled = xnet.Network([layers[0], Twice(), layers[2]], backend=backend)
+    np.testing.assert_allclose(backend.to_numpy(doubled.scores(x)), 2 * scores)
+    silent = xnet.Network([NoGradient(4, 3, 1.0)], backend=backend)
+    assert not backend.to_numpy(silent.gradient(x, [0, 1, 2, 0, 1])["W1"]).any()
+
+
+@pytest.mark.parametrize("name", ["numpy", "numba"])
+def test_predicting_60000_images_takes_little_memory(name):
+    layers = [Affine(784, 50), Sigmoid(), Affine(50, 100), Sigmoid(), Affine(100, 10)]
+    net = xnet.Network(layers, dtype="float32", backend=name)
+    x = np.zeros((60_000, 784), np.float32)
+    net.predict(x[:100])
+    tracemalloc.start()
+    net.predict(x)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak <= 64 * 2**20
