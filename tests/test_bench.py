@@ -10,6 +10,7 @@ from xnet import bench, cli, plotting
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
+    monkeypatch.setattr("xnet.backend._default", None)  # what is chosen here ends here
     monkeypatch.setattr(bench, "TURN_SECONDS", 1e-4)
     monkeypatch.setattr(bench, "usable", lambda: ["numpy"])
 

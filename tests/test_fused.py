@@ -1,5 +1,7 @@
 """The fused kernels against the layers one by one: predictions, loss and gradients."""
 
+import copy
+import pickle
 import tracemalloc
 
 import numpy as np
@@ -145,3 +147,17 @@ def test_predicting_60000_images_takes_little_memory(name):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak <= 64 * 2**20
+
+
+@pytest.mark.parametrize("twin", [copy.deepcopy, lambda net: pickle.loads(pickle.dumps(net))])
+@pytest.mark.parametrize("name", ["numpy", "numba"])
+def test_a_copy_has_parameters_of_its_own(name, twin):
+    """What the original keeps for its calls holds addresses of the original's arrays."""
+    net = xnet.TwoLayerNet(4, 3, 2, 1.0, backend=name)
+    x = np.ones((9, 4))
+    before = net.predict(x)
+    other = twin(net)
+    net.params["b2"][:] = [50, 0]
+    np.testing.assert_array_equal(other.predict(x), before)
+    other.params["b2"][:] = [0, 50]
+    np.testing.assert_allclose(net.predict(x)[:, 0], 1)

@@ -253,6 +253,10 @@ class Network:
                 return self.loss_layer(out)
         return out
 
+    def __getstate__(self) -> dict[str, Any]:
+        # A plan may hold addresses of this network's arrays: a copy must make its own.
+        return vars(self) | {"_kept_plan": None}
+
     def _plan_kept(self) -> "_Plan | None":
         plan = self._kept_plan
         return plan if plan is not None and plan.describes(self) else self._plan()
