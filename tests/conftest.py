@@ -1,6 +1,7 @@
 """What every test shares: the backends, and the data."""
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -17,6 +18,10 @@ from xnet import datasets
 
 BACKENDS = tuple(info.name for info in xnet.backends())  # every registered one takes part
 ON_HOST = "cupy, its kernels on the host"
+# A shell starts what runs in the background with Ctrl-C ignored, and tests send themselves one.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 DTYPES = ("float32", "float64")
 
 

@@ -651,8 +651,11 @@ def test_report_without_a_gpu_says_so(gpu_report, capsys):
     assert why_not in capsys.readouterr().err
 
 
-def test_report(gpu_report, tmp_path):
+def test_report(gpu_report, tmp_path, monkeypatch):
     """The whole of it, but on a backend that is here."""
+    monkeypatch.delenv(
+        "PYTEST_ADDOPTS", raising=False
+    )  # what this run is asked is not for that one
     test = "tests/test_cuda.py::test_every_kernel_is_compiled"
     options = ["--backend", "numba", "--steps", "2", "--output", str(tmp_path), test]
     assert gpu_report.main(options) == 0
