@@ -19,6 +19,7 @@ from PIL import Image
 
 import xnet
 from xnet import cli, datasets, weights
+from xnet.backend import Backend
 from xnet.layers import Affine
 from xnet.network import Network
 from xnet.optimizers import OPTIMIZERS, SGD
@@ -347,14 +348,13 @@ def test_gradcheck_in_float32(good):
 
 
 def test_gradcheck_of_a_wrong_backward(monkeypatch, run):
-    right = Affine.backward
+    for kernel in ("affine_backward", "affine_gradients"):
 
-    def wrong(self, dout):
-        dx = right(self, dout)
-        self.db = 2 * self.db
-        return dx
+        def wrong(self, *arguments, right=getattr(Backend, kernel)):
+            *others, db = right(self, *arguments)
+            return *others, 2 * db
 
-    monkeypatch.setattr(Affine, "backward", wrong)
+        monkeypatch.setattr(Backend, kernel, wrong)
     done = run("gradcheck", "--hidden", "4")
     assert done.status == 1
     assert "DOES NOT AGREE" in done.out
