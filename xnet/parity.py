@@ -264,8 +264,9 @@ def _network_operation(activation: str) -> Operation:
         x, t, *params = inputs
         network = _network(params, activation)
         dtype = network.dtype
-        loss = backend.asarray(network.loss(x, t), dtype)
-        return [network.predict(x), loss, *network.gradient(x, t).values()]
+        found, gradients = network.loss_and_gradient(x, t)
+        loss = backend.asarray(found, dtype)
+        return [network.predict(x), loss, *gradients.values()]
 
     def bound(u: float, inputs: list[Host], _: list[Host]) -> list[Any]:
         x, t, *params = inputs
@@ -379,6 +380,11 @@ OPERATIONS: tuple[Operation, ...] = (
             2 * _gamma(N, u) * np.abs(i[0]).sum(axis=0),
             2 * _gamma(D, u) * np.abs(i[0]).sum(axis=1, keepdims=True),
         ],
+    ),
+    Operation(
+        "one_hot",
+        lambda draw: [np.abs(draw(1, N)[0])],
+        lambda b, i: [b.one_hot(b.xp.astype(i[0], b.xp.int64), C, i[0].dtype)],
     ),
     _elementwise("exp", 1, LIBRARY_ULPS),
     Operation(
