@@ -274,8 +274,9 @@ def _network_operation(activation: str, loss: str) -> Operation:
     def run(backend: Backend, inputs: list[Array]) -> list[Array]:
         x, t, *params = inputs
         network = _network(params, activation, loss)
-        value = backend.asarray(network.loss(x, t), network.dtype)
-        return [network.predict(x), value, *network.gradient(x, t).values()]
+        found, gradients = network.loss_and_gradient(x, t)
+        value = backend.asarray(found, network.dtype)
+        return [network.predict(x), value, *gradients.values()]
 
     def bound(u: float, inputs: list[Host], _: list[Host]) -> list[Any]:
         x, t, *params = inputs
@@ -412,6 +413,11 @@ OPERATIONS: tuple[Operation, ...] = (
             2 * _gamma(N, u) * np.abs(i[0]).sum(axis=0),
             2 * _gamma(D, u) * np.abs(i[0]).sum(axis=1, keepdims=True),
         ],
+    ),
+    Operation(
+        "one_hot",
+        lambda draw: [np.arange(N) * 7.0 % C],  # labels, whatever numbers are drawn
+        lambda b, i: [b.one_hot(b.xp.astype(i[0], b.xp.int64), C, i[0].dtype)],
     ),
     _elementwise("exp", 1, LIBRARY_ULPS),
     Operation(
