@@ -247,7 +247,7 @@ class Backend:
         if x.shape[0] <= rows:
             return self.through(x, stack, probabilities)
         starts = range(0, x.shape[0], rows)
-        blocks = (x[start : start + rows, ...] for start in starts)
+        blocks = (x[start : min(start + rows, x.shape[0]), ...] for start in starts)
         return self.xp.concat([self.through(block, stack, probabilities) for block in blocks])
 
     def through(self, x: Array, stack: Stack, probabilities: bool) -> Array:
