@@ -172,6 +172,10 @@ class Backend:
         """Gradients (N, D), (D, M), (M,) of x W + b by x, W, b, from `dout` (N, M), §5.6."""
         return self.matmul(dout, W.T), *self.affine_gradients(dout, x)
 
+    def affine_gradients(self, dout: Array, x: Array) -> tuple[Array, Array]:
+        """Those by W and b alone, for a first layer: nobody asks for the one by x."""
+        return self.matmul(x.T, dout), self.sum(dout, axis=0)
+
     def sigmoid(self, x: Array) -> Array:
         """1 / (1 + exp(-x)) elementwise (§3.2.4); exp only ever sees -|x|: it cannot overflow."""
         z = self.exp(-self.xp.abs(x))
@@ -211,10 +215,6 @@ class Backend:
         """
         r = t * y / (y + LOG_OFFSET)
         return (y * self.sum(r, axis=-1, keepdims=True) - r) * (dout / y.shape[0])
-
-    def affine_gradients(self, dout: Array, x: Array) -> tuple[Array, Array]:
-        """Those of `affine_backward` by W and b alone: nobody asks for the first layer's by x."""
-        return self.matmul(x.T, dout), self.sum(dout, axis=0)
 
     def one_hot(self, t: Array, classes: int, dtype: Any) -> Array:
         """Class indices t (...) as rows (..., C) of `dtype`: 1 at the index, 0 elsewhere.
@@ -257,10 +257,17 @@ class Backend:
                 x = getattr(self, kernel)(x, *arrays)
             return self.softmax(x) if probabilities else x
 
+    def fuses(self, stack: Stack) -> bool:
+        """Whether `loss_and_gradients` takes this stack in this mode."""
+        return False
+
     def loss_and_gradients(
         self, x: Array, t: Array, stack: Stack, loss: str
     ) -> tuple[Array, list[tuple[Array, Array]]]:
         """The mean loss, 0-d, and its gradients by W and b of each affine step, in their order.
+
+        What the layers' own `forward` and `backward` give, which a `Network` goes through
+        otherwise. Only for a stack that `fuses` accepts.
 
         Parameters
         ----------
@@ -271,31 +278,7 @@ class Backend:
         loss, t
             As in `row_losses`, t (N, C) of x's dtype.
         """
-        with self.running():
-            outputs = [x]
-            for kernel, *arrays in stack.steps:
-                outputs.append(getattr(self, kernel)(outputs[-1], *arrays))
-            scores = outputs[-1]
-            if loss == "cross_entropy":
-                error, y = self.softmax_with_loss(scores, t)
-                dout = self.softmax_with_loss_backward(y, t)
-            else:
-                difference = scores - t
-                error = self.sum(difference * difference) * (0.5 / x.shape[0])
-                dout = difference * (1.0 / x.shape[0])
-            gradients: list[tuple[Array, Array]] = []
-            first = next((k for k, step in enumerate(stack.steps) if step[0] == "affine"), 0)
-            for k in range(len(stack.steps) - 1, first, -1):
-                kernel, *arrays = stack.steps[k]
-                if kernel == "affine":
-                    dout, dW, db = self.affine_backward(dout, outputs[k], arrays[0])
-                    gradients.append((dW, db))
-                elif kernel == "sigmoid":
-                    dout = self.sigmoid_backward(dout, outputs[k + 1])
-                else:
-                    dout = self.relu_backward(dout, outputs[k] <= 0)
-            gradients.append(self.affine_gradients(dout, outputs[first]))
-            return error, gradients[::-1]
+        raise NotImplementedError
 
     def row_losses(self, scores: Array, loss: str, t: Array) -> Array:
         """The loss of each row, (...), of `scores` (..., C) against targets t of that shape.

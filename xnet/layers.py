@@ -209,15 +209,24 @@ class Affine(Layer):
         return out
 
     def backward(self, dout: Array) -> Array:
+        backend, rows = self._rows(dout)
+        with backend.running():
+            dx, self.dW, self.db = backend.affine_backward(rows, self.flattened(self.x), self.W)
+            return backend.xp.reshape(dx, self.x.shape)
+
+    def backward_of_first(self, dout: Array) -> None:
+        """As `backward`, without the gradient by x, which nobody asks of a first layer."""
+        backend, rows = self._rows(dout)
+        with backend.running():
+            self.dW, self.db = backend.affine_gradients(rows, self.flattened(self.x))
+
+    def _rows(self, dout: Array) -> tuple[Backend, Array]:
+        """`dout` as (N, M), checked against the last `forward`, with the backend that owns it."""
         x = _remembered(self, self.x)
         backend = backend_of(dout=dout, W=self.W)
         _check_gradient(self, dout, (*x.shape[: x.ndim > 1], self.outputs), self.W.dtype)
-        xp = backend.xp
         with backend.running():
-            dx, self.dW, self.db = backend.affine_backward(
-                xp.reshape(dout, (-1, self.outputs)), self.flattened(x), self.W
-            )
-            return xp.reshape(dx, x.shape)
+            return backend, backend.xp.reshape(dout, (-1, self.outputs))
 
     def flattened(self, x: Array) -> Array:
         """`x` as (N, D), checked against W."""

@@ -347,14 +347,19 @@ class Network:
         with self._running():
             x, t = self._batch(x, t)
             plan = self._plan_kept()
-            if plan is not None and plan.loss is not None:
+            if plan is not None and plan.loss is not None and self.backend.fuses(plan.stack):
                 return self._fused_gradient(plan, x, t)
             for layer in self.layers:
                 x = layer.forward(x)
             loss = float(self.loss_layer.forward(x, t))
             dout = self.loss_layer.backward()
-            for layer in reversed(self.layers):
+            first, *others = self.layers
+            for layer in reversed(others):
                 dout = layer.backward(dout)
+            if isinstance(first, Affine) and _speaks_for(first, "backward_of_first", "backward"):
+                first.backward_of_first(dout)
+            else:
+                first.backward(dout)
             return loss, self.params.gradients()
 
     def _fused_gradient(self, plan: "_Plan", x: Array, t: Array) -> tuple[float, dict[str, Array]]:

@@ -438,6 +438,15 @@ OPERATIONS: tuple[Operation, ...] = (
         lambda b, i: list(b.affine_backward(*i)),
         _affine_backward_bound,
     ),
+    Operation(
+        "affine_gradients",
+        lambda draw: [draw(N, M), draw(N, D)],
+        lambda b, i: list(b.affine_gradients(*i)),
+        lambda u, i, _: [
+            2 * _product_bound(u, i[1].T, i[0]),
+            2 * _gamma(N, u) * np.abs(i[0]).sum(axis=0),
+        ],
+    ),
     _elementwise("sigmoid", 1, 2 * LIBRARY_ULPS + 3),
     _elementwise("sigmoid_backward", 2, 3),
     _elementwise("relu", 1, 0),

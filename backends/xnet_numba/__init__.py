@@ -80,6 +80,11 @@ class NumbaBackend(Backend):
     def affine_backward(self, dout: Array, x: Array, W: Array) -> tuple[Array, Array, Array]:
         return self.kernels.affine_backward(_packed(dout), _packed(x), _packed(W))
 
+    def affine_gradients(self, dout: Array, x: Array) -> tuple[Array, Array]:
+        if self.reproducible:
+            return self.kernels.affine_gradients(_packed(dout), _packed(x))
+        return super().affine_gradients(dout, x)
+
     def sigmoid(self, x: Array) -> Array:
         return self.kernels.sigmoid(_packed(x))
 
@@ -110,18 +115,26 @@ class NumbaBackend(Backend):
         return super().one_hot(t, classes, dtype)
 
     def forward(self, x: Array, stack: Stack, probabilities: bool) -> Array:
-        prepared = False if self.reproducible else stack.prepared or _prepared(stack)
+        prepared = self._prepared(stack)
         if prepared and x.dtype == prepared.dtype and x.shape[1] == prepared.inputs:
             return prepared.forward(x if x.flags.c_contiguous else _packed(x), probabilities)
         return super().forward(x, stack, probabilities)
 
+    def fuses(self, stack: Stack) -> bool:
+        return bool(self._prepared(stack))
+
     def loss_and_gradients(
         self, x: Array, t: Array, stack: Stack, loss: str
     ) -> tuple[Array, list[tuple[Array, Array]]]:
-        prepared = False if self.reproducible else stack.prepared or _prepared(stack)
-        if prepared and x.dtype == t.dtype == prepared.dtype and x.shape[1] == prepared.inputs:
-            return prepared.loss_and_gradients(_packed(x), _packed(t), loss)
-        return super().loss_and_gradients(x, t, stack, loss)
+        return self._prepared(stack).loss_and_gradients(_packed(x), _packed(t), loss)
+
+    def _prepared(self, stack: Stack) -> Any:
+        """The stack for `fused`; False if that takes no such one, or not in this mode."""
+        if self.reproducible:
+            return False
+        if stack.prepared is None:
+            stack.prepared = import_module("xnet_numba.fused").prepared(stack.steps)
+        return stack.prepared
 
     def loss_differences(
         self, x: Array, a: Array, steps: list[Step], loss: str, t: Array, h: float
@@ -142,13 +155,6 @@ class NumbaBackend(Backend):
     ) -> tuple[Array, Array]:
         compiled: Any = import_module("xnet_numba.differences")
         return compiled.compiled_values(f, x, up, down, span)
-
-
-def _prepared(stack: Stack) -> Any:
-    """The stack for `fused`; False if that takes no such one."""
-    if stack.prepared is None:
-        stack.prepared = import_module("xnet_numba.fused").prepared(stack.steps)
-    return stack.prepared
 
 
 def _packed(array: Array) -> Array:

@@ -43,6 +43,7 @@ from xnet_numba.kernels import (
 __all__ = [
     "affine",
     "affine_backward",
+    "affine_gradients",
     "exp",
     "log",
     "matmul",
@@ -357,11 +358,12 @@ def affine(x, W, b):
 
 def affine_backward(dout, x, W):
     """Gradients by x, W and b."""
-    return (
-        _product(dout, False, W, True),
-        _product(x, True, dout, False),
-        sum(dout, axis=0),
-    )
+    return _product(dout, False, W, True), *affine_gradients(dout, x)
+
+
+def affine_gradients(dout, x):
+    """Gradients by W and b."""
+    return _product(x, True, dout, False), sum(dout, axis=0)
 
 
 # -- sums
