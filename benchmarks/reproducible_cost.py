@@ -9,35 +9,19 @@ float32, six for float64.
 """
 
 import statistics
-import time
 
 import numpy as np
 from report import machine, save, summary
 
 import xnet
 from xnet import exact
-from xnet.layers import Affine, ReLU
-from xnet.optimizers import SGD
+from xnet.bench import in_turns, network_step, training_network
 from xnet.parity import same_bits
 
 BACKENDS = [info.name for info in xnet.backends() if info.usable]
 
-
 REST = 0.15
 """Seconds for which OpenBLAS's threads may go on spinning, on the next contender's cores."""
-
-
-def in_turns(contenders, turns, rest=0.0):
-    """Seconds that each of the `contenders`, by name, takes: one call of each a turn."""
-    taken = {name: [] for name in contenders}
-    for turn in range(turns + 2):
-        for name, run in contenders.items():
-            time.sleep(rest)
-            started = time.perf_counter()
-            run()
-            if turn >= 2:  # before that it compiles, and memory is new
-                taken[name].append(time.perf_counter() - started)
-    return taken
 
 
 def products(dtype, turns=25):
@@ -59,21 +43,14 @@ def products(dtype, turns=25):
     return in_turns(contenders, turns, REST)
 
 
-def steps(name, dtype, turns=200):
+def steps(name, dtype, turns=60):
     rng = np.random.default_rng(0)
     x, t = rng.random((100, 784)), rng.integers(0, 10, 100)
 
     def step(reproducible):
         backend = xnet.resolve(name, reproducible=reproducible)
-        layers = [Affine(784, 50, "he"), ReLU(), Affine(50, 10, "he")]
-        network = xnet.Network(layers, dtype=dtype, backend=backend)
-        optimizer, here = SGD(0.1), (backend.asarray(x, dtype), backend.asarray(t))
-
-        def run():
-            optimizer.update(network.params, network.gradient(*here))
-            backend.synchronize()
-
-        return run
+        here = backend.asarray(x, dtype), backend.asarray(t)
+        return network_step(training_network(backend, dtype), *here, lr=0.1)
 
     return in_turns({"fast": step(False), "reproducible": step(True)}, turns)
 

@@ -52,10 +52,10 @@ def inference_network(backend: str | Backend) -> Network:
     return Network([*layers, Affine(c, d, "xavier")], dtype="float32", backend=backend)
 
 
-def training_network(backend: str | Backend) -> Network:
+def training_network(backend: str | Backend, dtype: str = "float32") -> Network:
     """784-50-10 with ReLU, the same on every backend."""
     layers = [Affine(784, 50, "he"), ReLU(), Affine(50, 10, "he")]
-    return Network(layers, dtype="float32", backend=backend)
+    return Network(layers, dtype=dtype, backend=backend)
 
 
 def usable() -> list[str]:
@@ -119,12 +119,14 @@ def network_step(network: Network, x: Any, t: Any, lr: float) -> Contender:
     return step
 
 
-def in_turns(contenders: Mapping[str, Contender], turns: int = TURNS) -> dict[str, list[float]]:
+def in_turns(
+    contenders: Mapping[str, Contender], turns: int = TURNS, pause: float = PAUSE_SECONDS
+) -> dict[str, list[float]]:
     """Seconds of each call of each contender: in turns, after calls that are not timed."""
     taken: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(turns):
         for name, run in contenders.items():
-            time.sleep(PAUSE_SECONDS)
+            time.sleep(pause)
             run()
             began = time.perf_counter()
             while (started := time.perf_counter()) - began < TURN_SECONDS:
