@@ -129,7 +129,7 @@ class Namespace(ModuleType):
 
 
 @cache
-def library(names, source):
+def compiled(names, source):
     """The kernels `names` of `source`, compiled for the host without contraction."""
     folder = Path(tempfile.mkdtemp(prefix="xnet-cuda-"))
     entries = "".join(f'host::entries["{name}"] = host::entry(&{name});\n' for name in names)
@@ -192,7 +192,7 @@ PROGRAMS = {}
 
 def compile_program(program, options):
     program.options = options
-    library(tuple(program.names), program.source)
+    compiled(tuple(program.names), program.source)
 
 
 def binary(program):
@@ -204,7 +204,7 @@ def binary(program):
 class Module:
     def load(self, code):
         program = PROGRAMS[code]
-        self.loaded = library(tuple(program.names), program.source)
+        self.loaded = compiled(tuple(program.names), program.source)
 
     def get_function(self, name):
         return Function(self.loaded, name.removeprefix("lowered "))

@@ -32,13 +32,13 @@ class Nvrtc:
     NVRTCError = NVRTCError
 
     def __init__(self):
-        self.library = ctypes.CDLL(str(LIBRARY))
-        self.library.nvrtcGetErrorString.restype = ctypes.c_char_p
+        self.functions = ctypes.CDLL(str(LIBRARY))
+        self.functions.nvrtcGetErrorString.restype = ctypes.c_char_p
 
     def call(self, function, *arguments):
-        status = getattr(self.library, function)(*arguments)
+        status = getattr(self.functions, function)(*arguments)
         if status:
-            raise NVRTCError(self.library.nvrtcGetErrorString(status).decode())
+            raise NVRTCError(self.functions.nvrtcGetErrorString(status).decode())
 
     def text(self, function, program):
         size = ctypes.c_size_t()

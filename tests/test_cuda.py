@@ -585,7 +585,7 @@ template <class T> __global__ void divergent(T* x, Index size) {
 )
 def test_the_stand_in_catches_wrong_launches(kernels, kernel, arguments, message):
     names = "outside<double>", "divergent<double>"
-    loaded = cuda_on_host.library(names, "typedef long long Index;" + WRONG)
+    loaded = cuda_on_host.compiled(names, "typedef long long Index;" + WRONG)
     launch = cuda_on_host.Function(loaded, f"{kernel}<double>")
     with pytest.raises(AssertionError, match=message):
         launch((1,), (32,), arguments(cuda_on_host.empty((3,))))
