@@ -11,7 +11,7 @@ import weakref
 import numba
 import numpy as np
 from llvmlite import ir
-from numba import njit, prange, types
+from numba import prange, types
 from numba.core.cgutils import alloca_once_value
 from numba.extending import get_cython_function_address, intrinsic
 
@@ -35,8 +35,11 @@ from xnet_numba.kernels import (
     _elementwise,
     _float_to_bits,
     _one_blas_thread,
+    _strict,
+    _strict_parallel,
     relu,
     relu_backward,
+    sigmoid_backward,
     thread_count,
 )
 
@@ -56,9 +59,6 @@ __all__ = [
     "softmax_with_loss_backward",
     "sum",
 ]
-
-_serial = njit(cache=True, error_model="numpy")
-_parallel = njit(cache=True, error_model="numpy", parallel=True)
 
 _DGEMM = get_cython_function_address("scipy.linalg.cython_blas", "dgemm")
 """Address of SciPy's dgemm. An argument of the kernels: what is cached must not hold it."""
@@ -108,20 +108,20 @@ def _dgemm(typingctx, address, transpose_b, transpose_a, m, n, k, b, ldb, a, lda
 # -- slices
 
 
-@_serial
+@_strict
 def _magnitude(x):
     """The bits of |x|: as integers in the order of the numbers, then infinity, then NaN."""
     return _float_to_bits(abs(x))
 
 
-@_serial
+@_strict
 def _number(magnitude, wide):
     if wide:
         return _bits_to_float(np.int64(magnitude))
     return np.float64(_bits_to_float(np.int32(magnitude)))
 
 
-@_serial
+@_strict
 def _half_scale(largest, wide):
     """2^300 or 2^-300 beyond the range in which float64 has all products of slices, else 1."""
     if wide and largest > 2.0**400:
@@ -131,7 +131,7 @@ def _half_scale(largest, wide):
     return 1.0
 
 
-@_serial
+@_strict
 def _first_shift(largest, half, unit):
     """What cuts the first slice off, as in `xnet.exact.cut`; the next one's is `unit` of it."""
     p = largest / half / half
@@ -140,7 +140,7 @@ def _first_shift(largest, half, unit):
     return (p if power == 0 else power) * (1.5 * 2.0**52 * unit)
 
 
-@_serial
+@_strict
 def _cut_rows(a, width, parts, half):
     """Slices of `width` bits of each row of a (n, k): parts (S, n, k), and `_half_scale` (n,).
 
@@ -165,7 +165,7 @@ def _cut_rows(a, width, parts, half):
     return True
 
 
-@_serial
+@_strict
 def _cut_off(rest, shift, part):
     for j in range(rest.size):
         value = rest[j]
@@ -174,7 +174,7 @@ def _cut_off(rest, shift, part):
         rest[j] = value - cut
 
 
-@_serial
+@_strict
 def _cut_columns(a, start, width, parts, half):
     """As `_cut_rows` for m columns of a (k, ...) from `start`: parts (S, k, m), `half` (m,)."""
     k, m, unit = a.shape[0], half.size, 2.0**-width
@@ -208,7 +208,7 @@ def _cut_columns(a, start, width, parts, half):
     return True
 
 
-@_serial
+@_strict
 def _cut_off_each(rest, shifts, part):
     for j in range(rest.size):
         value, shift = rest[j], shifts[j]
@@ -265,7 +265,7 @@ _kept = _Kept()
 # -- products
 
 
-@_serial
+@_strict
 def _piece(dgemm, a, a_transposed, start, width, b_parts, b_transposed, b_half, bias, out):
     """Out (n, M): the rows of `a` (or a') from `start`, times the sliced b (or b'), plus the bias.
 
@@ -297,7 +297,7 @@ def _piece(dgemm, a, a_transposed, start, width, b_parts, b_transposed, b_half, 
     return True
 
 
-@_serial
+@_strict
 def _add_orders(orders, i, a_half, b_half, bias, out):
     """Out (m,): row i of the products of each order (S, n, m), the smallest first, and the bias."""
     for j in range(out.size):
@@ -310,7 +310,7 @@ def _add_orders(orders, i, a_half, b_half, bias, out):
         out[j] += bias[j]
 
 
-@_parallel
+@_strict_parallel
 def _pieces(dgemm, a, a_transposed, width, b_parts, b_transposed, b_half, bias, out, finite):
     n, pieces = out.shape[0], finite.size
     for piece in prange(pieces):
@@ -369,7 +369,7 @@ def affine_gradients(dout, x):
 # -- sums
 
 
-@_serial
+@_strict
 def _sum_of_infinities(a):
     """What the infinities and NaN among a (n,) make of its sum, in any order."""
     total = a.dtype.type(0)
@@ -379,7 +379,7 @@ def _sum_of_infinities(a):
     return total
 
 
-@_serial
+@_strict
 def _sum_row(a, unit, rest, slices):
     """`exact.sum` of a (n,) in `slices` whose widths are `unit`, a power of two, of each other."""
     top = _magnitude(a[0])
@@ -406,7 +406,7 @@ def _sum_row(a, unit, rest, slices):
     return a.dtype.type(total * half * half)
 
 
-@_serial
+@_strict
 def _sum_rows(a, count, width, out):
     """The sum of each row of a (n, k)."""
     unit, rest, slices = 2.0**-width, np.empty(a.shape[1]), np.empty(count)
@@ -437,7 +437,7 @@ _LOG_FIRST, _LOG_REST = LOG_COEFFICIENTS[0], LOG_COEFFICIENTS[1:]
 _SQRT_HALF = math.sqrt(0.5)
 
 
-@_serial
+@_strict
 def _exp(x):
     """`exact.exp` of a float64."""
     clipped = EXP_LOWEST if x < EXP_LOWEST else x
@@ -456,7 +456,7 @@ def _exp(x):
     return y if x == x else np.nan
 
 
-@_serial
+@_strict
 def _log(x):
     """`exact.log` of a float64. The exponent is read off the bits, which gives the same integer."""
     scaled = x * 2.0**200 if x < 2.0**-900 else x
@@ -484,13 +484,13 @@ def _log(x):
     return x if x == np.inf else np.nan
 
 
-@_serial
+@_strict
 def _exp_each(x, y):
     for i in range(x.size):
         y[i] = _exp(np.float64(x[i]))
 
 
-@_parallel
+@_strict_parallel
 def _exp_each_parallel(x, y):
     for i in prange(x.size):
         y[i] = _exp(np.float64(x[i]))
@@ -501,13 +501,13 @@ def exp(a):
     return _elementwise(_exp_each, _exp_each_parallel, a)
 
 
-@_serial
+@_strict
 def _log_each(x, y):
     for i in range(x.size):
         y[i] = _log(np.float64(x[i]))
 
 
-@_parallel
+@_strict_parallel
 def _log_each_parallel(x, y):
     for i in prange(x.size):
         y[i] = _log(np.float64(x[i]))
@@ -521,7 +521,7 @@ def log(a):
 # -- elementwise, as the generic forms of `Backend` compose them
 
 
-@_serial
+@_strict
 def _sigmoid_element(x):
     one = type(x)(1)
     z = type(x)(_exp(np.float64(-abs(x))))
@@ -529,13 +529,13 @@ def _sigmoid_element(x):
     return y if x >= 0 else z * y
 
 
-@_serial
+@_strict
 def _sigmoid(x, y):
     for i in range(x.size):
         y[i] = _sigmoid_element(x[i])
 
 
-@_parallel
+@_strict_parallel
 def _sigmoid_parallel(x, y):
     for i in prange(x.size):
         y[i] = _sigmoid_element(x[i])
@@ -546,27 +546,10 @@ def sigmoid(x):
     return _elementwise(_sigmoid, _sigmoid_parallel, x)
 
 
-@_serial
-def _sigmoid_backward(dout, y, dx):
-    for i in range(y.size):
-        dx[i] = dout[i] * (y.dtype.type(1) - y[i]) * y[i]
-
-
-@_parallel
-def _sigmoid_backward_parallel(dout, y, dx):
-    for i in prange(y.size):
-        dx[i] = dout[i] * (y.dtype.type(1) - y[i]) * y[i]
-
-
-def sigmoid_backward(dout, y):
-    """dout (1 - y) y elementwise."""
-    return _elementwise(_sigmoid_backward, _sigmoid_backward_parallel, dout, y)
-
-
 # -- rows
 
 
-@_serial
+@_strict
 def _softmax(x, count, width, y):
     """Softmax of each row of x (n, k), the sums as `_sum_row` has them."""
     unit, rest, slices = 2.0**-width, np.empty(x.shape[1]), np.empty(count)
@@ -596,7 +579,7 @@ def _summing(x):
     return exact.sum_slices(x.shape[-1], exact.precision(x))
 
 
-@_serial
+@_strict
 def _cross_entropies(y, t, terms):
     for i in range(y.shape[0]):
         for j in range(y.shape[1]):
@@ -614,7 +597,7 @@ def softmax_with_loss(x, t):
     return -sum(terms) / x.shape[0], y
 
 
-@_serial
+@_strict
 def _softmax_with_loss_backward(y, t, scale, count, width, dx):
     offset = y.dtype.type(LOG_OFFSET)
     unit, rest, slices = 2.0**-width, np.empty(y.shape[1]), np.empty(count)

@@ -70,6 +70,10 @@ register("numba:compile", _Announcement())
 _serial = njit(cache=True, error_model="numpy", fastmath={"contract", "reassoc"})
 _parallel = njit(cache=True, error_model="numpy", fastmath={"contract", "reassoc"}, parallel=True)
 
+# As written, for what reproducible mode takes too.
+_strict = njit(cache=True, error_model="numpy")
+_strict_parallel = njit(cache=True, error_model="numpy", parallel=True)
+
 
 def thread_count():
     """How many threads a kernel may use, called from this one."""
@@ -302,13 +306,13 @@ def sigmoid(x):
     return _elementwise(_sigmoid, _sigmoid_parallel, x)
 
 
-@_serial
+@_strict
 def _sigmoid_backward(dout, y, dx):
     for i in range(y.size):
         dx[i] = dout[i] * (y.dtype.type(1) - y[i]) * y[i]
 
 
-@_parallel
+@_strict_parallel
 def _sigmoid_backward_parallel(dout, y, dx):
     for i in prange(y.size):
         dx[i] = dout[i] * (y.dtype.type(1) - y[i]) * y[i]
@@ -319,13 +323,13 @@ def sigmoid_backward(dout, y):
     return _elementwise(_sigmoid_backward, _sigmoid_backward_parallel, dout, y)
 
 
-@_serial
+@_strict
 def _relu(x, y):
     for i in range(x.size):
         y[i] = x.dtype.type(0) if x[i] <= 0 else x[i]
 
 
-@_parallel
+@_strict_parallel
 def _relu_parallel(x, y):
     for i in prange(x.size):
         y[i] = x.dtype.type(0) if x[i] <= 0 else x[i]
@@ -336,13 +340,13 @@ def relu(x):
     return _elementwise(_relu, _relu_parallel, x)
 
 
-@_serial
+@_strict
 def _relu_backward(dout, mask, dx):
     for i in range(dout.size):
         dx[i] = dout.dtype.type(0) if mask[i] else dout[i]
 
 
-@_parallel
+@_strict_parallel
 def _relu_backward_parallel(dout, mask, dx):
     for i in prange(dout.size):
         dx[i] = dout.dtype.type(0) if mask[i] else dout[i]
