@@ -20,9 +20,6 @@ from xnet.parity import same_bits
 
 BACKENDS = [info.name for info in xnet.backends() if info.usable]
 
-REST = 0.15
-"""Seconds for which OpenBLAS's threads may go on spinning, on the next contender's cores."""
-
 
 def products(dtype, turns=25):
     rng = np.random.default_rng(0)
@@ -40,7 +37,7 @@ def products(dtype, turns=25):
             backend.synchronize()
 
         contenders[name] = run
-    return in_turns(contenders, turns, REST)
+    return in_turns(contenders, turns)
 
 
 def steps(name, dtype, turns=60):

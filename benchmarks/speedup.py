@@ -23,6 +23,7 @@ from threadpoolctl import threadpool_limits
 from xnet_numba.elementary import _exp2
 
 import xnet
+from xnet.bench import PAUSE_SECONDS
 
 PIECE = 28
 """Rows of W1, or numbers of b1, in a piece of the loop."""
@@ -61,6 +62,7 @@ def main():
         for start in range(0, len(array), PIECE):
             piece = array[start : start + PIECE]  # a view: to perturb it is to perturb the network
             with threadpool_limits(blas_threads, "blas"):
+                time.sleep(PAUSE_SECONDS)
                 started = time.perf_counter()
                 expected = numerical_gradient(lambda _: notes.loss(x, t), piece)
                 seconds_of_piece = time.perf_counter() - started
@@ -69,6 +71,7 @@ def main():
             for backend, net in nets.items():
                 worst = np.abs(found[backend][name][start : start + PIECE] - expected).max()
                 assert worst <= bound, (backend, name, worst, bound)
+                time.sleep(PAUSE_SECONDS)
                 taken[backend] += seconds(lambda net=net: net.numerical_gradient(x, t), 3)
     losses = 2 * sum(array.size for array in notes.params.values())
     loop = {"median": statistics.median(per_loss) * losses, "min": min(per_loss) * losses}

@@ -33,9 +33,9 @@ Contender: TypeAlias = Callable[[], Any]
 
 BATCHES = (1, 10, 100, 2_000, 10_000)
 INFERENCE = (784, 50, 100, 10)
-TURNS, TURN_SECONDS, PAUSE_SECONDS = 9, 0.02, 0.005
-"""Turns of each contender, how long one lasts at least, and the pause before it: some libraries'
-threads spin for a while after their last call, on a processor that the next contender needs."""
+TURNS, TURN_SECONDS, PAUSE_SECONDS = 9, 0.02, 0.15
+"""Turns of each contender, how long one lasts at least, and the pause before it: OpenBLAS's threads
+spin for a tenth of a second after their last call, on a processor that the next contender needs."""
 
 
 def images(count: int, seed: int = 0) -> Host:
@@ -119,14 +119,12 @@ def network_step(network: Network, x: Any, t: Any, lr: float) -> Contender:
     return step
 
 
-def in_turns(
-    contenders: Mapping[str, Contender], turns: int = TURNS, pause: float = PAUSE_SECONDS
-) -> dict[str, list[float]]:
+def in_turns(contenders: Mapping[str, Contender], turns: int = TURNS) -> dict[str, list[float]]:
     """Seconds of each call of each contender: in turns, after calls that are not timed."""
     taken: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(turns):
         for name, run in contenders.items():
-            time.sleep(pause)
+            time.sleep(PAUSE_SECONDS)
             run()
             began = time.perf_counter()
             while (started := time.perf_counter()) - began < TURN_SECONDS:
