@@ -14,7 +14,7 @@ from functools import lru_cache
 import numba
 import numpy as np
 
-from xnet_numba.kernels import launching
+from xnet_numba.compiling import launching
 
 WORTH_THREADS = 1e-3
 """Seconds of work from which starting threads pays."""

@@ -14,6 +14,7 @@ from llvmlite import ir
 from numba import prange, types
 from numba.core.cgutils import alloca_once_value
 from numba.extending import get_cython_function_address, intrinsic
+from threadpoolctl import ThreadpoolController
 
 from xnet import exact
 from xnet.backend import LOG_OFFSET
@@ -27,20 +28,14 @@ from xnet.exact import (
     LOG_COEFFICIENTS,
     SHIFTER,
 )
+from xnet_numba.compiling import _strict, _strict_parallel, launching, thread_count
 from xnet_numba.kernels import (
-    BLAS_THREADS_FROM,
-    PARALLEL_PRODUCT,
-    ROWS_PER_PIECE,
     _bits_to_float,
     _elementwise,
     _float_to_bits,
-    _one_blas_thread,
-    _strict,
-    _strict_parallel,
     relu,
     relu_backward,
     sigmoid_backward,
-    thread_count,
 )
 
 __all__ = [
@@ -60,8 +55,45 @@ __all__ = [
     "sum",
 ]
 
+PARALLEL_PRODUCT = 1 << 19
+"""Multiplications of a product for which one more thread is woken (also about 0.1 ms)."""
+
+BLAS_THREADS_FROM = 1 << 18
+"""Multiplications below which OpenBLAS keeps to one thread of its own accord."""
+
+ROWS_PER_PIECE = 256
+"""Rows, at most, of a thread's piece: its output stays in cache until the bias is added."""
+
 _DGEMM = get_cython_function_address("scipy.linalg.cython_blas", "dgemm")
 """Address of SciPy's dgemm. An argument of the kernels: what is cached must not hold it."""
+
+
+class _OneBlasThread:
+    """Block, one at a time, in which every BLAS loaded by now runs on one thread."""
+
+    def __init__(self):
+        self.libraries = ThreadpoolController().select(user_api="blas").lib_controllers
+
+    def __enter__(self):
+        launching.__enter__()
+        self.counts = []
+        try:
+            self.counts = [library.get_num_threads() for library in self.libraries]
+            for library in self.libraries:
+                library.set_num_threads(1)
+        except BaseException:  # Ctrl-C: __exit__ will not be called
+            self.__exit__()
+            raise
+
+    def __exit__(self, *_):
+        try:
+            for library, count in zip(self.libraries, self.counts, strict=False):
+                library.set_num_threads(count)
+        finally:
+            launching.__exit__()
+
+
+_one_blas_thread = _OneBlasThread()
 
 
 @intrinsic
@@ -335,7 +367,7 @@ def _product(a, a_transposed, b, b_transposed, bias=None):
         if n * k * m < BLAS_THREADS_FROM:
             finite[0] = _piece(*first, 0, *rest)
         else:
-            threads = max(1, min(thread_count(), n * k * m // (PARALLEL_PRODUCT // 4)))
+            threads = max(1, min(thread_count(), n * k * m // PARALLEL_PRODUCT))
             finite = np.zeros(threads * -(-n // (threads * ROWS_PER_PIECE)), np.bool_)
             with _one_blas_thread:
                 _pieces(*first, *rest, finite)

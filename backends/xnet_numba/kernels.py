@@ -1,135 +1,38 @@
 # pyright: basic, reportAttributeAccessIssue=false, reportCallIssue=false
-"""The compiled kernels: loops over rows or elements, one pass over memory each.
+"""The compiled kernels of fast mode: loops over elements or rows, one pass over memory each.
 
-Each kernel has a loop over a range and a parallel loop that gives each thread pieces of that
-range. Products use BLAS from inside the compiled code (SciPy's, which is what Numba calls), on one
-thread: the threads are Numba's alone, for two pools that spin against each other cost more than
-either gains.
+Each kernel has a loop over a range and a parallel loop that shares out that range. Products are
+those of `products`.
 """
 
 import math
-import os
-import sys
-import threading
-
-# Before OpenMP, which Numba's threads may come from, is loaded: let waiting threads sleep. Those
-# that spin win a few microseconds on an idle machine and lose milliseconds on a busy one (here, a
-# training step took 12 ms instead of 0.2 while other processes used the cores).
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numba
 import numpy as np
-import scipy.linalg  # noqa: F401  # loads the BLAS that np.dot calls, for threadpoolctl to find
 from llvmlite import ir
-from numba import njit, prange, types
-from numba.core.event import Listener, register
+from numba import prange, types
 from numba.extending import intrinsic, overload
-from threadpoolctl import ThreadpoolController
 
-from xnet import threads
 from xnet.backend import LOG_OFFSET
-
-threads.apply_to_blas()  # SciPy's has been loaded just now
+from xnet_numba import products
+from xnet_numba.compiling import (
+    _parallel,
+    _serial,
+    _strict,
+    _strict_parallel,
+    launching,
+    thread_count,
+)
+from xnet_numba.tiles import address_of, take_next
 
 PARALLEL_ELEMENTS = 1 << 17
 """Elements from which an elementwise kernel is worth waking the threads (about 0.1 ms of work)."""
 
-PARALLEL_PRODUCT = 1 << 21
+PARALLEL_PRODUCT = 1 << 22
 """Multiplications from which a product is worth waking the threads (also about 0.1 ms)."""
 
-BLAS_THREADS_FROM = 1 << 18
-"""Multiplications below which OpenBLAS keeps to one thread of its own accord."""
-
-ROWS_PER_PIECE = 256
-"""Rows, at most, of a thread's piece: its output stays in cache until the bias is added."""
-
-
-class _Announcement(Listener):
-    """Says on stderr, once a process, that kernels are being compiled, and shows how many."""
-
-    def __init__(self):
-        self.count = 0
-
-    def on_start(self, event):
-        if not event.data["dispatcher"].py_func.__module__.startswith("xnet_numba."):
-            return
-        self.count += 1
-        if self.count == 1:
-            print("xnet: compiling Numba kernels; they are kept for the next time", file=sys.stderr)
-        elif sys.stderr.isatty():
-            print(f"\rxnet: {self.count} kernels", end="", file=sys.stderr, flush=True)
-
-    def on_end(self, event):
-        pass
-
-
-register("numba:compile", _Announcement())
-
-# "numpy": a division by 0 gives inf or NaN; the branch that would raise keeps loops scalar.
-# "contract" allows fused multiply-adds, "reassoc" lets a sum be kept in several lanes.
-_serial = njit(cache=True, error_model="numpy", fastmath={"contract", "reassoc"})
-_parallel = njit(cache=True, error_model="numpy", fastmath={"contract", "reassoc"}, parallel=True)
-
-# As written, for what reproducible mode takes too.
-_strict = njit(cache=True, error_model="numpy")
-_strict_parallel = njit(cache=True, error_model="numpy", parallel=True)
-
-
-def thread_count():
-    """How many threads a kernel may use, called from this one."""
-    count = numba.get_num_threads()
-    return min(count, threads.num_threads()) if threads.chosen() else count
-
-
-class _Launching:
-    """Block, one at a time, in which Numba's threads run, so many as have been asked for.
-
-    Not all of the pools that Numba can have take two callers; and Numba's own setting holds for
-    the calling thread alone.
-    """
-
-    def __init__(self):
-        self.lock = threading.Lock()
-
-    def __enter__(self):
-        self.lock.acquire()
-        if threads.chosen():
-            started = numba.config.NUMBA_NUM_THREADS  # pyright: ignore[reportPrivateImportUsage]
-            numba.set_num_threads(min(threads.num_threads(), started))
-
-    def __exit__(self, *_):
-        self.lock.release()
-
-
-launching = _Launching()
-
-
-class _OneBlasThread:
-    """Block, one at a time, in which every BLAS loaded by now runs on one thread."""
-
-    def __init__(self):
-        self.libraries = ThreadpoolController().select(user_api="blas").lib_controllers
-
-    def __enter__(self):
-        launching.__enter__()
-        self.counts = []
-        try:
-            self.counts = [library.get_num_threads() for library in self.libraries]
-            for library in self.libraries:
-                library.set_num_threads(1)
-        except BaseException:  # Ctrl-C: __exit__ will not be called
-            self.__exit__()
-            raise
-
-    def __exit__(self, *_):
-        try:
-            for library, count in zip(self.libraries, self.counts, strict=False):
-                library.set_num_threads(count)
-        finally:
-            launching.__exit__()
-
-
-_one_blas_thread = _OneBlasThread()
+TRANSPOSED_ROWS = 8
+"""Rows of a gradient from which it pays to write out W' first."""
 
 
 # -- exp, written so that LLVM vectorises it: no branch, no call, no conversion to integers
@@ -207,75 +110,122 @@ def _exp_overload(x):
     return _exp_implementation(np.float64, np.int64, 52, 1023, -746.0, 710.0, 13)
 
 
-# -- products
-
-
-def _pieces(x, W):
-    """Into how many pieces to cut the rows of x: one for each thread that has enough to do."""
-    return min(thread_count(), max(1, x.shape[0] * W.size // (PARALLEL_PRODUCT // 2)))
+# -- an affine layer
 
 
 @_serial
-def _affine(x, W, b, out):
-    np.dot(x, W, out)
-    for i in range(out.shape[0]):
-        for j in range(out.shape[1]):
-            out[i, j] += b[j]
+def _affine_blocks(routines, x, W, b, out, skip, rows, counter):
+    """Take blocks of so many rows as long as there are any."""
+    kind, (n, k), m = x.dtype.type(0), x.shape, W.shape[1]
+    words = products.room(rows, k, skip)
+    while True:
+        start = take_next(address_of(counter)) * rows
+        if start >= n:
+            return
+        products.affine(
+            routines, kind, address_of(x[start:]), min(rows, n - start), k, address_of(W),
+            address_of(b), address_of(out[start:]), m, skip, address_of(words),
+        )  # fmt: skip
+
+
+@_serial
+def _skippable(x, factor):
+    kind, (n, k) = x.dtype.type(0), x.shape
+    return products.skippable(kind, address_of(x), n, k, address_of(factor), factor.size)
+
+
+@_serial
+def _affine(routines, x, W, b, out):
+    rows = products.share(x.shape[0], 1)
+    _affine_blocks(routines, x, W, b, out, _skippable(x, W), rows, np.zeros(1, np.int64))
 
 
 @_parallel
-def _affine_pieces(x, W, b, out, pieces):
-    n = x.shape[0]
-    for piece in prange(pieces):
-        start, stop = piece * n // pieces, (piece + 1) * n // pieces
-        _affine(x[start:stop], W, b, out[start:stop])
+def _affine_parallel(routines, x, W, b, out, threads):
+    skip, rows = _skippable(x, W), products.share(x.shape[0], threads)
+    counter = np.zeros(1, np.int64)
+    for _ in prange(threads):
+        _affine_blocks(routines, x, W, b, out, skip, rows, counter)
 
 
 def affine(x, W, b):
-    """x W + b, (N, D) by (D, M): the bias goes in while a piece of the product is in cache."""
+    """x W + b, (N, D) by (D, M)."""
+    if not x.size or not W.size:
+        return x @ W + b
     out = np.empty((x.shape[0], W.shape[1]), x.dtype)
-    if x.shape[0] * W.size < BLAS_THREADS_FROM:
-        _affine(x, W, b, out)
-        return out
-    pieces = _pieces(x, W)
-    with _one_blas_thread:
-        if pieces == 1:
-            _affine(x, W, b, out)
-        else:
-            _affine_pieces(x, W, b, out, max(pieces, x.shape[0] // ROWS_PER_PIECE))
+    loops = _affine, _affine_parallel
+    _multiply(*loops, x.shape[0] * W.size, products.routines(x.dtype), x, W, b, out)
     return out
 
 
 @_serial
-def _affine_backward(dout, x, W, dx, dW, db):
-    np.dot(dout, W.T, dx)
-    np.dot(x.T, dout, dW)
-    db[:] = 0
-    for i in range(dout.shape[0]):
-        for j in range(dout.shape[1]):
-            db[j] += dout[i, j]
+def _gradient_tasks(routines, dout, x, skip, words, dW, db, counter):
+    """Take some inputs at a time as long as there are any."""
+    kind, (n, k), m = x.dtype.type(0), x.shape, dout.shape[1]
+    zeros = np.zeros(m, x.dtype)
+    while True:
+        task = take_next(address_of(counter))
+        if task >= words.shape[1]:
+            return
+        products.gradient(
+            routines, kind, task, address_of(x), n, k, address_of(dout), m, skip,
+            address_of(words), address_of(zeros), address_of(dW), address_of(db),
+        )  # fmt: skip
+
+
+@_serial
+def _affine_gradients(routines, dout, x, dW, db):
+    kind, (n, k), skip = x.dtype.type(0), x.shape, _skippable(x, dout)
+    words = products.room(n, k, skip)
+    if skip:
+        products.find_nonzeros(kind, address_of(x), n, k, address_of(words))
+    _gradient_tasks(routines, dout, x, skip, words, dW, db, np.zeros(1, np.int64))
 
 
 @_parallel
-def _affine_backward_pieces(dout, x, W, dx, dW, db):
-    n, pieces = x.shape[0], dW.shape[0]
-    for piece in prange(pieces):
-        start, stop = piece * n // pieces, (piece + 1) * n // pieces
-        _affine_backward(dout[start:stop], x[start:stop], W, dx[start:stop], dW[piece], db[piece])
+def _affine_gradients_parallel(routines, dout, x, dW, db, threads):
+    kind, (n, k), skip = x.dtype.type(0), x.shape, _skippable(x, dout)
+    words = products.room(n, k, skip)
+    if skip:
+        products.find_nonzeros(kind, address_of(x), n, k, address_of(words))
+    counter = np.zeros(1, np.int64)
+    for _ in prange(threads):
+        _gradient_tasks(routines, dout, x, skip, words, dW, db, counter)
+
+
+def affine_gradients(dout, x):
+    """Gradients of x W + b by W and b."""
+    if not x.size or not dout.size:
+        return x.T @ dout, dout.sum(axis=0)
+    dW, db = np.empty((x.shape[1], dout.shape[1]), x.dtype), np.empty(dout.shape[1], x.dtype)
+    loops = _affine_gradients, _affine_gradients_parallel
+    _multiply(*loops, x.shape[0] * dW.size, products.routines(x.dtype, True), dout, x, dW, db)
+    return dW, db
+
+
+@_serial
+def _transpose(W, out):
+    products.transpose(W.dtype.type(0), address_of(W), W.shape[0], W.shape[1], address_of(out))
 
 
 def affine_backward(dout, x, W):
-    """Gradients by x, W and b; each thread sums those of its own rows, then the sums are added."""
-    dx = np.empty_like(x)
-    pieces = _pieces(x, W)
-    dW = np.empty((pieces, *W.shape), x.dtype)
-    db = np.empty((pieces, W.shape[1]), x.dtype)
-    with _one_blas_thread:
-        if pieces == 1:
-            _affine_backward(dout, x, W, dx, dW[0], db[0])
-            return dx, dW[0], db[0]
-        _affine_backward_pieces(dout, x, W, dx, dW, db)
-    return dx, dW.sum(axis=0), db.sum(axis=0)
+    """Gradients by x, W and b."""
+    if x.shape[0] < TRANSPOSED_ROWS:
+        dx = dout @ W.T
+    else:
+        transposed = np.empty((W.shape[1], W.shape[0]), W.dtype)
+        _transpose(W, transposed)
+        dx = affine(dout, transposed, np.zeros(W.shape[0], W.dtype))
+    return dx, *affine_gradients(dout, x)
+
+
+def _multiply(serial, parallel, work, *arguments):
+    """Run the loop that suits so many multiplications."""
+    if work < PARALLEL_PRODUCT:
+        serial(*arguments)
+    else:
+        with launching:
+            parallel(*arguments, thread_count())
 
 
 # -- elementwise

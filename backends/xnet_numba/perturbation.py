@@ -22,8 +22,8 @@ import numpy as np
 from numba import prange
 
 from xnet.backend import LOG_OFFSET
+from xnet_numba.compiling import _parallel, _serial, launching
 from xnet_numba.elementary import _exp2, _exp_to_500, _log
-from xnet_numba.kernels import _parallel, _serial, launching
 
 LANES = 8
 """The columns are padded to a multiple of this, a vector of float64 at its widest."""

@@ -2,10 +2,9 @@
 """Products in registers: tiles of a matrix product, written in LLVM's own vectors.
 
 LLVM vectorises the loops of `kernels.py` well, but does not keep a tile of a product in registers.
-Here a tile, some rows by some vectors of columns, is accumulated in registers alone, from the bias
-on, each vector of B loaded once for all its rows. A tile that would end beyond the last column
-starts earlier instead: what two tiles hold is computed twice, to the same bits. On the processors
-measured this is as fast as OpenBLAS from 6 rows on, faster below, and needs no thread of its own.
+Here a tile, some rows by some vectors of columns, is accumulated in registers alone, each vector of
+B loaded once for all its rows, one product after the other: a number is the same bits whichever
+tile it falls into, so a row's result does not depend on how many rows came with it.
 """
 
 import llvmlite.binding as llvm
@@ -16,9 +15,14 @@ from numba.extending import intrinsic
 _WIDE = llvm.get_host_cpu_features().get("avx512f", False)
 VECTOR_BYTES = 64 if _WIDE else 32
 """Bytes of a vector: a register of AVX-512 or AVX2, two of an older or of an ARM processor."""
-PANEL = 4 if _WIDE else 2
-"""Vectors in a row of a tile. With ROWS rows and a row of B it fills 32 registers, or AVX2's 16."""
 ROWS = 6
+"""Rows of a tile where there are so many; else it has 2, or 1."""
+PANEL = {ROWS: 4 if _WIDE else 2, 2: 4, 1: 8}
+"""Vectors, at most, in a row of a tile, by its rows. The 24 sums of ROWS rows, or 12, fill 32
+registers with a row of B beside them, or AVX2's 16. Smaller tiles have 8 sums, for each waits four
+cycles for its next number and two can be added to in one."""
+BITS = 64
+"""Columns of A that a word says of which to take."""
 
 _I64, _I32 = ir.IntType(64), ir.IntType(32)
 
@@ -32,18 +36,16 @@ class _Vectors:
         self.size = kind.bitwidth // 8
         self.type = ir.VectorType(self.element, count)
 
-    def at(self, address, index, size=None):
-        """The address `index` times `size` bytes on, by default a number's."""
-        size = self.constant(size or self.size) if not isinstance(size, ir.Value) else size
-        return self.builder.add(address, self.builder.mul(index, size))
+    def at(self, address, index, stride):
+        """The address `index` times `stride` bytes on."""
+        return self.builder.add(address, self.builder.mul(index, stride))
 
     def constant(self, value):
         return ir.Constant(_I64, value)
 
     def load(self, address, kind=None):
-        kind = kind or self.type
-        value = self.builder.load(self.builder.inttoptr(address, kind.as_pointer()))
-        value.align = self.size if kind is not _I32 else 4
+        value = self.builder.load(self.builder.inttoptr(address, (kind or self.type).as_pointer()))
+        value.align = self.size
         return value
 
     def store(self, value, address):
@@ -61,9 +63,9 @@ class _Vectors:
         return self.builder.fadd(self.builder.fmul(a, b, flags=contract), c, flags=contract)
 
 
-def _tile(builder, kind, rows, vectors, count, listed, args):
+def _tile(builder, kind, rows, vectors, count, by_bits, args):
     """Code of one tile of `rows` rows and `vectors` vectors of `count` numbers; see `tile`."""
-    chosen, a, row, step, k, b, ldb, bias, c, ldc, j, m = args
+    a, row, step, k, b, ldb, start, start_row, c, ldc, j, m = args
     v = _Vectors(builder, kind, count)
     last = builder.sub(m, v.constant(count))
     offsets = []
@@ -71,21 +73,25 @@ def _tile(builder, kind, rows, vectors, count, listed, args):
         column = builder.add(j, v.constant(n * count))
         column = builder.select(builder.icmp_signed("<", column, last), column, last)
         offsets.append(builder.mul(column, v.constant(v.size)))
-    starts = [v.load(builder.add(bias, offset)) for offset in offsets]
-    a_rows = [v.at(a, v.constant(r), row) for r in range(rows)]
+    a_rows, start_rows, c_rows = (
+        [v.at(address, v.constant(r), stride) for r in range(rows)]
+        for address, stride in ((a, row), (start, start_row), (c, ldc))
+    )
+    starts = [v.load(builder.add(at, offset)) for at in start_rows for offset in offsets]
     before = builder.block
     head, body, end = (builder.append_basic_block(f"tile.{name}") for name in ("k", "body", "end"))
     builder.branch(head)
     builder.position_at_end(head)
     n = builder.phi(_I64)
-    n.add_incoming(v.constant(0), before)
-    sums = [builder.phi(v.type) for _ in range(rows * vectors)]
-    for i, total in enumerate(sums):
-        total.add_incoming(starts[i % vectors], before)
-    builder.cbranch(builder.icmp_signed("<", n, k), body, end)
+    n.add_incoming(k if by_bits else v.constant(0), before)
+    sums = [builder.phi(v.type) for _ in starts]
+    for total, start in zip(sums, starts, strict=True):
+        total.add_incoming(start, before)
+    more = builder.icmp_signed("!=" if by_bits else "<", n, v.constant(0) if by_bits else k)
+    builder.cbranch(more, body, end)
     builder.position_at_end(body)
-    index = builder.zext(v.load(v.at(chosen, n, 4), _I32), _I64) if listed else n
-    b_row = v.at(b, builder.mul(index, ldb))
+    index, one = builder.cttz(n, ir.Constant(ir.IntType(1), 1)) if by_bits else n, v.constant(1)
+    b_row = v.at(b, index, ldb)
     b_vectors = [v.load(builder.add(b_row, offset)) for offset in offsets]
     along = builder.mul(index, step)
     for r in range(rows):
@@ -93,49 +99,61 @@ def _tile(builder, kind, rows, vectors, count, listed, args):
         for i in range(vectors):
             total = sums[r * vectors + i]
             total.add_incoming(v.multiply_add(value, b_vectors[i], total), body)
-    n.add_incoming(builder.add(n, v.constant(1)), body)
+    following = builder.and_(n, builder.sub(n, one)) if by_bits else builder.add(n, one)
+    n.add_incoming(following, body)
     builder.branch(head)
     builder.position_at_end(end)
     for r in range(rows):
-        c_row = v.at(c, builder.mul(v.constant(r), ldc))
         for i in range(vectors):
-            v.store(sums[r * vectors + i], builder.add(c_row, offsets[i]))
+            v.store(sums[r * vectors + i], builder.add(c_rows[r], offsets[i]))
     return v.constant(vectors * count)
 
 
 @intrinsic
-def tile(typingctx, kind, rows, listed, chosen, a, row, step, k, b, ldb, bias, c, ldc, j, m):
-    """C[r, j..] = bias[j..] + sum over k of A[r, k] B[k, j..], for `rows` rows.
+def tile(typingctx, kind, rows, by_bits, a, row, step, k, b, ldb, start, start_row, c, ldc, j, m):
+    """C[r, j..] = start[r, j..] + sum over n < k of A[r, n] B[n, j..], for `rows` rows.
 
-    Returns how many columns from j it has dealt with. `kind` is a number of the arrays' dtype;
-    `rows` and `listed` are literals. Arrays are given by their first element's address, m is the
-    number of columns of B and C, `ldb` and `ldc` how many numbers their rows are apart. A's rows
-    are `row` bytes apart, its columns `step`. If `listed`, the sum is over those `k` columns of A
-    that the int32 at `chosen` name.
+    If `by_bits`, the sum is over those n < 64 whose bit in the word k is set. Returns how many
+    columns from j it has dealt with; it touches no others, and start may be C.
+
+    `kind` is a number of the arrays' dtype; `rows` and `by_bits` are literals. Arrays are given by
+    their first element's address, their rows lie `row`, `ldb`, `start_row` and `ldc` bytes apart
+    (a bias has one row, 0 bytes apart), A's columns `step`; B and C have m columns.
     """
-    n_rows, is_listed = (getattr(x, "literal_value", None) for x in (rows, listed))
-    if n_rows is None or is_listed is None:
+    n_rows, bits = (getattr(x, "literal_value", None) for x in (rows, by_bits))
+    if n_rows is None or bits is None:
         return None
-    signature = types.int64(kind, rows, listed, *[types.int64] * 12)
+    signature = types.int64(kind, rows, by_bits, *[types.int64] * 12)
 
     def codegen(context, builder, signature, args):
-        full = VECTOR_BYTES * 8 // kind.bitwidth
+        full, panel = VECTOR_BYTES * 8 // kind.bitwidth, PANEL[n_rows]
         j, m = args[-2:]
         left = builder.sub(m, j)
-        # A whole panel; half of one; fewer columns than a vector holds: shorter vectors.
-        ways = [(PANEL, full, builder.icmp_signed(">", left, ir.Constant(_I64, 2 * full)))]
-        ways = ways if PANEL > 2 else []
-        for count in (full >> shift for shift in range(full.bit_length())):
-            ways.append(
-                (min(2, count), count, builder.icmp_signed(">=", m, ir.Constant(_I64, count)))
-            )
+
+        def more_than(columns, than=left):
+            return builder.icmp_signed(">", than, ir.Constant(_I64, columns))
+
+        # As many vectors as the columns that are left fill, up to a panel; one less where the
+        # next tile would have less than a vector. The last vector begins earlier to end in time.
+        ways = []
+        for vectors in range(panel, 0, -1):
+            fits = builder.and_(more_than((vectors - 1) * full), more_than(full - 1, m))
+            if vectors == panel and panel > 1:
+                little_more = builder.and_(
+                    more_than(panel * full), builder.not_(more_than((panel + 1) * full - 1))
+                )
+                fits = builder.and_(fits, builder.not_(little_more))
+            ways.append((vectors, full, fits))
+        # Fewer columns in all than a vector holds: two shorter ones, or one.
+        shorter = [full >> shift for shift in range(1, full.bit_length())]
+        ways += [(min(2, count), count, more_than(count - 1, m)) for count in shorter]
         done = builder.append_basic_block("tile.done")
         results = []
         for vectors, count, fits in ways:
             then, otherwise = (builder.append_basic_block(x) for x in ("tile.then", "tile.else"))
             builder.cbranch(fits, then, otherwise)
             builder.position_at_end(then)
-            columns = _tile(builder, kind, n_rows, vectors, count, is_listed, args[3:])
+            columns = _tile(builder, kind, n_rows, vectors, count, bits, args[3:])
             results.append((columns, builder.block))
             builder.branch(done)
             builder.position_at_end(otherwise)
@@ -151,7 +169,7 @@ def tile(typingctx, kind, rows, listed, chosen, a, row, step, k, b, ldb, bias, c
 
 
 @intrinsic
-def nonzero_lanes(typingctx, kind, count, address):
+def bits_not_zero(typingctx, kind, count, address):
     """Which of `count` numbers at an address are not 0: a bit each, the first the lowest.
 
     NaN is not 0.
@@ -169,11 +187,11 @@ def nonzero_lanes(typingctx, kind, count, address):
 
 
 @intrinsic
-def trailing_zeros(typingctx, word):
-    """How many bits lie below the lowest that is set."""
+def ones(typingctx, word):
+    """How many bits of the word are set."""
 
     def codegen(context, builder, signature, args):
-        return builder.cttz(args[0], ir.Constant(ir.IntType(1), 1))
+        return builder.ctpop(args[0])
 
     return types.int64(types.int64), codegen
 
@@ -187,6 +205,17 @@ def take_next(typingctx, counter):
         return builder.atomic_rmw("add", pointer, ir.Constant(_I64, 1), "monotonic")
 
     return types.int64(types.int64), codegen
+
+
+@intrinsic
+def address_of(typingctx, array):
+    """The address of an array's first number, as int64: sums of it with int64 stay integers."""
+
+    def codegen(context, builder, signature, args):
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        return builder.ptrtoint(data, _I64)
+
+    return types.int64(array), codegen
 
 
 @intrinsic
@@ -207,3 +236,19 @@ def size_of(typingctx, kind):
         return ir.Constant(_I64, kind.bitwidth // 8)
 
     return types.int64(kind), codegen
+
+
+@intrinsic
+def call(typingctx, address, arguments):
+    """Call the routine without result at an address, with a number and int64s, in a tuple."""
+    if any(kind != types.int64 for kind in map(types.unliteral, arguments[1:])):
+        return None
+
+    def codegen(context, builder, signature, args):
+        kinds = [context.get_value_type(kind) for kind in arguments]
+        routine = ir.FunctionType(ir.VoidType(), kinds)
+        values = [builder.extract_value(args[1], k) for k in range(len(kinds))]
+        builder.call(builder.inttoptr(args[0], routine.as_pointer()), values)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, arguments), codegen

@@ -1,0 +1,82 @@
+# pyright: basic, reportAttributeAccessIssue=false, reportCallIssue=false
+"""How kernels are compiled, and how many threads run them when."""
+
+import os
+import sys
+import threading
+
+# Before OpenMP, which Numba's threads may come from, is loaded: let waiting threads sleep. Those
+# that spin win a few microseconds on an idle machine and lose milliseconds on a busy one (here, a
+# training step took 12 ms instead of 0.2 while other processes used the cores).
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import numba
+import scipy.linalg  # noqa: F401  # Numba loads its BLAS, sooner or later: now it can be limited
+from numba import njit
+from numba.core.event import Listener, register
+
+from xnet import threads
+
+threads.apply_to_blas()  # SciPy's has been loaded just now
+
+
+class _Announcement(Listener):
+    """Says on stderr, once a process, that kernels are being compiled, and shows how many."""
+
+    def __init__(self):
+        self.count = 0
+
+    def on_start(self, event):
+        if not event.data["dispatcher"].py_func.__module__.startswith("xnet_numba."):
+            return
+        self.count += 1
+        if self.count == 1:
+            print("xnet: compiling Numba kernels; they are kept for the next time", file=sys.stderr)
+        elif sys.stderr.isatty():
+            print(f"\rxnet: {self.count} kernels", end="", file=sys.stderr, flush=True)
+
+    def on_end(self, event):
+        pass
+
+
+register("numba:compile", _Announcement())
+
+OPTIONS = {"error_model": "numpy", "fastmath": {"contract", "reassoc"}}
+"""Of fast mode. "numpy": a division by 0 gives inf or NaN; the branch that would raise keeps loops
+scalar. "contract" allows fused multiply-adds, "reassoc" lets a sum be kept in several lanes."""
+
+_serial = njit(cache=True, **OPTIONS)
+_parallel = njit(cache=True, parallel=True, **OPTIONS)
+
+# As written, for what reproducible mode takes too.
+_strict = njit(cache=True, error_model="numpy")
+_strict_parallel = njit(cache=True, error_model="numpy", parallel=True)
+
+
+def thread_count():
+    """How many threads a kernel may use, called from this one."""
+    count = numba.get_num_threads()
+    return min(count, threads.num_threads()) if threads.chosen() else count
+
+
+class _Launching:
+    """Block, one at a time, in which Numba's threads run, so many as have been asked for.
+
+    Not all of the pools that Numba can have take two callers; and Numba's own setting holds for
+    the calling thread alone.
+    """
+
+    def __init__(self):
+        self.lock = threading.Lock()
+
+    def __enter__(self):
+        self.lock.acquire()
+        if threads.chosen():
+            started = numba.config.NUMBA_NUM_THREADS  # pyright: ignore[reportPrivateImportUsage]
+            numba.set_num_threads(min(threads.num_threads(), started))
+
+    def __exit__(self, *_):
+        self.lock.release()
+
+
+launching = _Launching()

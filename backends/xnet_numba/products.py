@@ -1,0 +1,291 @@
+# pyright: basic, reportAttributeAccessIssue=false, reportCallIssue=false
+"""Matrix products for compiled code, in the tiles of `tiles`; those of 0 can be left out.
+
+Every number is summed in one order whichever way it is computed, so the ways agree to the bit. A
+product of 0 that is left out changes nothing unless it is by infinity or NaN: `skippable` sees to
+that. Which numbers of x (n, k) are not 0 is said by `words`: int64 (n, ceil(k / 64)), the lowest
+bit of a row's first word for its first number.
+
+Arrays are given by their first element's address, in C order. What is worth its time is in three
+routines. They are compiled once for each dtype, and compiled code calls them by their addresses:
+otherwise LLVM would work through them again in every function that they end up in.
+"""
+
+from functools import cache
+
+import numba
+import numpy as np
+from numba import carray, types  # pyright: ignore[reportPrivateImportUsage]
+
+from xnet_numba.compiling import OPTIONS, _serial
+from xnet_numba.tiles import (
+    BITS,
+    ROWS,
+    address_of,
+    bits_not_zero,
+    call,
+    ones,
+    pointer_to,
+    size_of,
+    tile,
+)
+
+BLOCK_ROWS = 8 * ROWS
+"""Rows, at most, that a thread takes at a time."""
+
+CHUNK = 96
+"""Rows of B that a tile takes at a time: what they hold of its columns stays in the first-level
+cache, and the processor keeps the addresses of so many pages."""
+
+SPARSE_BELOW = 1 / 3
+"""Share of numbers that are not 0 below which the products of 0 are left out."""
+
+SPARSE_ROWS = 8
+"""Rows from which it pays to see first that W is finite, so that 0 times W is 0."""
+
+LANES = 16
+"""Numbers that are compared with 0 at a time."""
+
+
+# -- the routines: dense, sparse, and for the gradient by W
+
+
+def _dense(kind, a, row, step, n, k, b, start, start_row, c, m):
+    """C (n, m) = A (n, k) B (k, m) + start; A's rows and columns are `row` and `step` bytes apart.
+
+    The rows of start lie `start_row` bytes apart: 0 for a bias.
+    """
+    line, whole = m * size_of(kind), n - n % ROWS
+    chunk = CHUNK if n > ROWS else k
+    for first in range(0, k, chunk):
+        at, rows, terms = a + first * step, b + first * line, min(chunk, k - first)
+        j = 0
+        while j < m and whole > 0:
+            columns = m
+            for i in range(0, whole, ROWS):
+                columns = tile(
+                    kind, ROWS, 0, at + i * row, row, step, terms, rows, line,
+                    start + i * start_row, start_row, c + i * line, line, j, m,
+                )  # fmt: skip
+            j += columns
+        i = whole
+        while i < n:
+            x, s, to = at + i * row, start + i * start_row, c + i * line
+            j = 0
+            if i + 1 < n:
+                while j < m:
+                    j += tile(
+                        kind, 2, 0, x, row, step, terms, rows, line, s, start_row, to, line, j, m
+                    )  # fmt: skip
+            else:
+                while j < m:
+                    j += tile(
+                        kind, 1, 0, x, row, step, terms, rows, line, s, start_row, to, line, j, m
+                    )  # fmt: skip
+            i += 2
+        start, start_row = c, line
+
+
+def _sparse(kind, words, x, n, k, b, bias, c, m):
+    """C (n, m) = x (n, k) B (k, m) + bias, without the products of 0; `words` is told which.
+
+    64 rows of B at a time, which stay in the first-level cache for all rows of x.
+    """
+    size = size_of(kind)
+    line, per_row = m * size, (k + BITS - 1) // BITS
+    find_nonzeros(kind, x, n, k, words)
+    known = carray(pointer_to(np.int64(0), words), (n, per_row))
+    source = carray(pointer_to(kind, bias), m)
+    for i in range(n):
+        to = carray(pointer_to(kind, c + i * line), m)
+        for j in range(m):
+            to[j] = source[j]
+    for w in range(per_row):
+        rows, at = b + w * BITS * line, x + w * BITS * size
+        j = 0
+        while j < m:
+            columns = m
+            for i in range(n):
+                if known[i, w] != 0:
+                    to = c + i * line
+                    columns = tile(
+                        kind, 1, 1, at + i * k * size, 0, size, known[i, w],
+                        rows, line, to, 0, to, 0, j, m,
+                    )  # fmt: skip
+            j += columns
+
+
+@_serial
+def find_nonzeros(kind, x, n, k, words):
+    """Tell `words` which of the numbers of x (n, k) are not 0."""
+    size, per_row = size_of(kind), (k + BITS - 1) // BITS
+    found = carray(pointer_to(np.int64(0), words), (n, per_row))
+    for i in range(n):
+        at = x + i * k * size
+        for w in range(per_row):
+            count = min(BITS, k - w * BITS)
+            word, lane = np.int64(0), 0
+            while lane + LANES <= count:
+                word |= bits_not_zero(kind, LANES, at + lane * size) << np.int64(lane)
+                lane += LANES
+            while lane < count:
+                word |= bits_not_zero(kind, 1, at + lane * size) << np.int64(lane)
+                lane += 1
+            found[i, w] = word
+            at += BITS * size
+
+
+def _sparse_gradient(kind, words, task, x, n, k, delta, m, zeros, dW):
+    """The rows of dW (k, m) = x' delta for the 64 inputs from 64 `task` on, by what `words` says.
+
+    64 samples at a time, whose deltas stay in the first-level cache for all the inputs. `zeros`
+    are m.
+    """
+    size = size_of(kind)
+    line, per_row, first = m * size, (k + BITS - 1) // BITS, task * BITS
+    known = carray(pointer_to(np.int64(0), words), (n, per_row))
+    block = np.empty(BITS, np.uint64)
+    for sample in range(0, n, BITS):
+        samples = min(BITS, n - sample)
+        for i in range(samples):
+            block[i] = np.uint64(known[sample + i, task])
+        block[samples:] = np.uint64(0)
+        _transpose_bits(block)
+        at, d = x + (sample * k + first) * size, delta + sample * line
+        for column in range(min(BITS, k - first)):
+            to = dW + (first + column) * line
+            word, j = np.int64(block[column]), 0
+            start = zeros if sample == 0 else to
+            while j < m:
+                j += tile(
+                    kind, 1, 1, at + column * size, 0, k * size, word,
+                    d, line, start, 0, to, 0, j, m,
+                )  # fmt: skip
+
+
+@_serial
+def _transpose_bits(block):
+    """Bit i of block[j] and bit j of block[i] change places, (64,) uint64 (Warren, §7-3)."""
+    width, mask = np.uint64(32), np.uint64(0x00000000FFFFFFFF)
+    while width != 0:
+        i = np.uint64(0)
+        while i < np.uint64(BITS):
+            other = i | width
+            change = ((block[i] >> width) ^ block[other]) & mask
+            block[i] ^= change << width
+            block[other] ^= change
+            i = (other + np.uint64(1)) & ~width
+        width >>= np.uint64(1)
+        mask ^= mask << width
+
+
+_ROUTINES = {_dense: 10, _sparse: 8, _sparse_gradient: 9}
+"""How many int64 each takes after `kind`."""
+_DENSE, _SPARSE, _SPARSE_GRADIENT = range(3)
+
+
+@cache
+def routines(dtype, gradient=False):
+    """Where the routines for a dtype are, int64: the first two for `affine`, all for `gradient`.
+
+    An address holds for this process alone: it is handed to compiled code, never part of it.
+    """
+    needed = list(_ROUTINES)[: 3 if gradient else 2]
+    return np.array([_compiled(function, dtype).address for function in needed], np.int64)
+
+
+@cache
+def _compiled(function, dtype):
+    """One routine, kept, for its code lives as long as it does."""
+    kind, numbers = numba.from_dtype(dtype), [types.int64] * _ROUTINES[function]
+    return numba.cfunc(types.void(kind, *numbers), cache=True, **OPTIONS)(function)
+
+
+# -- for compiled code
+
+
+@_serial
+def skippable(kind, x, n, k, factor, size):
+    """Whether to leave out the products of 0: few of x (n, k) differ from it, which some rows tell.
+
+    And all of the other factor's `size` numbers are finite: 0 times any other is NaN.
+    """
+    if n < SPARSE_ROWS:
+        return False
+    words = np.empty((k + BITS - 1) // BITS, np.int64)
+    looked_at, count = min(n, 16), 0
+    for i in range(looked_at):
+        row = x + i * n // looked_at * k * size_of(kind)
+        find_nonzeros(kind, row, 1, k, address_of(words))
+        for word in words:
+            count += ones(word)
+    return count < SPARSE_BELOW * looked_at * k and finite(kind, factor, size)
+
+
+@_serial
+def finite(kind, address, size):
+    """Whether all of so many numbers are finite."""
+    values = carray(pointer_to(kind, address), size)
+    total = type(kind)(0)
+    for i in range(size):
+        total += values[i] * type(kind)(0)
+    return total == 0
+
+
+@_serial
+def share(n, threads):
+    """How many of n rows a thread takes at a time: all take as many, and at most BLOCK_ROWS."""
+    turns = max(1, (n + threads * BLOCK_ROWS - 1) // (threads * BLOCK_ROWS)) * threads
+    return (n + turns - 1) // turns
+
+
+@_serial
+def room(n, k, skip):
+    """What `affine` needs to tell which numbers of x (n, k) are not 0."""
+    return np.empty((n if skip else 0, (k + BITS - 1) // BITS), np.int64)
+
+
+@_serial
+def dense(routines, kind, a, n, k, b, bias, c, m):
+    """C (n, m) = A (n, k) B (k, m) + bias (m,)."""
+    size = size_of(kind)
+    call(routines[_DENSE], (kind, a, k * size, size, n, k, b, bias, 0, c, m))
+
+
+@_serial
+def affine(routines, kind, x, n, k, W, b, out, m, skip, words):
+    """out (n, m) = x (n, k) W (k, m) + b (m,); if `skip`, `words` is told what is not 0."""
+    if skip:
+        call(routines[_SPARSE], (kind, words, x, n, k, W, b, out, m))
+    else:
+        dense(routines, kind, x, n, k, W, b, out, m)
+
+
+@_serial
+def gradient(routines, kind, task, x, n, k, delta, m, skip, words, zeros, dW, db):
+    """One of the ceil(k / 64) tasks of dW (k, m) = x' delta, x (n, k) and delta (n, m).
+
+    The first one adds up delta's rows in db (m,) too. `zeros` are m; `skip` and `words` as in
+    `affine`.
+    """
+    if skip:
+        call(routines[_SPARSE_GRADIENT], (kind, words, task, x, n, k, delta, m, zeros, dW))
+    else:
+        size, first = size_of(kind), task * BITS
+        at, to, inputs = x + first * size, dW + first * m * size, min(BITS, k - first)
+        call(routines[_DENSE], (kind, at, size, k * size, inputs, n, delta, zeros, 0, to, m))
+    if task == 0:
+        total, rows = carray(pointer_to(kind, db), m), carray(pointer_to(kind, delta), (n, m))
+        total[:] = 0
+        for i in range(n):
+            for j in range(m):
+                total[j] += rows[i, j]
+
+
+@_serial
+def transpose(kind, W, k, m, out):
+    """W (k, m) as out (m, k)."""
+    source, target = carray(pointer_to(kind, W), (k, m)), carray(pointer_to(kind, out), (m, k))
+    for i in range(k):
+        for j in range(m):
+            target[j, i] = source[i, j]
