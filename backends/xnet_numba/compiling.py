@@ -4,6 +4,7 @@
 import os
 import sys
 import threading
+from functools import cache
 
 # Before OpenMP, which Numba's threads may come from, is loaded: let waiting threads sleep. Those
 # that spin win a few microseconds on an idle machine and lose milliseconds on a busy one (here, a
@@ -12,7 +13,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numba
 import scipy.linalg  # noqa: F401  # Numba loads its BLAS, sooner or later: now it can be limited
-from numba import njit
+from numba import cfunc, njit, types
 from numba.core.event import Listener, register
 
 from xnet import threads
@@ -46,11 +47,25 @@ OPTIONS = {"error_model": "numpy", "fastmath": {"contract", "reassoc"}}
 scalar. "contract" allows fused multiply-adds, "reassoc" lets a sum be kept in several lanes."""
 
 _serial = njit(cache=True, **OPTIONS)
+_alone = njit(cache=True, nogil=True, **OPTIONS)
 _parallel = njit(cache=True, parallel=True, **OPTIONS)
 
 # As written, for what reproducible mode takes too.
 _strict = njit(cache=True, error_model="numpy")
 _strict_parallel = njit(cache=True, error_model="numpy", parallel=True)
+
+
+@cache
+def routine(function, *arguments):
+    """Where a function without result is, compiled for these types; its callers need not know it.
+
+    The address holds for this process alone: it is handed to compiled code, never part of it.
+    """
+    _routines.append(cfunc(types.void(*arguments), cache=True, **OPTIONS)(function))
+    return _routines[-1].address
+
+
+_routines = []  # what is compiled lives as long as these do
 
 
 def thread_count():

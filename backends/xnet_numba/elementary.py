@@ -1,7 +1,8 @@
 # pyright: basic, reportAttributeAccessIssue=false, reportCallIssue=false
-"""exp, 2^y and log in float64 for compiled loops: no branch, no call, so that LLVM vectorises them.
+"""exp, 2^y and log for compiled loops: no branch, no call, so that LLVM vectorises them.
 
-Each serves the ranges that the loss has, and says which; `kernels._exp` serves every number.
+`_exp` serves every number of both precisions; the others, in float64, the ranges that the numerical
+gradient's loss has, and each says which.
 """
 
 import math
@@ -10,9 +11,10 @@ from fractions import Fraction
 
 import numba
 import numpy as np
+from numba import types
 from numba.extending import overload
 
-from xnet_numba.kernels import _bits_to_float, _float_to_bits
+from xnet_numba.intrinsics import bits_to_float, float_to_bits
 
 SHIFTER = 1.5 * 2.0**52
 """A float64 of that size has the spacing 1: adding it rounds to an integer, in the last bits."""
@@ -62,7 +64,7 @@ def _exp2_overload(y):
         p = first
         for c in numba.literal_unroll(coefficients):
             p = p * r + c
-        return _bits_to_float(_float_to_bits(p) + (_float_to_bits(shifted) << np.int64(52)))
+        return bits_to_float(float_to_bits(p) + (float_to_bits(shifted) << np.int64(52)))
 
     return exp2
 
@@ -89,7 +91,7 @@ def _exp_to_500_overload(x):
         p = first
         for c in numba.literal_unroll(coefficients):
             p = p * r + c
-        return _bits_to_float(_float_to_bits(p) + (_float_to_bits(shifted) << np.int64(52)))
+        return bits_to_float(float_to_bits(p) + (float_to_bits(shifted) << np.int64(52)))
 
     return exp
 
@@ -107,10 +109,10 @@ def _log_overload(x):
     """
 
     def log(x):
-        bits = _float_to_bits(x)
+        bits = float_to_bits(x)
         n = (bits - SQRT_HALF_BITS) >> np.int64(52)
-        m = _bits_to_float(bits - (n << np.int64(52)))
-        power = _bits_to_float(SHIFTER_BITS + n) - SHIFTER
+        m = bits_to_float(bits - (n << np.int64(52)))
+        power = bits_to_float(SHIFTER_BITS + n) - SHIFTER
         s = (m - 1.0) / (m + 1.0)
         z = s * s
         p = 0.0
@@ -120,3 +122,52 @@ def _log_overload(x):
         return power * LN2_HIGH + (2.0 * s + (s * p + power * LN2_LOW)) + nothing
 
     return log
+
+
+def _exp_implementation(float_type, int_type, mantissa_bits, bias, low, high, degree):
+    """exp in one precision: x = n ln 2 + r with |r| <= ln(2) / 2, exp(x) = 2^n exp(r).
+
+    n is read off the bits of x log2(e) + 1.5 2^mantissa_bits, whose spacing is 1; exp(r) is
+    Taylor's polynomial, whose remainder at this `degree` is below half a unit in the last place;
+    2^n is multiplied in as two factors, so that results below the normal range round once.
+    """
+    log2e = float_type(1 / math.log(2))
+    shifter = float_type(1.5 * 2.0**mantissa_bits)
+    # n ln2_high is exact: ln2_high has at least 11 trailing zero bits, n at most 11 bits.
+    kept = 2.0 ** (mantissa_bits - 11)
+    ln2_high = float_type(math.floor(math.log(2) * kept) / kept)
+    # ln 2 to 40 digits, less ln2_high, in two steps that are each exact in float64.
+    ln2_low = float_type((math.log(2) - float(ln2_high)) + 2.3190468138462996e-17)
+    low, high = float_type(low), float_type(high)
+    bias, shift = int_type(bias), int_type(mantissa_bits)
+    one = int_type(1)
+    c = tuple(float_type(1 / math.factorial(k)) for k in range(degree + 1))
+    first = c[degree]
+    rest = c[degree - 1 :: -1]
+
+    def exp(x):
+        x = min(max(x, low), high) if x == x else x
+        shifted = x * log2e + shifter
+        n = shifted - shifter
+        r = (x - n * ln2_high) - n * ln2_low
+        p = first
+        for k in numba.literal_unroll(rest):
+            p = p * r + k
+        power = int_type(float_to_bits(shifted) - float_to_bits(shifter))
+        half = int_type(power >> one)
+        scale = bits_to_float(int_type((half + bias) << shift))
+        rescale = bits_to_float(int_type((power - half + bias) << shift))
+        return p * scale * rescale
+
+    return exp
+
+
+def _exp(x):
+    raise NotImplementedError  # compiled code only: see the overload
+
+
+@overload(_exp, fastmath={"contract"})
+def _exp_overload(x):
+    if x == types.float32:
+        return _exp_implementation(np.float32, np.int32, 23, 127, -104.0, 89.0, 7)
+    return _exp_implementation(np.float64, np.int64, 52, 1023, -746.0, 710.0, 13)

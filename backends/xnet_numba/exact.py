@@ -29,10 +29,9 @@ from xnet.exact import (
     SHIFTER,
 )
 from xnet_numba.compiling import _strict, _strict_parallel, launching, thread_count
+from xnet_numba.intrinsics import bits_to_float, float_to_bits
 from xnet_numba.kernels import (
-    _bits_to_float,
     _elementwise,
-    _float_to_bits,
     relu,
     relu_backward,
     sigmoid_backward,
@@ -143,14 +142,14 @@ def _dgemm(typingctx, address, transpose_b, transpose_a, m, n, k, b, ldb, a, lda
 @_strict
 def _magnitude(x):
     """The bits of |x|: as integers in the order of the numbers, then infinity, then NaN."""
-    return _float_to_bits(abs(x))
+    return float_to_bits(abs(x))
 
 
 @_strict
 def _number(magnitude, wide):
     if wide:
-        return _bits_to_float(np.int64(magnitude))
-    return np.float64(_bits_to_float(np.int32(magnitude)))
+        return bits_to_float(np.int64(magnitude))
+    return np.float64(bits_to_float(np.int32(magnitude)))
 
 
 @_strict
@@ -480,11 +479,11 @@ def _exp(x):
     p = _EXP_FIRST
     for k in numba.literal_unroll(_EXP_REST):
         p = p * r + k
-    power = _float_to_bits(shifted) - _float_to_bits(SHIFTER)
+    power = float_to_bits(shifted) - float_to_bits(SHIFTER)
     half = power >> np.int64(1)
     y = (r * r * p + r) + 1.0
-    y *= _bits_to_float((half + np.int64(1023)) << np.int64(52))
-    y *= _bits_to_float((power - half + np.int64(1023)) << np.int64(52))
+    y *= bits_to_float((half + np.int64(1023)) << np.int64(52))
+    y *= bits_to_float((power - half + np.int64(1023)) << np.int64(52))
     return y if x == x else np.nan
 
 
@@ -493,10 +492,10 @@ def _log(x):
     """`exact.log` of a float64. The exponent is read off the bits, which gives the same integer."""
     scaled = x * 2.0**200 if x < 2.0**-900 else x
     offset = 200.0 if x < 2.0**-900 else 0.0
-    bits = _float_to_bits(scaled)
+    bits = float_to_bits(scaled)
     n = np.float64((bits >> np.int64(52)) - np.int64(1023)) - offset
     mantissa = (bits & np.int64(0xFFFFFFFFFFFFF)) | (np.int64(1023) << np.int64(52))
-    m = _bits_to_float(mantissa)  # in [1, 2)
+    m = bits_to_float(mantissa)  # in [1, 2)
     half = m * 0.5
     low = half < _SQRT_HALF
     m = m if low else half

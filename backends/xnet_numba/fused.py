@@ -8,22 +8,31 @@ The products are those of `tiles`, so BLAS and its threads have no part in it.
 Which way is taken, and the measurements that say so, are in docs/speed.md.
 """
 
-import numba
+from functools import cache
+
 import numpy as np
-from numba import carray  # pyright: ignore[reportPrivateImportUsage]
+from numba import carray, types  # pyright: ignore[reportPrivateImportUsage]
 
 from xnet_numba import products
-from xnet_numba.compiling import _parallel, _serial, launching, thread_count
-from xnet_numba.kernels import (
+from xnet_numba.compiling import _alone, _serial, routine, thread_count
+from xnet_numba.intrinsics import address_of, atomic_add, int64s, pointer_to, size_of
+from xnet_numba.pool import pool, run
+from xnet_numba.rows import (
     _sigmoid_element,
     _softmax_loss_row,
     _softmax_loss_row_backward,
     _softmax_row,
 )
-from xnet_numba.tiles import BITS, address_of, pointer_to, size_of, take_next
+from xnet_numba.tiles import BITS
 
 PARALLEL_FROM = 1 << 22
-"""Multiplications from which a call is worth waking the threads."""
+"""Multiplications from which a call is worth a helper's while."""
+
+TRANSPOSED_ROWS = 8
+"""Rows of a gradient from which it pays to write out W' first."""
+
+KEPT = 1 << 20
+"""Numbers, at most, that are kept from one call for the gradients to the next."""
 
 ACTIVATIONS = {None: 0, "sigmoid": 1, "relu": 2}
 _SIGMOID, _RELU = 1, 2
@@ -46,7 +55,6 @@ class Prepared:
         self.layers = layers
         self.dtype = self.layers[0][0].dtype
         self.inputs, self.outputs = self.layers[0][0].shape[0], self.layers[-1][0].shape[1]
-        self.routines = products.routines(self.dtype)
         self.table = np.array(
             [
                 [_address(W), _address(b), *W.shape, ACTIVATIONS[activation]]
@@ -55,40 +63,92 @@ class Prepared:
             np.int64,
         )
         self.widest = max(W.shape[1] for W, _, _ in self.layers)
-        self.zeros = np.zeros(max(self.widest, self.inputs), self.dtype)
         self.between = sum(W.shape[1] for W, _, _ in self.layers)
         self.work = sum(W.size for W, _, _ in self.layers)
+        self.forward_work = _work(_forward_work, self.dtype), products.routines(self.dtype)
+        self.room = None
 
     def forward(self, x, softmax):
         """The scores of x (N, D), or their softmax."""
         out = np.empty((x.shape[0], self.outputs), x.dtype)
-        if x.shape[0] * self.work < PARALLEL_FROM:
-            _forward(self.routines, self.table, x, out, softmax, self.widest)
-        else:
-            with launching:
-                threads = thread_count()
-                _forward_parallel(self.routines, self.table, x, out, softmax, self.widest, threads)
+        pool.share(
+            *(_helpers(x.shape[0] * self.work), _forward, *self.forward_work, self.table),
+            *(x, out, softmax, self.widest),
+        )
         return out
 
     def loss_and_gradients(self, x, t, loss):
         """The mean loss, and its gradients by W and b of each layer; see `Backend`."""
         n = x.shape[0]
-        # All that is needed between two layers, and all that comes out, in one piece each.
-        outputs, deltas = (np.empty(n * self.between, x.dtype) for _ in "ab")
         found = [(np.empty_like(W), np.empty_like(b)) for W, b, _ in self.layers]
         places = np.array([[_address(W), _address(b)] for W, b in found], np.int64)
-        losses = np.empty(n, x.dtype)
-        routines = products.routines(self.dtype, gradient=True)
-        arguments = (
-            *(routines, self.table, places, x, t, loss == "cross_entropy"),
-            *(outputs, deltas, losses, self.zeros),
+        outputs, deltas, losses, back, words, zeros = self._room_for(n)
+        loss = pool.share(
+            *(_helpers(n * self.work), _gradients, *self._gradient_work(), self.table, places),
+            *(x, t, loss == "cross_entropy", outputs, deltas, losses, back, words, zeros),
         )
-        if n * self.work < PARALLEL_FROM:
-            _gradients(*arguments)
-        else:
-            with launching:
-                _gradients_parallel(*arguments, thread_count())
-        return losses.sum() / n, found
+        return x.dtype.type(loss), found
+
+    def _gradient_work(self):
+        works = _work(_there_and_back_work, self.dtype), _work(_weights_work, self.dtype)
+        return *works, products.routines(self.dtype, gradient=True)
+
+    def _room_for(self, n):
+        """What lies between two layers, forward and backward, each in one piece, and the rest."""
+        if self.room is not None and len(self.room[2]) == n:
+            return self.room
+        outputs, deltas = (np.empty(n * self.between, self.dtype) for _ in "ab")
+        losses, back = np.empty(n, self.dtype), np.empty(self.work, self.dtype)
+        words = np.empty((n, -(-self.inputs // BITS)), np.int64)
+        zeros = np.zeros(max(self.widest, self.inputs), self.dtype)
+        room = outputs, deltas, losses, back, words, zeros
+        self.room = room if outputs.size <= KEPT else None
+        return room
+
+
+def affine(x, W, b):
+    """x W + b, (N, D) by (D, M)."""
+    if not x.size or not W.size:
+        return x @ W + b
+    out = np.empty((x.shape[0], W.shape[1]), x.dtype)
+    work = _work(_forward_work, x.dtype), products.routines(x.dtype)
+    pool.share(_helpers(x.shape[0] * W.size), _affine, *work, x, W, b, out)
+    return out
+
+
+def affine_gradients(dout, x):
+    """Gradients of x W + b by W and b."""
+    if not x.size or not dout.size:
+        return x.T @ dout, dout.sum(axis=0)
+    dW, db = np.empty((x.shape[1], dout.shape[1]), x.dtype), np.empty(dout.shape[1], x.dtype)
+    work = _work(_weights_work, x.dtype), products.routines(x.dtype, gradient=True)
+    words = np.empty((x.shape[0], -(-x.shape[1] // BITS)), np.int64)
+    zeros = np.zeros_like(db)
+    helpers = _helpers(x.shape[0] * dW.size)
+    pool.share(helpers, _affine_gradients, *work, dout, x, words, zeros, dW, db)
+    return dW, db
+
+
+def affine_backward(dout, x, W):
+    """Gradients by x, W and b."""
+    if x.shape[0] < TRANSPOSED_ROWS:
+        dx = dout @ W.T
+    else:
+        transposed = np.empty((W.shape[1], W.shape[0]), W.dtype)
+        _transpose(W, transposed)
+        dx = affine(dout, transposed, np.zeros(W.shape[0], W.dtype))
+    return dx, *affine_gradients(dout, x)
+
+
+def _helpers(work):
+    """How many helpers so many multiplications are worth."""
+    return 0 if work < PARALLEL_FROM else thread_count() - 1
+
+
+@cache
+def _work(make, dtype):
+    """Where the work of a job is for a dtype: what `make` makes of it takes a job's address."""
+    return routine(make(dtype.type(0)), types.int64)
 
 
 def _address(array):
@@ -152,74 +212,103 @@ def _layer(routines, kind, layer, x, n, out, skip, words):
 
 
 @_serial
-def _forward_blocks(routines, table, x, out, softmax, widest, skip, rows, counter):
-    """Take blocks of so many rows, as long as there are any, through all layers."""
-    kind, (n, k), layers = x.dtype.type(0), x.shape, table.shape[0]
-    words = products.room(rows, k, skip)
-    between = np.empty((2, rows * widest), x.dtype)
-    while True:
-        start = take_next(address_of(counter)) * rows
-        if start >= n:
-            return
-        count = min(rows, n - start)
-        at, result = address_of(x[start:]), address_of(out[start:])
-        for depth in range(layers):
-            to = result if depth == layers - 1 else address_of(between[depth % 2])
-            sparse = skip and depth == 0
-            _layer(routines, kind, table[depth], at, count, to, sparse, address_of(words))
-            at = to
-        if softmax:
-            for i in range(start, start + count):
-                _softmax_row(out[i], out[i])
+def _int64s_at(address, count):
+    return carray(pointer_to(np.int64(0), address), count)
 
 
 @_serial
-def _forward(routines, table, x, out, softmax, widest):
-    skip, rows = _skippable(table, x), products.share(x.shape[0], 1)
-    counter = np.zeros(1, np.int64)
-    _forward_blocks(routines, table, x, out, softmax, widest, skip, rows, counter)
+def _table_at(address, layers):
+    return carray(pointer_to(np.int64(0), address), (layers, 5))
 
 
-@_parallel
-def _forward_parallel(routines, table, x, out, softmax, widest, threads):
-    skip, rows = _skippable(table, x), products.share(x.shape[0], threads)
-    counter = np.zeros(1, np.int64)
-    for _ in numba.prange(threads):
-        _forward_blocks(routines, table, x, out, softmax, widest, skip, rows, counter)
+def _forward_work(kind):
+    def work(job):
+        """Take blocks of rows, as long as there are any, through all layers."""
+        fields = int64s(job + 8, 12)
+        at_routines, at_table, layers, x, n, k, out, m, softmax, widest, skip, rows = fields
+        routines, table = _int64s_at(at_routines, 2), _table_at(at_table, layers)
+        size = size_of(kind)
+        words = np.empty((rows if skip else 0, (k + BITS - 1) // BITS), np.int64)
+        between = np.empty((2, rows * widest), type(kind))
+        while True:
+            start = atomic_add(job, 1) * rows
+            if start >= n:
+                return
+            count = min(rows, n - start)
+            at, result = x + start * k * size, out + start * m * size
+            for depth in range(layers):
+                to = result if depth == layers - 1 else address_of(between[depth % 2])
+                sparse = skip != 0 and depth == 0
+                _layer(routines, kind, table[depth], at, count, to, sparse, address_of(words))
+                at = to
+            if softmax:
+                scores = carray(pointer_to(kind, result), (count, m))
+                for i in range(count):
+                    _softmax_row(scores[i], scores[i])
+
+    return work
+
+
+@_alone
+def _forward(mail, work, routines, table, x, out, softmax, widest, helpers):
+    n, k = x.shape
+    skip, rows = _skippable(table, x), products.share(n, helpers + 1)
+    places = address_of(routines), address_of(table), table.shape[0], address_of(x)
+    sizes = n, k, address_of(out), out.shape[1], np.int64(softmax), widest, np.int64(skip), rows
+    run(mail, work, np.array((0, *places, *sizes)), helpers)
+
+
+@_alone
+def _affine(mail, work, routines, x, W, b, out, helpers):
+    table = np.array(((address_of(W), address_of(b), W.shape[0], W.shape[1], 0),))
+    _forward(mail, work, routines, table, x, out, False, W.shape[1], helpers)
 
 
 # -- gradients
 
 
 @_serial
-def _transposed(table, like):
+def _transposed(kind, table, back):
     """W' of each layer but the first, one after the other: what carries a gradient back."""
-    size = 0
-    for depth in range(1, table.shape[0]):
-        size += table[depth, _INPUTS] * table[depth, _OUTPUTS]
-    out = np.empty(size, like.dtype)
-    at = 0
     for depth in range(1, table.shape[0]):
         k, m = table[depth, _INPUTS], table[depth, _OUTPUTS]
-        products.transpose(like.dtype.type(0), table[depth, _WEIGHTS], k, m, address_of(out[at:]))
-        at += k * m
-    return out
+        products.transpose(kind, table[depth, _WEIGHTS], k, m, back)
+        back += k * m * size_of(kind)
+
+
+@_alone
+def _transpose(W, out):
+    products.transpose(W.dtype.type(0), address_of(W), W.shape[0], W.shape[1], address_of(out))
 
 
 @_serial
-def _loss_rows(scores, t, cross_entropy, scale, losses, delta):
-    """The loss of each row, and its gradient by the scores times `scale`; the scores are spent."""
-    for i in range(scores.shape[0]):
+def _loss_rows(kind, at, t, n, m, cross_entropy, activation, scale, losses, delta):
+    """The loss of each of n rows, and its gradient by what enters the last activation.
+
+    `at` are the scores (n, m), t the targets; the gradient is multiplied by `scale`.
+    """
+    scores, delta_rows = _rows(kind, at, n, m), _rows(kind, delta, n, m)
+    targets, found = _rows(kind, t, n, m), carray(pointer_to(kind, losses), n)
+    y = np.empty(m, type(kind))
+    for i in range(n):
         if cross_entropy:
-            losses[i] = _softmax_loss_row(scores[i], t[i], scores[i])
-            _softmax_loss_row_backward(scores[i], t[i], scale, delta[i])
+            for j in range(m):
+                y[j] = scores[i, j]
+            found[i] = _softmax_loss_row(y, targets[i], y)
+            _softmax_loss_row_backward(y, targets[i], scale, delta_rows[i])
         else:
-            total = scores.dtype.type(0)
-            for j in range(scores.shape[1]):
-                difference = scores[i, j] - t[i, j]
+            total = type(kind)(0)
+            for j in range(m):
+                difference = scores[i, j] - targets[i, j]
                 total += difference * difference
-                delta[i, j] = difference * scale
-            losses[i] = total * scores.dtype.type(0.5)
+                delta_rows[i, j] = difference * scale
+            found[i] = total * type(kind)(0.5)
+    _through_activation(kind, delta, at, n * m, activation)
+
+
+@_serial
+def _rows(kind, address, n, m):
+    return carray(pointer_to(kind, address), (n, m))
 
 
 @_serial
@@ -234,112 +323,116 @@ def _through_activation(kind, delta, y, size, activation):
             d[i] = type(kind)(0) if y[i] <= 0 else d[i]
 
 
-@_serial
-def _there_and_back(
-    routines, kind, table, back, x, t, cross_entropy, outputs, deltas, losses, zeros, skip, words,
-    rows, counter,
-):  # fmt: skip
-    """Take blocks of rows forward to their loss, and its gradient back to the first layer."""
-    n, size, layers = x.shape[0], size_of(kind), table.shape[0]
-    scale = x.dtype.type(1 / n)
-    while True:
-        start = take_next(address_of(counter)) * rows
-        if start >= n:
-            return
-        count = min(rows, n - start)
-        at = address_of(x) + start * x.shape[1] * size
-        place = 0  # where a layer's outputs and deltas begin
-        for depth in range(layers):
-            m = table[depth, _OUTPUTS]
-            to = address_of(outputs) + (place + start * m) * size
-            sparse, known = skip and depth == 0, address_of(words[start:])
-            _layer(routines, kind, table[depth], at, count, to, sparse, known)
-            at = to
-            place += n * m
-        place -= n * m
-        scores = outputs[place : place + n * m].reshape((n, m))[start : start + count]
-        delta = deltas[place : place + n * m].reshape((n, m))[start : start + count]
-        block = slice(start, start + count)
-        last = table[layers - 1, _ACTIVATION]
-        if last != 0 and cross_entropy:  # the softmax would overwrite what the activation gave
-            kept = scores.copy()
-            _loss_rows(scores, t[block], cross_entropy, scale, losses[block], delta)
-            _through_activation(kind, address_of(delta), address_of(kept), count * m, last)
-        else:
-            _loss_rows(scores, t[block], cross_entropy, scale, losses[block], delta)
-            _through_activation(kind, address_of(delta), address_of(scores), count * m, last)
-        W = back.size
-        for depth in range(layers - 1, 0, -1):
-            k, m = table[depth, _INPUTS], table[depth, _OUTPUTS]
-            W -= k * m
-            source = address_of(deltas) + (place + start * m) * size
-            place -= n * k
-            to = address_of(deltas) + (place + start * k) * size
-            transposed = address_of(back) + W * size
-            products.dense(
-                routines, kind, source, count, m, transposed, address_of(zeros), to, k
+def _there_and_back_work(kind):
+    def work(job):
+        """Take blocks of rows forward to their loss, and its gradient back to the first layer."""
+        at_routines, at_table, layers, _, back, x, n, k, t = int64s(job + 16, 9)
+        cross_entropy, outputs, deltas, losses, zeros, skip, words, rows = int64s(job + 88, 8)
+        routines, table = _int64s_at(at_routines, 3), _table_at(at_table, layers)
+        size, line = size_of(kind), (k + BITS - 1) // BITS * 8
+        scale = type(kind)(1 / n)
+        while True:
+            start = atomic_add(job, 1) * rows
+            if start >= n:
+                return
+            count = min(rows, n - start)
+            at, place = x + start * k * size, 0  # where a layer's outputs and deltas begin
+            for depth in range(layers):
+                m = table[depth, _OUTPUTS]
+                to = outputs + (place + start * m) * size
+                sparse = skip != 0 and depth == 0
+                _layer(routines, kind, table[depth], at, count, to, sparse, words + start * line)
+                at = to
+                place += n * m
+            m = table[layers - 1, _OUTPUTS]
+            place -= n * m
+            after = deltas + (place + start * m) * size
+            last = table[layers - 1, _ACTIVATION]
+            _loss_rows(
+                kind, at, t + start * m * size, count, m, cross_entropy, last, scale,
+                losses + start * size, after,
             )  # fmt: skip
-            y = address_of(outputs) + (place + start * k) * size
-            _through_activation(kind, to, y, count * k, table[depth - 1, _ACTIVATION])
+            transposed = back
+            for depth in range(1, layers):
+                transposed += table[depth, _INPUTS] * table[depth, _OUTPUTS] * size
+            for depth in range(layers - 1, 0, -1):
+                inputs, m = table[depth, _INPUTS], table[depth, _OUTPUTS]
+                transposed -= inputs * m * size
+                place -= n * inputs
+                to = deltas + (place + start * inputs) * size
+                products.dense(routines, kind, after, count, m, transposed, zeros, to, inputs)
+                y = outputs + (place + start * inputs) * size
+                _through_activation(kind, to, y, count * inputs, table[depth - 1, _ACTIVATION])
+                after = to
+
+    return work
 
 
-@_serial
-def _weight_gradients(
-    routines, kind, table, places, x, outputs, deltas, zeros, skip, words, counter
-):
-    """Take some inputs of a layer at a time, as long as there are any."""
-    n, size = x.shape[0], size_of(kind)
-    while True:
-        task = take_next(address_of(counter))
-        depth, source, place = 0, address_of(x), 0
-        while depth < table.shape[0]:
-            k, m = table[depth, _INPUTS], table[depth, _OUTPUTS]
-            tasks = (k + BITS - 1) // BITS
-            if task < tasks:
-                break
-            task -= tasks
-            source = address_of(outputs) + place * size
-            place += n * m
-            depth += 1
-        if depth == table.shape[0]:
-            return
-        products.gradient(
-            routines, kind, task, source, n, k, address_of(deltas) + place * size, m,
-            skip and depth == 0, address_of(words), address_of(zeros), places[depth, 0], places[depth, 1],
-        )  # fmt: skip
+def _weights_work(kind):
+    def work(job):
+        """Take some inputs of a layer at a time, as long as there are any."""
+        at_routines, at_table, layers, at_places, _, x, n, _, _ = int64s(job + 16, 9)
+        _, outputs, deltas, _, zeros, skip, words, _ = int64s(job + 88, 8)
+        routines, table = _int64s_at(at_routines, 3), _table_at(at_table, layers)
+        places, size = _int64s_at(at_places, 2 * layers), size_of(kind)
+        while True:
+            task = atomic_add(job + 8, 1)
+            depth, source, place = 0, x, 0
+            while depth < layers:
+                inputs, m = table[depth, _INPUTS], table[depth, _OUTPUTS]
+                tasks = (inputs + BITS - 1) // BITS
+                if task < tasks:
+                    break
+                task -= tasks
+                source = outputs + place * size
+                place += n * m
+                depth += 1
+            if depth == layers:
+                return
+            products.gradient(
+                routines, kind, task, source, n, inputs, deltas + place * size, m,
+                skip != 0 and depth == 0, words, zeros, places[2 * depth], places[2 * depth + 1],
+            )  # fmt: skip
+
+    return work
 
 
-@_serial
-def _gradients(routines, table, places, x, t, cross_entropy, outputs, deltas, losses, zeros):
-    kind, n = x.dtype.type(0), x.shape[0]
-    skip, rows = _skippable(table, x), products.share(n, 1)
-    words = products.room(n, x.shape[1], skip)
-    back, counters = _transposed(table, x), np.zeros(2, np.int64)
-    _there_and_back(
-        routines, kind, table, back, x, t, cross_entropy, outputs, deltas, losses, zeros, skip,
-        words, rows, counters[:1],
-    )  # fmt: skip
-    skip = skip and products.finite(kind, address_of(deltas), n * table[0, _OUTPUTS])
-    _weight_gradients(
-        routines, kind, table, places, x, outputs, deltas, zeros, skip, words, counters[1:]
-    )
-
-
-@_parallel
-def _gradients_parallel(
-    routines, table, places, x, t, cross_entropy, outputs, deltas, losses, zeros, threads
+@_alone
+def _gradients(
+    mail, there_and_back, weights, routines, table, places, x, t, cross_entropy, outputs, deltas,
+    losses, back, words, zeros, helpers,
 ):  # fmt: skip
-    kind, n = x.dtype.type(0), x.shape[0]
-    skip, rows = _skippable(table, x), products.share(n, threads)
-    words = products.room(n, x.shape[1], skip)
-    back, counters = _transposed(table, x), np.zeros(2, np.int64)
-    for _ in numba.prange(threads):
-        _there_and_back(
-            routines, kind, table, back, x, t, cross_entropy, outputs, deltas, losses, zeros,
-            skip, words, rows, counters[:1],
-        )  # fmt: skip
-    skip = skip and products.finite(kind, address_of(deltas), n * table[0, _OUTPUTS])
-    for _ in numba.prange(threads):
-        _weight_gradients(
-            routines, kind, table, places, x, outputs, deltas, zeros, skip, words, counters[1:]
-        )
+    kind, (n, k) = x.dtype.type(0), x.shape
+    _transposed(kind, table, address_of(back))
+    skip, rows = _skippable(table, x), products.share(n, helpers + 1)
+    layers = address_of(table), table.shape[0], address_of(places), address_of(back)
+    data = address_of(x), n, k, address_of(t), np.int64(cross_entropy)
+    between = address_of(outputs), address_of(deltas), address_of(losses), address_of(zeros)
+    rest = np.int64(skip), address_of(words), rows
+    job = np.array((0, 0, address_of(routines), *layers, *data, *between, *rest))
+    run(mail, there_and_back, job, helpers)
+    if skip and not products.finite(kind, address_of(deltas), n * table[0, _OUTPUTS]):
+        job[-3] = 0
+    run(mail, weights, job, helpers)
+    total = 0.0
+    for i in range(n):
+        total += losses[i]
+    return total / n
+
+
+@_alone
+def _affine_gradients(mail, work, routines, dout, x, words, zeros, dW, db, helpers):
+    kind, (n, k) = x.dtype.type(0), x.shape
+    skip = products.skippable(kind, address_of(x), n, k, address_of(dout), dout.size)
+    if skip:
+        products.find_nonzeros(kind, address_of(x), n, k, address_of(words))
+    table = np.array(((0, 0, k, dout.shape[1], 0),))
+    places = np.array((address_of(dW), address_of(db)))
+    layers = address_of(table), 1, address_of(places), 0
+    between = 0, address_of(dout), 0, address_of(zeros)
+    rest = np.int64(skip), address_of(words), 0
+    job = np.array(
+        (0, 0, address_of(routines), *layers, address_of(x), n, k, 0, 0, *between, *rest)
+    )
+    run(mail, work, job, helpers)
+    return table.size + places.size  # they live until here

@@ -17,18 +17,9 @@ import numba
 import numpy as np
 from numba import carray, types  # pyright: ignore[reportPrivateImportUsage]
 
-from xnet_numba.compiling import OPTIONS, _serial
-from xnet_numba.tiles import (
-    BITS,
-    ROWS,
-    address_of,
-    bits_not_zero,
-    call,
-    ones,
-    pointer_to,
-    size_of,
-    tile,
-)
+from xnet_numba.compiling import _serial, routine
+from xnet_numba.intrinsics import address_of, call, pointer_to, size_of
+from xnet_numba.tiles import BITS, ROWS, bits_not_zero, ones, tile
 
 BLOCK_ROWS = 8 * ROWS
 """Rows, at most, that a thread takes at a time."""
@@ -179,26 +170,22 @@ def _transpose_bits(block):
         mask ^= mask << width
 
 
-_ROUTINES = {_dense: 10, _sparse: 8, _sparse_gradient: 9}
+# The first to be compiled says so on stderr, which takes a call of a function of its own.
+_ROUTINES = {_sparse: 8, _dense: 10, _sparse_gradient: 9}
 """How many int64 each takes after `kind`."""
-_DENSE, _SPARSE, _SPARSE_GRADIENT = range(3)
+_SPARSE, _DENSE, _SPARSE_GRADIENT = range(3)
 
 
 @cache
 def routines(dtype, gradient=False):
-    """Where the routines for a dtype are, int64: the first two for `affine`, all for `gradient`.
-
-    An address holds for this process alone: it is handed to compiled code, never part of it.
-    """
-    needed = list(_ROUTINES)[: 3 if gradient else 2]
-    return np.array([_compiled(function, dtype).address for function in needed], np.int64)
-
-
-@cache
-def _compiled(function, dtype):
-    """One routine, kept, for its code lives as long as it does."""
-    kind, numbers = numba.from_dtype(dtype), [types.int64] * _ROUTINES[function]
-    return numba.cfunc(types.void(kind, *numbers), cache=True, **OPTIONS)(function)
+    """Where the routines for a dtype are, int64: the first two for `affine`, all for `gradient`."""
+    return np.array(
+        [
+            routine(function, numba.from_dtype(dtype), *[types.int64] * numbers)
+            for function, numbers in list(_ROUTINES.items())[: 3 if gradient else 2]
+        ],
+        np.int64,
+    )
 
 
 # -- for compiled code
