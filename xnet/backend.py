@@ -243,9 +243,10 @@ class Backend:
         in reproducible mode not at all.
         """
         # The widest array of a block holds BLOCK numbers.
-        rows = max(1, BLOCK // max(x.shape[1], stack.widest))
-        if x.shape[0] <= rows:
+        widest = max(x.shape[1], stack.widest)
+        if x.shape[0] * widest <= BLOCK:
             return self.through(x, stack, probabilities)
+        rows = max(1, BLOCK // widest)
         starts = range(0, x.shape[0], rows)
         blocks = (x[start : min(start + rows, x.shape[0]), ...] for start in starts)
         return self.xp.concat([self.through(block, stack, probabilities) for block in blocks])

@@ -15,7 +15,7 @@ from numba import carray, types  # pyright: ignore[reportPrivateImportUsage]
 
 from xnet_numba import products
 from xnet_numba.compiling import _alone, _serial, routine, thread_count
-from xnet_numba.intrinsics import address_of, atomic_add, int64s, pointer_to, size_of
+from xnet_numba.intrinsics import address_of, atomic_add, int64s, int64s_at, pointer_to, size_of
 from xnet_numba.pool import pool, run
 from xnet_numba.rows import (
     _sigmoid_element,
@@ -25,7 +25,7 @@ from xnet_numba.rows import (
 )
 from xnet_numba.tiles import BITS
 
-PARALLEL_FROM = 1 << 22
+PARALLEL_FROM = 1 << 21
 """Multiplications from which a call is worth a helper's while."""
 
 TRANSPOSED_ROWS = 8
@@ -65,16 +65,15 @@ class Prepared:
         self.widest = max(W.shape[1] for W, _, _ in self.layers)
         self.between = sum(W.shape[1] for W, _, _ in self.layers)
         self.work = sum(W.size for W, _, _ in self.layers)
-        self.forward_work = _work(_forward_work, self.dtype), products.routines(self.dtype)
+        self.stack = _address(self.table), len(self.table)
+        self.forward_arguments = *_forward_works(self.dtype), *self.stack, self.widest
         self.room = None
 
     def forward(self, x, softmax):
         """The scores of x (N, D), or their softmax."""
-        out = np.empty((x.shape[0], self.outputs), x.dtype)
-        pool.share(
-            *(_helpers(x.shape[0] * self.work), _forward, *self.forward_work, self.table),
-            *(x, out, softmax, self.widest),
-        )
+        n = x.shape[0]
+        out = np.empty((n, self.outputs), self.dtype)
+        pool.share(_helpers(n * self.work), _forward, *self.forward_arguments, x, out, softmax)
         return out
 
     def loss_and_gradients(self, x, t, loss):
@@ -84,14 +83,10 @@ class Prepared:
         places = np.array([[_address(W), _address(b)] for W, b in found], np.int64)
         outputs, deltas, losses, back, words, zeros = self._room_for(n)
         loss = pool.share(
-            *(_helpers(n * self.work), _gradients, *self._gradient_work(), self.table, places),
-            *(x, t, loss == "cross_entropy", outputs, deltas, losses, back, words, zeros),
+            *(_helpers(n * self.work), _gradients, *_gradient_works(self.dtype), *self.stack),
+            *(places, x, t, loss == "cross_entropy", outputs, deltas, losses, back, words, zeros),
         )
         return x.dtype.type(loss), found
-
-    def _gradient_work(self):
-        works = _work(_there_and_back_work, self.dtype), _work(_weights_work, self.dtype)
-        return *works, products.routines(self.dtype, gradient=True)
 
     def _room_for(self, n):
         """What lies between two layers, forward and backward, each in one piece, and the rest."""
@@ -111,8 +106,8 @@ def affine(x, W, b):
     if not x.size or not W.size:
         return x @ W + b
     out = np.empty((x.shape[0], W.shape[1]), x.dtype)
-    work = _work(_forward_work, x.dtype), products.routines(x.dtype)
-    pool.share(_helpers(x.shape[0] * W.size), _affine, *work, x, W, b, out)
+    helpers = _helpers(x.shape[0] * W.size)
+    pool.share(helpers, _affine, *_forward_works(x.dtype), x, W, b, out)
     return out
 
 
@@ -121,10 +116,10 @@ def affine_gradients(dout, x):
     if not x.size or not dout.size:
         return x.T @ dout, dout.sum(axis=0)
     dW, db = np.empty((x.shape[1], dout.shape[1]), x.dtype), np.empty(dout.shape[1], x.dtype)
-    work = _work(_weights_work, x.dtype), products.routines(x.dtype, gradient=True)
     words = np.empty((x.shape[0], -(-x.shape[1] // BITS)), np.int64)
     zeros = np.zeros_like(db)
     helpers = _helpers(x.shape[0] * dW.size)
+    work = _gradient_works(x.dtype)[1:]
     pool.share(helpers, _affine_gradients, *work, dout, x, words, zeros, dW, db)
     return dW, db
 
@@ -146,9 +141,17 @@ def _helpers(work):
 
 
 @cache
-def _work(make, dtype):
-    """Where the work of a job is for a dtype: what `make` makes of it takes a job's address."""
-    return routine(make(dtype.type(0)), types.int64)
+def _forward_works(dtype):
+    """Where what `_forward` needs for a dtype is: the work, and the routines' addresses."""
+    return routine(_forward_work(dtype.type(0)), types.int64), _address(products.routines(dtype))
+
+
+@cache
+def _gradient_works(dtype):
+    """Where what `_gradients` needs for a dtype is: its two works, and the routines' addresses."""
+    works = _there_and_back_work(dtype.type(0)), _weights_work(dtype.type(0))
+    routines = products.routines(dtype, gradient=True)
+    return *(routine(work, types.int64) for work in works), _address(routines)
 
 
 def _address(array):
@@ -196,8 +199,9 @@ def _activate(kind, address, size, activation):
 
 
 @_serial
-def _skippable(table, x):
+def _skippable(at_table, x):
     """Whether to leave out the products of 0 in the first layer."""
+    table = _table_at(at_table, 1)
     kind, (n, k), size = x.dtype.type(0), x.shape, table[0, _INPUTS] * table[0, _OUTPUTS]
     return products.skippable(kind, address_of(x), n, k, table[0, _WEIGHTS], size)
 
@@ -212,11 +216,6 @@ def _layer(routines, kind, layer, x, n, out, skip, words):
 
 
 @_serial
-def _int64s_at(address, count):
-    return carray(pointer_to(np.int64(0), address), count)
-
-
-@_serial
 def _table_at(address, layers):
     return carray(pointer_to(np.int64(0), address), (layers, 5))
 
@@ -226,7 +225,7 @@ def _forward_work(kind):
         """Take blocks of rows, as long as there are any, through all layers."""
         fields = int64s(job + 8, 12)
         at_routines, at_table, layers, x, n, k, out, m, softmax, widest, skip, rows = fields
-        routines, table = _int64s_at(at_routines, 2), _table_at(at_table, layers)
+        routines, table = int64s_at(at_routines, 2), _table_at(at_table, layers)
         size = size_of(kind)
         words = np.empty((rows if skip else 0, (k + BITS - 1) // BITS), np.int64)
         between = np.empty((2, rows * widest), type(kind))
@@ -250,18 +249,20 @@ def _forward_work(kind):
 
 
 @_alone
-def _forward(mail, work, routines, table, x, out, softmax, widest, helpers):
-    n, k = x.shape
+def _forward(mail, work, routines, table, layers, widest, x, out, softmax, helpers):
+    (n, k), m = x.shape, out.shape[1]
     skip, rows = _skippable(table, x), products.share(n, helpers + 1)
-    places = address_of(routines), address_of(table), table.shape[0], address_of(x)
-    sizes = n, k, address_of(out), out.shape[1], np.int64(softmax), widest, np.int64(skip), rows
-    run(mail, work, np.array((0, *places, *sizes)), helpers)
+    data = address_of(x), n, k, address_of(out), m
+    rest = np.int64(softmax), widest, np.int64(skip), rows
+    run(mail, work, np.array((0, routines, table, layers, *data, *rest)), helpers)
 
 
 @_alone
 def _affine(mail, work, routines, x, W, b, out, helpers):
-    table = np.array(((address_of(W), address_of(b), W.shape[0], W.shape[1], 0),))
-    _forward(mail, work, routines, table, x, out, False, W.shape[1], helpers)
+    m = W.shape[1]
+    table = np.array((address_of(W), address_of(b), W.shape[0], m, 0))
+    _forward(mail, work, routines, address_of(table), 1, m, x, out, False, helpers)
+    return table.size  # it lives until here
 
 
 # -- gradients
@@ -328,7 +329,7 @@ def _there_and_back_work(kind):
         """Take blocks of rows forward to their loss, and its gradient back to the first layer."""
         at_routines, at_table, layers, _, back, x, n, k, t = int64s(job + 16, 9)
         cross_entropy, outputs, deltas, losses, zeros, skip, words, rows = int64s(job + 88, 8)
-        routines, table = _int64s_at(at_routines, 3), _table_at(at_table, layers)
+        routines, table = int64s_at(at_routines, 3), _table_at(at_table, layers)
         size, line = size_of(kind), (k + BITS - 1) // BITS * 8
         scale = type(kind)(1 / n)
         while True:
@@ -373,8 +374,8 @@ def _weights_work(kind):
         """Take some inputs of a layer at a time, as long as there are any."""
         at_routines, at_table, layers, at_places, _, x, n, _, _ = int64s(job + 16, 9)
         _, outputs, deltas, _, zeros, skip, words, _ = int64s(job + 88, 8)
-        routines, table = _int64s_at(at_routines, 3), _table_at(at_table, layers)
-        places, size = _int64s_at(at_places, 2 * layers), size_of(kind)
+        routines, table = int64s_at(at_routines, 3), _table_at(at_table, layers)
+        places, size = int64s_at(at_places, 2 * layers), size_of(kind)
         while True:
             task = atomic_add(job + 8, 1)
             depth, source, place = 0, x, 0
@@ -399,19 +400,20 @@ def _weights_work(kind):
 
 @_alone
 def _gradients(
-    mail, there_and_back, weights, routines, table, places, x, t, cross_entropy, outputs, deltas,
-    losses, back, words, zeros, helpers,
+    mail, there_and_back, weights, routines, table, layers, places, x, t, cross_entropy, outputs,
+    deltas, losses, back, words, zeros, helpers,
 ):  # fmt: skip
     kind, (n, k) = x.dtype.type(0), x.shape
-    _transposed(kind, table, address_of(back))
+    _transposed(kind, _table_at(table, layers), address_of(back))
     skip, rows = _skippable(table, x), products.share(n, helpers + 1)
-    layers = address_of(table), table.shape[0], address_of(places), address_of(back)
+    stack = routines, table, layers, address_of(places), address_of(back)
     data = address_of(x), n, k, address_of(t), np.int64(cross_entropy)
     between = address_of(outputs), address_of(deltas), address_of(losses), address_of(zeros)
     rest = np.int64(skip), address_of(words), rows
-    job = np.array((0, 0, address_of(routines), *layers, *data, *between, *rest))
+    job = np.array((0, 0, *stack, *data, *between, *rest))
     run(mail, there_and_back, job, helpers)
-    if skip and not products.finite(kind, address_of(deltas), n * table[0, _OUTPUTS]):
+    first = _table_at(table, 1)[0]
+    if skip and not products.finite(kind, address_of(deltas), n * first[_OUTPUTS]):
         job[-3] = 0
     run(mail, weights, job, helpers)
     total = 0.0
@@ -428,11 +430,9 @@ def _affine_gradients(mail, work, routines, dout, x, words, zeros, dW, db, helpe
         products.find_nonzeros(kind, address_of(x), n, k, address_of(words))
     table = np.array(((0, 0, k, dout.shape[1], 0),))
     places = np.array((address_of(dW), address_of(db)))
-    layers = address_of(table), 1, address_of(places), 0
+    stack = routines, address_of(table), 1, address_of(places), 0
     between = 0, address_of(dout), 0, address_of(zeros)
     rest = np.int64(skip), address_of(words), 0
-    job = np.array(
-        (0, 0, address_of(routines), *layers, address_of(x), n, k, 0, 0, *between, *rest)
-    )
+    job = np.array((0, 0, *stack, address_of(x), n, k, 0, 0, *between, *rest))
     run(mail, work, job, helpers)
     return table.size + places.size  # they live until here

@@ -2,8 +2,9 @@
 """What compiled code needs of LLVM that Numba has no words for: addresses, calls, atomics."""
 
 import llvmlite.binding as llvm
+import numpy as np
 from llvmlite import ir
-from numba import types
+from numba import carray, njit, types  # pyright: ignore[reportPrivateImportUsage]
 from numba.extending import intrinsic
 
 _I64 = ir.IntType(64)
@@ -132,3 +133,9 @@ def int64s(typingctx, address, count):
         return context.make_tuple(builder, signature.return_type, values)
 
     return types.UniTuple(types.int64, length)(types.int64, count), codegen
+
+
+@njit(inline="always")
+def int64s_at(address, count):
+    """The int64 at an address as an array (count,)."""
+    return carray(pointer_to(np.int64(0), address), count)

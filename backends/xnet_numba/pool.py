@@ -17,7 +17,7 @@ import threading
 import numpy as np
 
 from xnet_numba.compiling import _alone
-from xnet_numba.intrinsics import address_of, atomic_add, atomic_load, call, pause
+from xnet_numba.intrinsics import address_of, atomic_add, atomic_load, call, int64s_at, pause
 
 LOOKS = 20_000
 """How often a helper looks for the next job before it sleeps: for about a third of a ms."""
@@ -26,44 +26,48 @@ LOOKS = 20_000
 # is open while that is odd), the routine, what it is called with, how many helpers it may have, how
 # many are at it, and the address of the system's routine that lets another thread run.
 SEQUENCE, ROUTINE, JOB, HELPERS, ACTIVE, YIELD = range(0, 48, 8)
+PLACES = 48
 
 
 @_alone
 def run(mail, routine, job, helpers):
-    """Have a routine called with the address of `job`, by this thread and up to so many helpers."""
+    """Have a routine called with the address of `job`, by this thread and up to so many helpers.
+
+    `mail` is the address of the pool's.
+    """
     if helpers == 0:
         call(routine, (address_of(job),))
         return
-    mail[ROUTINE], mail[JOB], mail[HELPERS] = routine, address_of(job), helpers
-    sequence = address_of(mail) + 8 * SEQUENCE
-    atomic_add(sequence, 1)
+    places = int64s_at(mail, PLACES)
+    places[ROUTINE], places[JOB], places[HELPERS] = routine, address_of(job), helpers
+    atomic_add(mail + 8 * SEQUENCE, 1)
     call(routine, (address_of(job),))
-    atomic_add(sequence, 1)
+    atomic_add(mail + 8 * SEQUENCE, 1)
     # Who has joined is within the last piece; who comes now sees that it is too late.
     looks = 0
-    while atomic_load(address_of(mail) + 8 * ACTIVE) != 0:
+    while atomic_load(mail + 8 * ACTIVE) != 0:
         looks += 1
-        if looks % 1000 == 0 and mail[YIELD] != 0:
-            call(mail[YIELD], ())
+        if looks % 1000 == 0 and places[YIELD] != 0:
+            call(places[YIELD], ())
         pause()
 
 
 @_alone
 def _serve(mail, index, seen, looks):
     """Help with what comes until nothing has for so many looks; returns what was last seen."""
-    sequence, active = address_of(mail) + 8 * SEQUENCE, address_of(mail) + 8 * ACTIVE
+    places = int64s_at(mail, PLACES)
     left = looks
     while left > 0:
-        now = atomic_load(sequence)
+        now = atomic_load(mail + 8 * SEQUENCE)
         if now == seen or now % 2 == 0:
             left -= 1
             pause()
             continue
         # First join, then see that it is still open: either this or who closes sees the other.
-        atomic_add(active, 1)
-        if atomic_load(sequence) == now and index < mail[HELPERS]:
-            call(mail[ROUTINE], (mail[JOB],))
-        atomic_add(active, -1)
+        atomic_add(mail + 8 * ACTIVE, 1)
+        if atomic_load(mail + 8 * SEQUENCE) == now and index < places[HELPERS]:
+            call(places[ROUTINE], (places[JOB],))
+        atomic_add(mail + 8 * ACTIVE, -1)
         seen, left = now, looks
     return seen
 
@@ -92,18 +96,17 @@ class Pool:
     Attributes
     ----------
     mail
-        What `run` and the helpers tell each other, int64.
+        The address of what `run` and the helpers tell each other.
     """
 
     def __init__(self):
         self.lock = threading.Lock()
         self.helpers = []
-        space = np.zeros(64, np.int64)
-        first = -(space.ctypes.data // 8) % 8  # the first number that begins a cache line
-        self.mail = space[first : first + 56]
+        self.space = np.zeros(PLACES + 7, np.int64)
+        self.mail = -(-self.space.ctypes.data // 64) * 64  # where a cache line begins
         with contextlib.suppress(AttributeError, OSError, TypeError):  # not on every system
-            give_way = ctypes.CDLL(None).sched_yield
-            self.mail[YIELD] = ctypes.cast(give_way, ctypes.c_void_p).value
+            give_way = ctypes.cast(ctypes.CDLL(None).sched_yield, ctypes.c_void_p).value
+            self.space[(self.mail - self.space.ctypes.data) // 8 + YIELD] = give_way
 
     def share(self, helpers, compiled, *arguments):
         """Call a compiled function with the mail, the arguments, and how many helpers it may have.

@@ -1,7 +1,7 @@
 """The reference backend: NumPy, by the generic kernels alone."""
 
-from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
+from contextvars import Context, copy_context
 from typing import Any
 
 import numpy as np
@@ -43,18 +43,30 @@ class NumpyBackend(Backend):
             return super().softmax(x) if self.reproducible else _softmax(x)
 
     def through(self, x: Array, stack: Stack, probabilities: bool) -> Array:
-        if not self.reproducible:
-            with _overflow_raises(), suppress(FloatingPointError):
-                out = x
-                for kernel, *arrays in stack.steps:
-                    own = _OWN.get(kernel)
-                    out = own(out, *arrays) if own else getattr(self, kernel)(out, *arrays)
-                return _softmax(out) if probabilities else out
-        return super().through(x, stack, probabilities)
+        if self.reproducible:
+            return super().through(x, stack, probabilities)
+        if stack.prepared is None:
+            own = {"affine": _affine, "sigmoid": _sigmoid}
+            stack.prepared = [(own.get(k) or getattr(self, k), arrays) for k, *arrays in stack.steps]
+        try:
+            return _WHERE_OVERFLOW_RAISES.copy().run(_through, x, stack.prepared, probabilities)
+        except FloatingPointError:
+            return super().through(x, stack, probabilities)
 
 
 def _overflow_raises() -> AbstractContextManager[object]:
     return np.errstate(over="raise", divide="ignore", invalid="ignore")
+
+
+def _context_where_overflow_raises() -> Context:
+    context = copy_context()
+    context.run(np.seterr, over="raise", divide="ignore", invalid="ignore")
+    return context
+
+
+_WHERE_OVERFLOW_RAISES = _context_where_overflow_raises()
+"""NumPy keeps how it treats errors in a context variable. To run a function in a copy of a context
+takes a tenth of the three microseconds of `np.errstate`, much beside the twenty of a small call."""
 
 
 # As the generic forms, without their temporaries; to be called in silence.
@@ -68,17 +80,20 @@ def _affine(x: Array, W: Array, b: Array) -> Array:
 
 def _sigmoid(x: Array) -> Array:
     """1 / (1 + exp(-x)), as good as the generic form where exp(-x) does not overflow."""
-    y = np.negative(x)
-    np.exp(y, out=y)
+    y = -x
+    np.exp(y, y)
     y += 1
-    return np.reciprocal(y, out=y)
+    return np.reciprocal(y, y)
 
 
 def _softmax(x: Array) -> Array:
     y = x - np.maximum.reduce(x, axis=-1, keepdims=True)
-    np.exp(y, out=y)
+    np.exp(y, y)
     y /= np.add.reduce(y, axis=-1, keepdims=True)
     return y
 
 
-_OWN: dict[str, Callable[..., Array]] = {"affine": _affine, "sigmoid": _sigmoid}
+def _through(x: Array, kernels: list[tuple[Any, list[Array]]], probabilities: bool) -> Array:
+    for kernel, arrays in kernels:
+        x = kernel(x, *arrays)
+    return _softmax(x) if probabilities else x
