@@ -317,12 +317,14 @@ def test_parameters_are_live(backend, data):
     assert (y == y[0]).all()
 
 
-def test_setting_a_parameter_replaces_the_layers(backend, data):
+def test_setting_a_parameter_sets_the_layers_numbers(backend, data):
     net, other = make(), make(seed=1)
     before = net.loss(*data)
     for name, array in other.params.items():
+        old = net.params[name]
         net.params[name] = array
-        assert net.params[name] is array
+        written = backend.name != "strict"  # which does not say how to write
+        assert net.params[name] is (old if written else array)
     assert net.loss(*data) == other.loss(*data) != before
     net.params.update({"b2": net.params["b2"] + 1.0})
     np.testing.assert_array_equal(backend.to_numpy(net.layers[2].b), [1, 1, 1])

@@ -400,18 +400,21 @@ def test_ctrl_c_between_steps(backend, data):
 
 
 @pytest.mark.parametrize("at", range(1, 10))
-def test_ctrl_c_while_parameters_are_replaced(monkeypatch, at, data):
-    """The signal comes before W1, b1, W2 or b2 of a step is put in place: none is, or all are."""
-    place, placed = xnet.network.Parameters.__setitem__, []
+@pytest.mark.parametrize("kernel", ["descend", "overwrite"])
+def test_ctrl_c_while_parameters_are_written(monkeypatch, kernel, at, data):
+    """The signal comes at W1, b1, W2 or b2 of a step: none is written in the end, or all are."""
+    from xnet_numpy import NumpyBackend
 
-    def place_and_interrupt(self, key, value):
-        placed.append(key)
-        if len(placed) == at:
+    original, calls = getattr(NumpyBackend, kernel), []
+
+    def interrupt(self, *arguments):
+        calls.append(kernel)
+        if len(calls) == at:
             signal.raise_signal(signal.SIGINT)
-        place(self, key, value)
+        return original(self, *arguments)
 
-    network = make_network()
-    monkeypatch.setattr(xnet.network.Parameters, "__setitem__", place_and_interrupt)
+    network = make_network(backend="numpy")
+    monkeypatch.setattr(NumpyBackend, kernel, interrupt)
     try:
         history = run(network, *data, batch_size=10, iterations=4)
     except KeyboardInterrupt:
@@ -419,6 +422,25 @@ def test_ctrl_c_while_parameters_are_replaced(monkeypatch, at, data):
     monkeypatch.undo()
     assert history.stopped == "interrupted"
     assert bits(network) in (after(history.iterations), after(history.iterations + 1))
+
+
+@pytest.mark.parametrize("at", range(1, 5))
+def test_a_second_ctrl_c_does_not_keep_the_first_from_restoring(monkeypatch, at, data):
+    place, calls = xnet.network.Parameters.__setitem__, []
+
+    def interrupt(self, key, value):
+        calls.append(key)
+        if len(calls) == at:
+            signal.raise_signal(signal.SIGINT)
+        place(self, key, value)
+
+    network = make_network()
+    monkeypatch.setattr(xnet.network.Parameters, "__setitem__", interrupt)
+    history = run(network, *data, optimizer=Interrupting(3), batch_size=10)
+    monkeypatch.undo()
+    assert (history.stopped, history.iterations) == ("interrupted", 2)
+    assert len(calls) > at
+    assert bits(network) == after(2)
 
 
 @pytest.mark.parametrize("at", [1, 4, 30])

@@ -46,9 +46,9 @@ class Stack:
     Attributes
     ----------
     steps
-        From input to scores, as in `Backend.loss_differences`.
+        From input to scores, as in `Backend.loss_differences`; they never change.
     prepared
-        For the backend to keep what it makes of the steps; they never change.
+        For the backend to keep what it makes of the steps.
     widest
         Columns of the widest array that a step makes.
     """
@@ -57,9 +57,8 @@ class Stack:
     prepared: Any = None
 
     def __post_init__(self) -> None:
-        self.widest = max(
-            (step[1].shape[1] for step in self.steps if step[0] == "affine"), default=1
-        )
+        affine = (step[1].shape[1] for step in self.steps if step[0] == "affine")
+        self.widest: int = max(affine, default=1)
 
 
 class Backend:
@@ -233,6 +232,17 @@ class Backend:
         every_class = xp.arange(classes, dtype=t.dtype, device=t.device)
         return xp.astype(xp.expand_dims(t, axis=-1) == every_class, dtype)
 
+    def overwrite(self, old: Array, new: Array) -> Array:
+        """`new` in the place of `old`, of its shape and dtype: whichever array holds it then.
+
+        That is `old` where a backend's arrays can be written, as here they need not be.
+        """
+        return new
+
+    def descend(self, W: Array, g: Array, lr: float) -> Array:
+        """W - lr g, one step of gradient descent, in the place of W as by `overwrite`."""
+        return self.overwrite(W, W - lr * g)
+
     # -- fused kernels: a whole stack of layers in one call
 
     def forward(self, x: Array, stack: Stack, probabilities: bool) -> Array:
@@ -259,7 +269,7 @@ class Backend:
             return self.softmax(x) if probabilities else x
 
     def fuses(self, stack: Stack) -> bool:
-        """Whether `loss_and_gradients` takes this stack in this mode."""
+        """Whether `loss_and_gradients` and `train_step` take this stack in this mode."""
         return False
 
     def loss_and_gradients(
@@ -280,6 +290,15 @@ class Backend:
             As in `row_losses`, t (N, C) of x's dtype.
         """
         raise NotImplementedError
+
+    def train_step(self, x: Array, t: Array, stack: Stack, loss: str, lr: float) -> Array | None:
+        """The mean loss, 0-d; and each W and b of the stack is moved as by `descend`, in its place.
+
+        All of them or, if Ctrl-C comes, none. None where an array cannot be written, and then
+        nothing is. Parameters as in `loss_and_gradients`, and like that only for a stack that
+        `fuses` accepts.
+        """
+        return None
 
     def row_losses(self, scores: Array, loss: str, t: Array) -> Array:
         """The loss of each row, (...), of `scores` (..., C) against targets t of that shape.

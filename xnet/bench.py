@@ -111,8 +111,7 @@ def network_step(network: Network, x: Any, t: Any, lr: float) -> Contender:
     optimizer = SGD(lr)
 
     def step() -> float:
-        loss, gradients = network.loss_and_gradient(x, t)
-        optimizer.update(network.params, gradients)
+        loss = network.train_step(x, t, optimizer)
         network.backend.synchronize()
         return loss
 

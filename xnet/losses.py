@@ -65,36 +65,31 @@ def batch_and_targets(y: Array, t: Array) -> tuple[Backend, Array, Array]:
 
 
 def _batch_and_targets(backend: Backend, y: Array, t: Array) -> tuple[Array, Array]:
-    xp = backend.xp
     float_dtype(y.dtype, "dtype of y")
     if y.ndim not in (1, 2):
         raise ValueError(f"y has shape {tuple(y.shape)}, expected (C,) or (N, C)")
     if y.shape[0] == 0 or y.shape[-1] == 0:
         raise ValueError(f"y has shape {tuple(y.shape)}: the batch is empty")
-    if t.ndim == y.ndim - 1:
-        targets = _one_hot(backend, y, t)
-    elif tuple(t.shape) == tuple(y.shape):
-        targets = t if t.dtype == y.dtype else xp.astype(t, y.dtype)
-    else:
-        raise ValueError(
-            f"t has shape {tuple(t.shape)}, expected {tuple(y.shape)} (one-hot) "
-            f"or {tuple(y.shape[:-1])} (class indices)"
-        )
+    targets = targets_for(backend, t, tuple(y.shape), y.dtype)
     shape = (-1, y.shape[-1])
-    return xp.reshape(y, shape), xp.reshape(targets, shape)
+    return backend.xp.reshape(y, shape), backend.xp.reshape(targets, shape)
 
 
-def targets_for(backend: Backend, t: Array, rows: int, classes: int, dtype: Any) -> Array:
-    """Labels `t` for so many rows of so many classes as (N, C) of `dtype`, checked."""
-    y = backend.xp.broadcast_to(backend.xp.zeros((), dtype=dtype), (rows, classes))
-    return _batch_and_targets(backend, y, t)[1]
+def targets_for(backend: Backend, t: Array, shape: tuple[int, ...], dtype: Any) -> Array:
+    """Labels `t` of outputs of this shape, (C,) or (N, C), as targets of it and the dtype."""
+    if t.ndim == len(shape) - 1:
+        return _one_hot(backend, shape, t, dtype)
+    if tuple(t.shape) == shape:
+        return t if t.dtype == dtype else backend.xp.astype(t, dtype)
+    raise ValueError(
+        f"t has shape {tuple(t.shape)}, expected {shape} (one-hot) or {shape[:-1]} (class indices)"
+    )
 
 
-def _one_hot(backend: Backend, y: Array, t: Array) -> Array:
-    """Class indices `t`, y's shape less its last axis, as one-hot rows of y's dtype."""
-    xp = backend.xp
-    if not xp.isdtype(t.dtype, "integral"):
+def _one_hot(backend: Backend, shape: tuple[int, ...], t: Array, dtype: Any) -> Array:
+    """Class indices `t`, of the shape less its last axis, as one-hot rows."""
+    if not backend.xp.isdtype(t.dtype, "integral"):
         raise ValueError(f"t has dtype {dtype_name(t.dtype)}, expected integer class indices")
-    if tuple(t.shape) != tuple(y.shape[:-1]):
-        raise ValueError(f"t has {t.shape[0]} labels, y has {y.shape[0]} samples")
-    return backend.one_hot(t, y.shape[-1], y.dtype)
+    if tuple(t.shape) != shape[:-1]:
+        raise ValueError(f"t has {t.shape[0]} labels, y has {shape[0]} samples")
+    return backend.one_hot(t, shape[-1], dtype)

@@ -20,12 +20,14 @@ from xnet.errors import BackendError, NaiveGradientWarning
 from xnet.gradient import checked_step, numerical_gradient
 from xnet.layers import ACTIVATIONS, Affine, Layer, LossLayer, ReLU, Sigmoid, SoftmaxWithLoss
 from xnet.losses import batch_and_targets, targets_for
+from xnet.optimizers import SGD, Optimizer
 
 
 class Parameters(MutableMapping[str, Array]):
     """A network's live parameters by name: W1, b1, W2, ...
 
-    Setting one replaces the layer's own array; its shape, dtype and device stay what they were.
+    Setting one gives it those numbers: they are written to the layer's own array or, where a
+    backend's arrays cannot be written, replace it. Shape, dtype and device stay what they were.
     """
 
     def __init__(self, network: "Network") -> None:
@@ -54,7 +56,7 @@ class Parameters(MutableMapping[str, Array]):
                 f"params[{key!r}] is {dtype_name(value.dtype)} {tuple(value.shape)}, "
                 f"expected {dtype_name(old.dtype)} {tuple(old.shape)}"
             )
-        setattr(layer, name, value)
+        setattr(layer, name, self._network.backend.overwrite(old, value))
 
     def __delitem__(self, key: str) -> None:
         raise TypeError("a network's parameters can be replaced, not deleted")
@@ -67,6 +69,22 @@ class Parameters(MutableMapping[str, Array]):
 
     def __repr__(self) -> str:
         return f"Parameters({ {name: tuple(array.shape) for name, array in self.items()} })"
+
+    def keep(self, kept: dict[str, Array]) -> None:
+        """Have `kept` hold these numbers, whatever is written to the parameters then."""
+        backend = self._network.backend
+        for name, W in self.items():
+            old = kept.get(name)
+            new = backend.xp.asarray(W, copy=True) if old is None else backend.overwrite(old, W)
+            kept[name] = new
+
+    def restore(self, kept: dict[str, Array]) -> None:
+        """Put back what `keep` kept, in full even if Ctrl-C comes meanwhile."""
+        try:
+            self.update(kept)
+        except KeyboardInterrupt:
+            self.update(kept)
+            raise
 
     def gradients(self) -> dict[str, Array]:
         """What the layers' last `backward` found, by the same names."""
@@ -128,6 +146,7 @@ class Network:
         self.layers = list(layers)
         self.loss_layer = SoftmaxWithLoss() if loss is None else loss
         self._kept_plan: _Plan | None = None
+        self._before_step: dict[str, Array] = {}
         self.backend = resolve(backend)
         given = [array for layer in layers for array in layer.params.values() if array is not None]
         self.dtype = float_dtype(dtype or _common_dtype(given))
@@ -213,6 +232,7 @@ class Network:
         mode = None if isinstance(backend, Backend) else self.backend.reproducible
         target = resolve(backend, mode)
         self._move_parameters(target.asarray)
+        self._before_step = {}
         self.backend = target
         return self
 
@@ -255,7 +275,7 @@ class Network:
 
     def __getstate__(self) -> dict[str, Any]:
         # A plan may hold addresses of this network's arrays: a copy must make its own.
-        return vars(self) | {"_kept_plan": None}
+        return vars(self) | {"_kept_plan": None, "_before_step": {}}
 
     def _plan_kept(self) -> "_Plan | None":
         plan = self._kept_plan
@@ -346,8 +366,8 @@ class Network:
         """`loss` and `gradient` from the same forward pass."""
         with self._running():
             x, t = self._batch(x, t)
-            plan = self._plan_kept()
-            if plan is not None and plan.loss is not None and self.backend.fuses(plan.stack):
+            plan = self._fused_plan()
+            if plan is not None:
                 return self._fused_gradient(plan, x, t)
             for layer in self.layers:
                 x = layer.forward(x)
@@ -362,17 +382,62 @@ class Network:
                 first.backward(dout)
             return loss, self.params.gradients()
 
+    def _fused_plan(self) -> "_Plan | None":
+        """The plan if the backend takes it from the input to the gradients in one call."""
+        plan = self._plan_kept()
+        fused = plan is not None and plan.loss and self.backend.fuses(plan.stack)
+        return plan if fused else None
+
     def _fused_gradient(self, plan: "_Plan", x: Array, t: Array) -> tuple[float, dict[str, Array]]:
         """`loss_and_gradient` in one call of the backend."""
-        xp = self.backend.xp
-        if x.ndim == 1:
-            x, t = xp.expand_dims(x, axis=0), xp.expand_dims(t, axis=0)
-        x = plan.first.flattened(x)
-        targets = targets_for(self.backend, t, x.shape[0], plan.classes, x.dtype)
-        loss, found = self.backend.loss_and_gradients(x, targets, plan.stack, plan.loss or "")
+        loss, found = self.backend.loss_and_gradients(*plan.batch(x, t), plan.stack, plan.loss)
         for (layer, _, _), (dW, db) in zip(plan.affine, found, strict=True):
             layer.dW, layer.db = dW, db
         return float(loss), self.params.gradients()
+
+    def train_step(self, x: Any, t: Any, optimizer: Optimizer) -> float:
+        """One training step: the loss, its gradient by backpropagation, and the optimizer's update.
+
+        Ctrl-C, or an error in the optimizer, leaves the parameters as they were before it.
+
+        Parameters
+        ----------
+        x, t
+            As in `loss`.
+        optimizer
+            Plain `SGD` is part of the backend's fused call where there is one.
+
+        Returns
+        -------
+        float
+            The loss before the update.
+
+        Raises
+        ------
+        ValueError, BackendError
+            As in `loss`.
+        """
+        with self._running():
+            x, t = self._batch(x, t)
+            plan = self._fused_plan() if type(optimizer) is SGD else None
+            if plan is not None:
+                batch = plan.batch(x, t)
+                loss = self.backend.train_step(*batch, plan.stack, plan.loss, optimizer.lr)
+                if loss is not None:
+                    return float(loss)
+            loss, gradients = self.loss_and_gradient(x, t)
+            self.update(optimizer, gradients)
+            return loss
+
+    def update(self, optimizer: Optimizer, gradients: dict[str, Array]) -> None:
+        """Have the optimizer take a step, in full or, if Ctrl-C or an error comes, not at all."""
+        with self._running():
+            self.params.keep(self._before_step)
+            try:
+                optimizer.update(self.params, gradients)
+            except BaseException:
+                self.params.restore(self._before_step)
+                raise
 
     def numerical_gradient(
         self, x: Any, t: Any, h: float | None = None, *, method: str | None = None
@@ -484,10 +549,17 @@ class _Plan:
         fusible = all(_speaks_for(v, "step", "backward", "grads") for v in self.layers)
         fusible = fusible and _speaks_for(self.loss_layer, "row_loss", "backward")
         known = all(type(v).step in _OWN_STEPS for v in self.layers)
-        self.loss = self.loss_layer.row_loss if fusible and known else None
-        """As `Backend.loss_and_gradients` calls it; None if the layers may compute another."""
+        self.loss = (self.loss_layer.row_loss if fusible and known else None) or ""
+        """As `Backend.loss_and_gradients` calls it; empty if the layers may compute another."""
         # What a layer of a user's own makes of its parameters may change with every call.
         self.lasts = known
+
+    def batch(self, x: Array, t: Array) -> tuple[Array, Array]:
+        """A batch (N, D) and its targets (N, C), checked."""
+        if x.ndim == 1:
+            x, t = x[None, ...], t[None, ...]
+        x = self.first.flattened(x)
+        return x, targets_for(self.backend, t, (x.shape[0], self.classes), x.dtype)
 
     @staticmethod
     def possible(network: Network) -> bool:
@@ -510,11 +582,11 @@ class _Plan:
 
     def describes(self, network: Network) -> bool:
         """Whether the network is still made of the same layers and arrays."""
-        if network.layers != self.layers or network.backend is not self.backend:
-            return False
         for layer, W, b in self.affine:
             if layer.W is not W or layer.b is not b:
                 return False
+        if network.layers != self.layers or network.backend is not self.backend:
+            return False
         return network.loss_layer is self.loss_layer
 
 

@@ -1,14 +1,15 @@
 """Optimizers: how gradients change parameters.
 
-`update` replaces each array of `params` by a new one, for the arrays of some backends cannot be
-written in place. What an optimizer remembers between steps it keeps by the parameter's name.
+`update` writes to the arrays of `params`, as the book's do (§6.1); where a backend's arrays cannot
+be written, it replaces them. What an optimizer remembers between steps it keeps by the parameter's
+name.
 """
 
 import math
 from collections.abc import Mapping, MutableMapping
 from typing import Any
 
-from xnet.backend import Array, backend_of, get_backend
+from xnet.backend import Array, Backend, backend_of, get_backend
 
 Params = MutableMapping[str, Array]
 Grads = Mapping[str, Array]
@@ -68,30 +69,38 @@ class Optimizer:
             Parameter, gradient and what is remembered of it live on different devices.
         """
         current = get_backend()
-        for name, gradient in grads.items():
-            W, backend = params[name], current
-            if not (backend.owns(W) and backend.owns(gradient)):
-                backend = backend_of(**{name: W, f"gradient of {name}": gradient})
-            if gradient.shape != W.shape:
-                raise ValueError(
-                    f"gradient of {name} has shape {tuple(gradient.shape)}, "
-                    f"expected {tuple(W.shape)}"
-                )
-            steps, memory = self.memory.get(name, (0, []))
-            for array in memory:
-                backend_of(**{name: W, f"the optimizer's memory of {name}": array})
-                if array.shape != W.shape:
+        with current.running():
+            for name, gradient in grads.items():
+                W, backend = params[name], current
+                if not (backend.owns(W) and backend.owns(gradient)):
+                    backend = backend_of(**{name: W, f"gradient of {name}": gradient})
+                if gradient.shape != W.shape:
                     raise ValueError(
-                        f"{name} has shape {tuple(W.shape)}, the optimizer remembers one of "
-                        f"{tuple(array.shape)}: use a new optimizer for each network"
+                        f"gradient of {name} has shape {tuple(gradient.shape)}, "
+                        f"expected {tuple(W.shape)}"
                     )
-            with backend.running():
-                memory = memory or [backend.xp.zeros_like(W) for _ in range(self.slots)]
-                params[name], *memory = self.step(backend.xp, steps + 1, W, gradient, *memory)
-            self.memory[name] = steps + 1, memory
+                steps, memory = self.memory.get(name, (0, []))
+                for array in memory:
+                    backend_of(**{name: W, f"the optimizer's memory of {name}": array})
+                    if array.shape != W.shape:
+                        raise ValueError(
+                            f"{name} has shape {tuple(W.shape)}, the optimizer remembers one of "
+                            f"{tuple(array.shape)}: use a new optimizer for each network"
+                        )
+                with backend.running():
+                    memory = memory or [backend.xp.zeros_like(W) for _ in range(self.slots)]
+                    new, *memory = self.step(backend, steps + 1, W, gradient, *memory)
+                    if new is not W and (new := backend.overwrite(W, new)) is not W:
+                        params[name] = new
+                self.memory[name] = steps + 1, memory
 
-    def step(self, xp: Any, n: int, W: Array, g: Array, *memory: Array) -> tuple[Array, ...]:
-        """The n-th step of a parameter, n from 1: its new value, then the new memory."""
+    def step(
+        self, backend: Backend, n: int, W: Array, g: Array, *memory: Array
+    ) -> tuple[Array, ...]:
+        """The n-th step of a parameter, n from 1: its new value, then the new memory.
+
+        W may have been overwritten by the new value, and is returned then; g and memory may not.
+        """
         raise NotImplementedError
 
     def __repr__(self) -> str:
@@ -105,8 +114,10 @@ class SGD(Optimizer):
     def __init__(self, lr: float = 0.01) -> None:
         super().__init__(lr)
 
-    def step(self, xp: Any, n: int, W: Array, g: Array, *memory: Array) -> tuple[Array, ...]:
-        return (W - self.lr * g,)
+    def step(
+        self, backend: Backend, n: int, W: Array, g: Array, *memory: Array
+    ) -> tuple[Array, ...]:
+        return (backend.descend(W, g, self.lr),)
 
 
 class Momentum(Optimizer):
@@ -118,7 +129,9 @@ class Momentum(Optimizer):
         super().__init__(lr)
         self.momentum = _check("momentum", momentum, 1)
 
-    def step(self, xp: Any, n: int, W: Array, g: Array, *memory: Array) -> tuple[Array, ...]:
+    def step(
+        self, backend: Backend, n: int, W: Array, g: Array, *memory: Array
+    ) -> tuple[Array, ...]:
         (v,) = memory
         v = self.momentum * v - self.lr * g
         return W + v, v
@@ -131,7 +144,9 @@ class Nesterov(Momentum):
     stands for the point already moved ahead, so that the gradient is needed at W alone.
     """
 
-    def step(self, xp: Any, n: int, W: Array, g: Array, *memory: Array) -> tuple[Array, ...]:
+    def step(
+        self, backend: Backend, n: int, W: Array, g: Array, *memory: Array
+    ) -> tuple[Array, ...]:
         (v,) = memory
         v = self.momentum * v - self.lr * g
         return W + (self.momentum * v - self.lr * g), v
@@ -146,10 +161,12 @@ class AdaGrad(Optimizer):
         super().__init__(lr)
         self.eps = _check("eps", eps)
 
-    def step(self, xp: Any, n: int, W: Array, g: Array, *memory: Array) -> tuple[Array, ...]:
+    def step(
+        self, backend: Backend, n: int, W: Array, g: Array, *memory: Array
+    ) -> tuple[Array, ...]:
         (h,) = memory
         h = h + g * g
-        return W - self.lr * g / (xp.sqrt(h) + self.eps), h
+        return W - self.lr * g / (backend.xp.sqrt(h) + self.eps), h
 
 
 class RMSProp(Optimizer):
@@ -165,10 +182,12 @@ class RMSProp(Optimizer):
         self.decay = _check("decay", decay, 1)
         self.eps = _check("eps", eps)
 
-    def step(self, xp: Any, n: int, W: Array, g: Array, *memory: Array) -> tuple[Array, ...]:
+    def step(
+        self, backend: Backend, n: int, W: Array, g: Array, *memory: Array
+    ) -> tuple[Array, ...]:
         (h,) = memory
         h = self.decay * h + (1 - self.decay) * (g * g)
-        return W - self.lr * g / (xp.sqrt(h) + self.eps), h
+        return W - self.lr * g / (backend.xp.sqrt(h) + self.eps), h
 
 
 class Adam(Optimizer):
@@ -184,13 +203,15 @@ class Adam(Optimizer):
         self.beta2 = _check("beta2", beta2, 1)
         self.eps = _check("eps", eps)
 
-    def step(self, xp: Any, n: int, W: Array, g: Array, *memory: Array) -> tuple[Array, ...]:
+    def step(
+        self, backend: Backend, n: int, W: Array, g: Array, *memory: Array
+    ) -> tuple[Array, ...]:
         m, v = memory
         m = self.beta1 * m + (1 - self.beta1) * g
         v = self.beta2 * v + (1 - self.beta2) * (g * g)
         m_hat = m / (1 - _power(self.beta1, n))
         v_hat = v / (1 - _power(self.beta2, n))
-        return W - self.lr * m_hat / (xp.sqrt(v_hat) + self.eps), m, v
+        return W - self.lr * m_hat / (backend.xp.sqrt(v_hat) + self.eps), m, v
 
 
 OPTIMIZERS: dict[str, Any] = {

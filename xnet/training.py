@@ -257,19 +257,11 @@ class _Run:
         with use_backend(network.backend), network.backend.running():
             rows = network.backend.asarray(indices)
             x, t = xp.take(x, rows, axis=0), xp.take(t, rows, axis=0)
-            if self.numerical:
-                loss, gradients = network.loss(x, t), network.numerical_gradient(x, t)
-            else:
-                loss, gradients = network.loss_and_gradient(x, t)
-            # The step is computed in full, then put in place: Ctrl-C finds a whole one or none.
-            updated = dict(network.params)
-            self.optimizer.update(updated, gradients)
-            try:
-                network.params.update(updated)
-            except KeyboardInterrupt:
-                network.params.update(updated)
-                raise
-        return loss
+            if not self.numerical:
+                return network.train_step(x, t, self.optimizer)
+            loss, gradients = network.loss(x, t), network.numerical_gradient(x, t)
+            network.update(self.optimizer, gradients)
+            return loss
 
     def is_finite(self) -> bool:
         """Whether no parameter holds NaN or infinity."""
@@ -293,13 +285,14 @@ class _Run:
             history.test_accuracy.append(test_accuracy)
         self.epochs_since_best += 1
         if score > self.best[0]:
-            # Updates replace arrays and never write to them, so these need no copies.
-            self.best = score, len(history.epoch_ends) - 1, dict(network.params)
+            kept: dict[str, Array] = {}
+            network.params.keep(kept)
+            self.best = score, len(history.epoch_ends) - 1, kept
             self.epochs_since_best = 0
 
     def restore_best(self) -> None:
         _, self.history.kept_epoch, params = self.best
-        self.network.params.update(params)
+        self.network.params.restore(params)
 
 
 def _check_length(name: str, value: int | None) -> None:

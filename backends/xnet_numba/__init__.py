@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+from xnet_numpy import Silence, overwrite
 
 from xnet import threads
 from xnet.backend import Array, Backend, Stack
@@ -54,7 +55,7 @@ class NumbaBackend(Backend):
 
     def running(self) -> AbstractContextManager[object]:
         """Block without NumPy's warnings of overflow, of division by 0 and of NaN."""
-        return np.errstate(over="ignore", divide="ignore", invalid="ignore")
+        return Silence()
 
     # NumPy's own are the fast ones.
 
@@ -114,6 +115,15 @@ class NumbaBackend(Backend):
             return out
         return super().one_hot(t, classes, dtype)
 
+    def overwrite(self, old: Array, new: Array) -> Array:
+        return overwrite(old, new)
+
+    def descend(self, W: Array, g: Array, lr: float) -> Array:
+        if not (W.flags.c_contiguous and W.flags.writeable and W.dtype.isnative):
+            return super().descend(W, g, lr)
+        self.kernels.descend(W, _packed(g), lr)
+        return W
+
     def forward(self, x: Array, stack: Stack, probabilities: bool) -> Array:
         prepared = self._prepared(stack)
         if prepared and x.dtype == prepared.dtype and x.shape[1] == prepared.inputs:
@@ -127,6 +137,9 @@ class NumbaBackend(Backend):
         self, x: Array, t: Array, stack: Stack, loss: str
     ) -> tuple[Array, list[tuple[Array, Array]]]:
         return self._prepared(stack).loss_and_gradients(_packed(x), _packed(t), loss)
+
+    def train_step(self, x: Array, t: Array, stack: Stack, loss: str, lr: float) -> Array | None:
+        return self._prepared(stack).train_step(_packed(x), _packed(t), loss, lr)
 
     def _prepared(self, stack: Stack) -> Any:
         """The stack for `fused`; False if that takes no such one, or not in this mode."""

@@ -32,6 +32,7 @@ from xnet_numba.compiling import _strict, _strict_parallel, launching, thread_co
 from xnet_numba.intrinsics import bits_to_float, float_to_bits
 from xnet_numba.kernels import (
     _elementwise,
+    descend,
     relu,
     relu_backward,
     sigmoid_backward,
@@ -41,6 +42,7 @@ __all__ = [
     "affine",
     "affine_backward",
     "affine_gradients",
+    "descend",
     "exp",
     "log",
     "matmul",

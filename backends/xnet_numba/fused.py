@@ -14,7 +14,7 @@ import numpy as np
 from numba import carray, types  # pyright: ignore[reportPrivateImportUsage]
 
 from xnet_numba import products
-from xnet_numba.compiling import _alone, _serial, routine, thread_count
+from xnet_numba.compiling import _alone, _serial, _strict, routine, thread_count
 from xnet_numba.intrinsics import address_of, atomic_add, int64s, int64s_at, pointer_to, size_of
 from xnet_numba.pool import pool, run
 from xnet_numba.rows import (
@@ -53,21 +53,21 @@ class Prepared:
 
     def __init__(self, layers):
         self.layers = layers
-        self.dtype = self.layers[0][0].dtype
-        self.inputs, self.outputs = self.layers[0][0].shape[0], self.layers[-1][0].shape[1]
+        self.dtype = layers[0][0].dtype
+        self.inputs, self.outputs = layers[0][0].shape[0], layers[-1][0].shape[1]
         self.table = np.array(
             [
                 [_address(W), _address(b), *W.shape, ACTIVATIONS[activation]]
-                for W, b, activation in self.layers
+                for W, b, activation in layers
             ],
             np.int64,
         )
-        self.widest = max(W.shape[1] for W, _, _ in self.layers)
-        self.between = sum(W.shape[1] for W, _, _ in self.layers)
-        self.work = sum(W.size for W, _, _ in self.layers)
-        self.stack = _address(self.table), len(self.table)
+        self.widest = max(W.shape[1] for W, _, _ in layers)
+        self.between = sum(W.shape[1] for W, _, _ in layers)
+        self.work = sum(W.size for W, _, _ in layers)
+        self.stack = _address(self.table), len(layers)
         self.forward_arguments = *_forward_works(self.dtype), *self.stack, self.widest
-        self.room = None
+        self.room = self.found = None
 
     def forward(self, x, softmax):
         """The scores of x (N, D), or their softmax."""
@@ -78,25 +78,41 @@ class Prepared:
 
     def loss_and_gradients(self, x, t, loss):
         """The mean loss, and its gradients by W and b of each layer; see `Backend`."""
+        found = np.empty(self.work + self.between, self.dtype)  # all W and b, one after the other
+        value = self._descend(x, t, loss, 0.0, found)
+        gradients, at = [], 0
+        for W, b, _ in self.layers:
+            middle, end = at + W.size, at + W.size + b.size
+            gradients.append((found[at:middle].reshape(W.shape), found[middle:end]))
+            at = end
+        return value, gradients
+
+    def train_step(self, x, t, loss, lr):
+        """The mean loss, after which every W and b has moved; see `Backend`."""
+        if not all(W.flags.writeable and b.flags.writeable for W, b, _ in self.layers):
+            return None
+        if self.found is None:
+            self.found = np.empty(self.work + self.between, self.dtype)
+        return self._descend(x, t, loss, lr, self.found)
+
+    def _descend(self, x, t, loss, lr, found):
         n = x.shape[0]
-        found = [(np.empty_like(W), np.empty_like(b)) for W, b, _ in self.layers]
-        places = np.array([[_address(W), _address(b)] for W, b in found], np.int64)
-        outputs, deltas, losses, back, words, zeros = self._room_for(n)
-        loss = pool.share(
+        losses, *room = self._room_for(n)
+        pool.share(
             *(_helpers(n * self.work), _gradients, *_gradient_works(self.dtype), *self.stack),
-            *(places, x, t, loss == "cross_entropy", outputs, deltas, losses, back, words, zeros),
+            *(self.dtype.type(lr), found, x, t, loss == "cross_entropy", losses, *room),
         )
-        return x.dtype.type(loss), found
+        return losses.sum() / n
 
     def _room_for(self, n):
         """What lies between two layers, forward and backward, each in one piece, and the rest."""
-        if self.room is not None and len(self.room[2]) == n:
+        if self.room is not None and len(self.room[0]) == n:
             return self.room
         outputs, deltas = (np.empty(n * self.between, self.dtype) for _ in "ab")
         losses, back = np.empty(n, self.dtype), np.empty(self.work, self.dtype)
         words = np.empty((n, -(-self.inputs // BITS)), np.int64)
         zeros = np.zeros(max(self.widest, self.inputs), self.dtype)
-        room = outputs, deltas, losses, back, words, zeros
+        room = losses, outputs, deltas, back, words, zeros
         self.room = room if outputs.size <= KEPT else None
         return room
 
@@ -328,7 +344,7 @@ def _there_and_back_work(kind):
     def work(job):
         """Take blocks of rows forward to their loss, and its gradient back to the first layer."""
         at_routines, at_table, layers, _, back, x, n, k, t = int64s(job + 16, 9)
-        cross_entropy, outputs, deltas, losses, zeros, skip, words, rows = int64s(job + 88, 8)
+        cross_entropy, outputs, deltas, losses, zeros, skip, words, rows, _ = int64s(job + 88, 9)
         routines, table = int64s_at(at_routines, 3), _table_at(at_table, layers)
         size, line = size_of(kind), (k + BITS - 1) // BITS * 8
         scale = type(kind)(1 / n)
@@ -369,13 +385,26 @@ def _there_and_back_work(kind):
     return work
 
 
+@_strict
+def _move(kind, W, g, size, rate):
+    """W -= rate g, rounded as `Backend.descend` rounds it."""
+    W, g = carray(pointer_to(kind, W), size), carray(pointer_to(kind, g), size)
+    for i in range(size):
+        W[i] -= rate * g[i]
+
+
+SKIP = 16
+"""Where in a job of the gradients it says whether products of 0 are left out."""
+
+
 def _weights_work(kind):
     def work(job):
-        """Take some inputs of a layer at a time, as long as there are any."""
+        """Take some inputs of a layer at a time, as long as there are any; with a rate, descend."""
         at_routines, at_table, layers, at_places, _, x, n, _, _ = int64s(job + 16, 9)
-        _, outputs, deltas, _, zeros, skip, words, _ = int64s(job + 88, 8)
+        _, outputs, deltas, _, zeros, skip, words, _, at_rate = int64s(job + 88, 9)
         routines, table = int64s_at(at_routines, 3), _table_at(at_table, layers)
         places, size = int64s_at(at_places, 2 * layers), size_of(kind)
+        rate = carray(pointer_to(kind, at_rate), 1)[0]
         while True:
             task = atomic_add(job + 8, 1)
             depth, source, place = 0, x, 0
@@ -394,32 +423,44 @@ def _weights_work(kind):
                 routines, kind, task, source, n, inputs, deltas + place * size, m,
                 skip != 0 and depth == 0, words, zeros, places[2 * depth], places[2 * depth + 1],
             )  # fmt: skip
+            if rate != 0:
+                first = task * BITS * m * size
+                step = min(BITS, inputs - task * BITS) * m
+                W, dW = table[depth, _WEIGHTS] + first, places[2 * depth] + first
+                _move(kind, W, dW, step, rate)
+                if task == 0:
+                    _move(kind, table[depth, _BIAS], places[2 * depth + 1], m, rate)
 
     return work
 
 
 @_alone
 def _gradients(
-    mail, there_and_back, weights, routines, table, layers, places, x, t, cross_entropy, outputs,
-    deltas, losses, back, words, zeros, helpers,
+    mail, there_and_back, weights, routines, table, layers, lr, found, x, t, cross_entropy,
+    losses, outputs, deltas, back, words, zeros, helpers,
 ):  # fmt: skip
     kind, (n, k) = x.dtype.type(0), x.shape
     _transposed(kind, _table_at(table, layers), address_of(back))
     skip, rows = _skippable(table, x), products.share(n, helpers + 1)
+    places = np.empty((layers, 2), np.int64)
+    place = address_of(found)
+    for depth in range(layers):
+        layer = _table_at(table, layers)[depth]
+        places[depth, 0] = place
+        places[depth, 1] = place + layer[_INPUTS] * layer[_OUTPUTS] * x.itemsize
+        place = places[depth, 1] + layer[_OUTPUTS] * x.itemsize
     stack = routines, table, layers, address_of(places), address_of(back)
     data = address_of(x), n, k, address_of(t), np.int64(cross_entropy)
     between = address_of(outputs), address_of(deltas), address_of(losses), address_of(zeros)
-    rest = np.int64(skip), address_of(words), rows
+    rate = np.array((lr,))
+    rest = np.int64(skip), address_of(words), rows, address_of(rate)
     job = np.array((0, 0, *stack, *data, *between, *rest))
     run(mail, there_and_back, job, helpers)
     first = _table_at(table, 1)[0]
     if skip and not products.finite(kind, address_of(deltas), n * first[_OUTPUTS]):
-        job[-3] = 0
+        job[SKIP] = 0
     run(mail, weights, job, helpers)
-    total = 0.0
-    for i in range(n):
-        total += losses[i]
-    return total / n
+    return places.size + rate.size  # they live until here
 
 
 @_alone
@@ -432,7 +473,8 @@ def _affine_gradients(mail, work, routines, dout, x, words, zeros, dW, db, helpe
     places = np.array((address_of(dW), address_of(db)))
     stack = routines, address_of(table), 1, address_of(places), 0
     between = 0, address_of(dout), 0, address_of(zeros)
-    rest = np.int64(skip), address_of(words), 0
+    rate = np.zeros(1, x.dtype)
+    rest = np.int64(skip), address_of(words), 0, address_of(rate)
     job = np.array((0, 0, *stack, address_of(x), n, k, 0, 0, *between, *rest))
     run(mail, work, job, helpers)
-    return table.size + places.size  # they live until here
+    return table.size + places.size + rate.size  # they live until here

@@ -21,6 +21,7 @@ __all__ = [
     "affine",
     "affine_backward",
     "affine_gradients",
+    "descend",
     "one_hot",
     "relu",
     "relu_backward",
@@ -104,6 +105,23 @@ def _relu_backward_parallel(dout, mask, dx):
 def relu_backward(dout, mask):
     """`dout` with zeros where `mask`."""
     return _elementwise(_relu_backward, _relu_backward_parallel, dout, mask)
+
+
+@_strict
+def _descend(W, g, lr):
+    for i in range(W.size):
+        W[i] -= lr * g[i]
+
+
+@_strict_parallel
+def _descend_parallel(W, g, lr):
+    for i in prange(W.size):
+        W[i] -= lr * g[i]
+
+
+def descend(W, g, lr):
+    """W -= lr g."""
+    _run(_descend, _descend_parallel, W.size, W.reshape(-1), g.reshape(-1), W.dtype.type(lr))
 
 
 def _elementwise(serial, parallel, *arrays):
