@@ -106,7 +106,7 @@ class Pool:
         self.mail = -(-self.space.ctypes.data // 64) * 64  # where a cache line begins
         with contextlib.suppress(AttributeError, OSError, TypeError):  # not on every system
             give_way = ctypes.cast(ctypes.CDLL(None).sched_yield, ctypes.c_void_p).value
-            self.space[(self.mail - self.space.ctypes.data) // 8 + YIELD] = give_way
+            self.space[(self.mail - self.space.ctypes.data) // 8 + YIELD] = give_way or 0
 
     def share(self, helpers, compiled, *arguments):
         """Call a compiled function with the mail, the arguments, and how many helpers it may have.

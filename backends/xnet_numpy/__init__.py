@@ -32,7 +32,7 @@ class Silence:
 
     def __exit__(self, *_: object) -> None:
         if self.outermost is not None:
-            self.outermost.__exit__()
+            self.outermost.__exit__(None, None, None)
             _silent.reset(self.token)
 
 
