@@ -77,6 +77,10 @@ class Array(np.ndarray):
     def device(self):
         return SimpleNamespace(id=self._index)
 
+    @property
+    def data(self):
+        return SimpleNamespace(ptr=self.ctypes.data)
+
 
 def on_device(result):
     """What NumPy returned, as CuPy would have."""

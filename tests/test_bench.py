@@ -4,14 +4,17 @@ import matplotlib
 import numpy as np
 import pytest
 from typer.testing import CliRunner
+from xnet_numpy import NumpyBackend
 
 from xnet import bench, cli, plotting
+from xnet.network import Network
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     monkeypatch.setattr("xnet.backend._default", None)  # what is chosen here ends here
     monkeypatch.setattr(bench, "TURN_SECONDS", 1e-4)
+    monkeypatch.setattr(bench, "PAUSE_SECONDS", 0)
     monkeypatch.setattr(bench, "usable", lambda: ["numpy"])
 
 
@@ -36,6 +39,46 @@ def test_training_compares_before_it_times():
     assert list(bench.training()["100"]) == ["NumPy by hand", "numpy"]
     with pytest.raises(AssertionError, match="wrong"):
         bench.training({"wrong": lambda network, x, t, lr: lambda: 1.0})
+
+
+PARTS = {
+    "batching": lambda: bench.batching(bench.images(3)),
+    "affine": lambda: bench.affine((1, 9), ((5, 3),)),
+    "activations": lambda: bench.activations(((2, 3),)),
+    "numerical-gradient": bench.numerical_gradient,
+    "start-up": bench.start_up,
+    "reproducible": bench.reproducible,
+}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_every_part_compares_contenders_case_by_case(monkeypatch, part):
+    monkeypatch.setattr(bench, "TURNS", 1)
+    monkeypatch.setattr(bench, "START_UPS", {"Python alone": "pass", "nothing": "0"})
+    found = PARTS[part]()
+    assert part in bench.PARTS
+    names = [list(contenders) for contenders in found.values()]
+    assert all(len(n) > 1 and n == names[0] for n in names)
+    assert all(s["min"] > 0 for contenders in found.values() for s in contenders.values())
+    assert len(bench.table(found).splitlines()) == 2 + len(names) * len(names[0])
+
+
+def test_a_wrong_kernel_is_not_timed(monkeypatch):
+    right = NumpyBackend.affine
+    monkeypatch.setattr(NumpyBackend, "affine", lambda self, *arrays: 1.01 * right(self, *arrays))
+    with pytest.raises(AssertionError):
+        bench.affine((2,), ((5, 3),))
+
+
+def test_batching_wants_the_same_answers_one_at_a_time(monkeypatch):
+    right = Network.predict
+
+    def wrong(self, x):
+        return right(self, x) + 0.1 * (x.ndim == 1)
+
+    monkeypatch.setattr(Network, "predict", wrong)
+    with pytest.raises(AssertionError):
+        bench.batching(bench.images(2))
 
 
 def test_images_are_mostly_zeros():

@@ -24,6 +24,8 @@ from hypothesis.extra import numpy as arrays
 
 from xnet import parity, perturbation
 from xnet.backend import resolve
+from xnet.layers import Affine, ReLU, Sigmoid
+from xnet.network import Network
 
 SOURCE = Path(xnet_cupy.__file__).with_name("kernels.cu").read_text()
 MODES = ("Fast", "Exact")
@@ -386,6 +388,92 @@ def test_rows_and_elements_beyond_one_pass_of_the_grid(cuda, monkeypatch, rng):
     x, W = plain(rng, (70, 33), "float64"), plain(rng, (33, 19), "float64")
     for name, *arguments in [("softmax", x), ("sum", x, 1), ("relu", x), ("matmul", x, W)]:
         assert_same_bits(run(backend, name, *arguments), run(reference, name, *arguments))
+
+
+def launches(monkeypatch, backend):
+    """Names of the kernels that are launched from now on."""
+    names, launch = [], backend.kernels._launch
+
+    def record(mode, kernel, *rest):
+        names.append(kernel.partition("<")[0])
+        return launch(mode, kernel, *rest)
+
+    monkeypatch.setattr(backend.kernels, "_launch", record)
+    return names
+
+
+def stack_of(backend, activations, widths, dtype="float64"):
+    """A network with such activations after its affine layers, None for no one."""
+    layers = []
+    for (inputs, outputs), activation in zip(pairwise(widths), activations, strict=True):
+        layers += [Affine(inputs, outputs, 1.0), *([activation()] if activation else [])]
+    return Network(layers, dtype=dtype, backend=backend)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("widths", [(5, 3), (40, 70, 33), (7, 100, 1, 9)])
+@pytest.mark.parametrize("rows", [1, 3, 64, 65])
+def test_a_few_rows_go_through_a_stack_in_one_launch(cuda, monkeypatch, rows, widths, dtype):
+    activations = [Sigmoid, ReLU, None][-(len(widths) - 1) :]
+    network = stack_of(cuda(), activations, widths, dtype)
+    reference = stack_of("numpy", activations, widths, dtype)
+    for W, b in zip(network.params.values(), reference.params.values(), strict=True):
+        W[...] = network.backend.asarray(b)
+    x = np.random.default_rng(0).standard_normal((rows, widths[0])).astype(dtype)
+    names = launches(monkeypatch, network.backend)
+    y = network.backend.to_numpy(network.predict(x))
+    close = 200 * np.finfo(dtype).eps
+    np.testing.assert_allclose(y, reference.predict(x), rtol=0, atol=close)
+    if rows <= 64:
+        assert names == ["forward_rows"]
+    else:  # the products are cuBLAS's
+        assert names == ["add_bias"] * (len(widths) - 1) + ["softmax"]
+
+
+def test_what_goes_through_a_stack_in_one_launch_may_be_nan(cuda):
+    network = stack_of(cuda(), [ReLU, None], (4, 3, 2))
+    x = np.ones((3, 4))
+    x[1, 2] = np.nan
+    found = np.isnan(network.backend.to_numpy(network.predict(x)))
+    assert found.tolist() == [[False] * 2, [True] * 2, [False] * 2]
+
+
+def test_parameters_written_in_place_count_in_the_next_launch(cuda):
+    network = stack_of(cuda(), [Sigmoid, None], (4, 3, 2))
+    network.predict(np.ones((2, 4)))
+    network.params["b2"][...] = network.backend.asarray([50.0, 0.0])
+    y = network.backend.to_numpy(network.predict(np.ones((2, 4))))
+    np.testing.assert_allclose(y[:, 0], 1)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rows", [2, 70])
+def test_a_stack_in_reproducible_mode_has_numpys_bits(cuda, rows, dtype):
+    x = np.random.default_rng(0).standard_normal((rows, 9)).astype(dtype)
+    scores = []
+    for backend in (cuda(reproducible=True), resolve("numpy", reproducible=True)):
+        network = stack_of(backend, [Sigmoid, ReLU, None], (9, 33, 5, 4), dtype)
+        scores.append(backend.to_numpy(network.predict(x)))
+    assert parity.same_bits(*scores)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("reproducible", [False, True])
+def test_descending_is_one_launch_in_place(cuda, monkeypatch, reproducible, dtype):
+    backend, rng = cuda(reproducible), np.random.default_rng(0)
+    host = [rng.standard_normal((37, 13)).astype(dtype) for _ in range(2)]
+    W, g = map(backend.asarray, host)
+    names = launches(monkeypatch, backend)
+    assert backend.descend(W, g, 0.1) is W
+    assert names == ["descend"]
+    expected = host[0] - 0.1 * host[1]
+    if reproducible:
+        assert parity.same_bits(backend.to_numpy(W), expected)
+    np.testing.assert_allclose(backend.to_numpy(W), expected, rtol=0, atol=4 * np.finfo(dtype).eps)
+    turned = backend.asarray(host[0]).T
+    np.testing.assert_allclose(
+        backend.to_numpy(backend.descend(turned, g.T, 0.1)), expected.T, atol=1e-6
+    )
 
 
 def test_long_columns_are_summed_in_pieces(cuda, monkeypatch, rng):

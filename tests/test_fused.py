@@ -175,3 +175,56 @@ def test_a_copy_has_parameters_of_its_own(name, twin):
     np.testing.assert_array_equal(other.predict(x), before)
     other.params["b2"][:] = [0, 50]
     np.testing.assert_allclose(net.predict(x)[:, 0], 1)
+
+
+@pytest.mark.parametrize("zeros", [0, 0.9])
+@pytest.mark.parametrize("stack", STACKS)
+def test_a_training_step_is_the_gradient_and_the_update(backend, dtype, stack, zeros):
+    one, other = (pair(stack, backend, dtype)[0] for _ in "ab")
+    optimizer = xnet.optimizers.SGD(0.5)
+    classes = one.layers[-1].outputs if stack != "wide" else 1
+    for n in (1, 7, 100):
+        x, t = sample(n, zeros, dtype), np.random.default_rng(0).integers(0, classes, n)
+        loss, gradients = other.loss_and_gradient(x, t)
+        with xnet.use_backend(backend):
+            optimizer.update(other.params, gradients)
+        before = one.params["W1"]
+        assert one.train_step(x, t, optimizer) == loss
+        assert (one.params["W1"] is before) == (backend.name != "strict")
+        for name, W in other.params.items():
+            np.testing.assert_array_equal(
+                backend.to_numpy(one.params[name]), backend.to_numpy(W), err_msg=name
+            )
+
+
+def test_a_training_step_replaces_what_cannot_be_written():
+    net, twin = (xnet.TwoLayerNet(4, 3, 2, 1.0, backend="numba") for _ in "ab")
+    x, t = np.ones((5, 4)), [0, 1, 0, 1, 1]
+    W1 = net.params["W1"]
+    W1.flags.writeable = False
+    kept, optimizer = W1.copy(), xnet.optimizers.SGD(0.1)
+    for _ in range(2):
+        assert net.train_step(x, t, optimizer) == twin.train_step(x, t, optimizer)
+    np.testing.assert_array_equal(W1, kept)
+    np.testing.assert_array_equal(net.params["W1"], twin.params["W1"])
+
+
+def test_arrays_that_a_network_was_made_of_are_not_trained(backend):
+    W, b = np.ones((4, 2)), np.zeros(2)
+    given = backend.asarray(W.copy()), backend.asarray(b.copy())
+    net = xnet.Network([Affine.from_params(*given)], backend=backend)
+    net.train_step(np.ones((3, 4)), [0, 1, 1], xnet.optimizers.SGD(1.0))
+    assert not np.array_equal(backend.to_numpy(net.params["W1"]), W)
+    for array, before in zip(given, (W, b), strict=True):
+        np.testing.assert_array_equal(backend.to_numpy(array), before)
+
+
+def test_a_row_is_the_same_bits_in_any_batch_on_numba(dtype):
+    """Every number is one sum in one order, whichever tile it falls into."""
+    net = xnet.TwoLayerNet(200, 37, 10, 1.0, dtype=dtype, backend="numba")
+    x = np.random.default_rng(0).standard_normal((101, 200)).astype(dtype)
+    whole = net.scores(x)
+    for n in (1, 2, 5, 6, 7, 13, 50):
+        np.testing.assert_array_equal(net.scores(x[:n]), whole[:n])
+    x[np.random.default_rng(1).random(x.shape) < 0.9] = 0  # left out from 8 rows on
+    np.testing.assert_array_equal(net.scores(x)[:7], net.scores(x[:7]))

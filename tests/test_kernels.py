@@ -39,12 +39,13 @@ FORCED = "numba, forced parallel"
 
 def force_parallel(monkeypatch):
     """Make Numba's kernels take their parallel path whatever the size."""
-    from xnet_numba import kernels
+    from xnet_numba import exact, fused, kernels
 
     monkeypatch.setattr(kernels, "PARALLEL_ELEMENTS", 0)
-    monkeypatch.setattr(kernels, "PARALLEL_PRODUCT", 2)
-    monkeypatch.setattr(kernels, "BLAS_THREADS_FROM", 0)
-    monkeypatch.setattr(kernels, "ROWS_PER_PIECE", 2)
+    monkeypatch.setattr(fused, "_helpers", lambda work: 2)  # on one core too
+    monkeypatch.setattr(exact, "PARALLEL_PRODUCT", 1)
+    monkeypatch.setattr(exact, "BLAS_THREADS_FROM", 0)
+    monkeypatch.setattr(exact, "ROWS_PER_PIECE", 2)
 
 
 @pytest.fixture(params=[*BACKENDS, FORCED, ON_HOST])
@@ -374,7 +375,7 @@ def spy(monkeypatch, kernels, name):
     return ran
 
 
-PARALLEL = {"affine": "_affine_pieces", "affine_backward": "_affine_backward_pieces"}
+PRODUCTS = ("affine", "affine_backward")
 
 
 @pytest.mark.parametrize("name", KERNELS)
@@ -382,11 +383,10 @@ def test_parallel_gives_what_serial_gives(monkeypatch, kernels, dtype, rng, name
     arguments = kernel_cases(rng, dtype)[name]
     serial = getattr(kernels, name)(*arguments)
     force_parallel(monkeypatch)
-    monkeypatch.setattr(kernels, "_pieces", lambda x, W: 3)  # on one core too
-    ran = spy(monkeypatch, kernels, PARALLEL.get(name, f"_{name}_parallel"))
+    ran = [None] if name in PRODUCTS else spy(monkeypatch, kernels, f"_{name}_parallel")
     parallel = getattr(kernels, name)(*arguments)
     assert len(ran) == 1
-    exact = name in ("relu", "relu_backward")
+    exact = name in ("relu", "relu_backward", *PRODUCTS)
     close = 0 if exact else 32 * np.finfo(dtype).eps
     if isinstance(serial, np.ndarray):
         serial, parallel = [serial], [parallel]
@@ -395,7 +395,7 @@ def test_parallel_gives_what_serial_gives(monkeypatch, kernels, dtype, rng, name
         np.testing.assert_allclose(other, one, rtol=close, atol=close)
 
 
-@pytest.mark.parametrize("name", [name for name in KERNELS if name not in PARALLEL])
+@pytest.mark.parametrize("name", [name for name in KERNELS if name not in PRODUCTS])
 def test_parallel_from_the_stated_size(monkeypatch, kernels, rng, name):
     arguments = kernel_cases(rng, "float64")[name]
     ran = spy(monkeypatch, kernels, f"_{name}_parallel")
@@ -407,30 +407,28 @@ def test_parallel_from_the_stated_size(monkeypatch, kernels, rng, name):
     assert len(ran) == 1
 
 
-@pytest.mark.parametrize("name", PARALLEL)
+@pytest.mark.parametrize("name", PRODUCTS)
 def test_products_are_shared_out_from_the_stated_size(monkeypatch, kernels, rng, name):
-    import numba
+    from xnet_numba import fused
 
-    if numba.get_num_threads() == 1:
-        pytest.skip("one core: no product is shared out")
-    arguments = kernel_cases(rng, "float64")[name]
-    work = 24 * 13 * 7
-    ran = spy(monkeypatch, kernels, PARALLEL[name])
-    monkeypatch.setattr(kernels, "BLAS_THREADS_FROM", 0)
-    monkeypatch.setattr(kernels, "PARALLEL_PRODUCT", work + 2)
+    arguments, asked = kernel_cases(rng, "float64")[name], []
+    share = fused.pool.share
+    monkeypatch.setattr(fused, "thread_count", lambda: 3)
+    monkeypatch.setattr(fused, "PARALLEL_FROM", 24 * 13 * 7)
+    monkeypatch.setattr(fused.pool, "share", lambda n, *rest: asked.append(n) or share(n, *rest))
     getattr(kernels, name)(*arguments)
-    assert ran == []
-    monkeypatch.setattr(kernels, "PARALLEL_PRODUCT", work)
+    assert set(asked) == {2}
+    asked.clear()
+    monkeypatch.setattr(fused, "PARALLEL_FROM", 24 * 13 * 7 + 1)
     getattr(kernels, name)(*arguments)
-    assert len(ran) == 1
+    assert set(asked) == {0}
 
 
 @pytest.mark.parametrize("n", [0, 1, 2, 3, 4])
-def test_fewer_rows_than_pieces(monkeypatch, kernels, dtype, rng, n):
-    """One row of a very wide product is shared out too: then some pieces are empty."""
+def test_fewer_rows_than_helpers(monkeypatch, kernels, dtype, rng, n):
+    """One row of a very wide product is shared out too: then some find nothing to do."""
     x, W, b, dout = affine_case(rng, dtype, (n, 6, 5))
     force_parallel(monkeypatch)
-    monkeypatch.setattr(kernels, "_pieces", lambda x, W: 3)
     close = 32 * np.finfo(dtype).eps
     np.testing.assert_allclose(kernels.affine(x, W, b), x @ W + b, rtol=close, atol=close)
     actual = kernels.affine_backward(dout, x, W)
@@ -459,22 +457,22 @@ def in_threads(count, target):
 OVERLAP = """
 import contextlib, threading
 import numpy as np, threadpoolctl
-from xnet_numba import kernels
+from xnet_numba import exact
 
 def blas_threads():
     found = threadpoolctl.threadpool_info()
     return [library["num_threads"] for library in found if library["user_api"] == "blas"]
 
-compiled, barrier = kernels._affine, threading.Barrier(2)
+compiled, barrier = exact._pieces, threading.Barrier(2)
 
 def meet(*args):
     with contextlib.suppress(threading.BrokenBarrierError):
         barrier.wait(timeout=2)  # in vain where one product waits for the other to end
     compiled(*args)
 
-kernels._affine, kernels._pieces = meet, lambda x, W: 1
+exact._pieces = meet
 arguments = np.ones((600, 100)), np.ones((100, 50)), np.ones(50)
-threads = [threading.Thread(target=kernels.affine, args=arguments) for _ in range(2)]
+threads = [threading.Thread(target=exact.affine, args=arguments) for _ in range(2)]
 before = blas_threads()
 for thread in threads:
     thread.start()
@@ -504,7 +502,7 @@ def test_blas_has_its_threads_back_when_products_overlap():
 
 INTERRUPTED = """
 import numpy as np
-from xnet_numba import kernels
+from xnet_numba import exact
 
 class Interrupted:
     def __init__(self, calls):
@@ -518,12 +516,12 @@ class Interrupted:
 
 x, W, b = np.ones((600, 100)), np.ones((100, 50)), np.ones(50)
 for call in (1, 2):  # on the way in, on the way out
-    kernels._one_blas_thread.libraries = [Interrupted(call)]
+    exact._one_blas_thread.libraries = [Interrupted(call)]
     try:
-        kernels.affine(x, W, b)
+        exact.affine(x, W, b)
         raise SystemExit("not interrupted")
     except KeyboardInterrupt:
-        kernels.affine(x, W, b)
+        exact.affine(x, W, b)
 """
 
 

@@ -1,10 +1,14 @@
-"""How fast is it here? Contenders on the same network and data, in turns, as ratios.
+"""How fast is it here? Contenders on the same data, in turns, as ratios.
 
 Each contender's answer is compared with the first's before anything is timed. Then they take turns
 within one run, several calls a turn, so that what else the machine does meets them all; absolute
-times of two runs are not to be compared. The network is the notes' 784-50-100-10 for inference, and
-784-50-10 with ReLU in batches of 100 for a training step, float32. The data are random with four
-fifths zeros, as MNIST's images have, unless images are given.
+times of two runs are not to be compared. The networks are the notes' 784-50-100-10 for inference,
+and 784-50-10 in batches of 100 for a training step (ReLU) and a numerical gradient (sigmoid),
+float32 but for the last. The data are random with four fifths zeros, as MNIST's images have, unless
+images are given.
+
+A part gives what it found by case, a batch size say, and by contender, as `summary` of the seconds
+of each call; the first contender is the one that ratios are to.
 """
 
 import datetime
@@ -13,12 +17,14 @@ import os
 import platform
 import re
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 
@@ -30,6 +36,9 @@ from xnet.threads import num_threads
 
 Host: TypeAlias = np.ndarray[Any, Any]
 Contender: TypeAlias = Callable[[], Any]
+Summary: TypeAlias = dict[str, float]
+Found: TypeAlias = dict[str, dict[str, Summary]]
+"""By case, by contender, what `summary` says of the seconds."""
 
 BATCHES = (1, 10, 100, 2_000, 10_000)
 INFERENCE = (784, 50, 100, 10)
@@ -132,7 +141,7 @@ def in_turns(contenders: Mapping[str, Contender], turns: int = TURNS) -> dict[st
     return taken
 
 
-def summary(taken: Sequence[float]) -> dict[str, float]:
+def summary(taken: Sequence[float]) -> Summary:
     """Median, quartiles and minimum of times, in seconds."""
     low, middle, high = statistics.quantiles(taken, n=4) if len(taken) > 1 else [taken[0]] * 3
     return {"median": middle, "low": low, "high": high, "min": min(taken), "calls": len(taken)}
@@ -142,7 +151,7 @@ def inference(
     peers: Mapping[str, Callable[[Network], Callable[[Host], Host]]] | None = None,
     batches: Sequence[int] = BATCHES,
     x: Host | None = None,
-) -> dict[str, Any]:
+) -> Found:
     """Seconds of one prediction by batch size and contender.
 
     Parameters
@@ -166,7 +175,7 @@ def inference(
     }
     predictors |= {name: inference_network(name).predict for name in usable()}
     predictors |= {name: make(reference) for name, make in (peers or {}).items()}
-    found: dict[str, Any] = {}
+    found: Found = {}
     for n in batches:
         expected = np.asarray(predictors["NumPy by hand"](x[:n]))
         contenders: dict[str, Contender] = {}
@@ -190,7 +199,7 @@ def training(
     x: Host | None = None,
     t: Host | None = None,
     lr: float = 0.01,
-) -> dict[str, Any]:
+) -> Found:
     """Seconds of one training step by contender; parameters and errors as in `inference`."""
     x = images(100) if x is None else x
     t = np.random.default_rng(0).integers(0, 10, len(x)) if t is None else t
@@ -207,10 +216,213 @@ def training(
     losses = {name: [float(run()) for _ in range(5)] for name, run in contenders.items()}
     for name, values in losses.items():
         np.testing.assert_allclose(values, losses["NumPy by hand"], rtol=1e-4, err_msg=name)
-    return {"100": {name: summary(taken) for name, taken in in_turns(contenders).items()}}
+    return {f"{len(x)}": {name: summary(taken) for name, taken in in_turns(contenders).items()}}
 
 
-PARTS: dict[str, Callable[..., dict[str, Any]]] = {"inference": inference, "training": training}
+def batching(x: Host | None = None) -> Found:
+    """Seconds for images one at a time and as one batch (§3.6.3), on each backend.
+
+    As many images as are given, 1,000 without any. Every answer is compared with NumPy's batch.
+    """
+    x = images(1_000) if x is None else x
+    expected = inference_network("numpy").predict(x)
+    found: Found = {}
+    for name in usable():
+        network = inference_network(name)
+        here, out = network.backend.asarray(x), network.backend.to_numpy
+
+        def batch(network: Network = network, here: Any = here) -> Any:
+            return network.predict(here)
+
+        def one_at_a_time(network: Network = network, here: Any = here) -> Any:
+            return [network.predict(here[i, ...]) for i in range(len(x))]
+
+        rows = np.stack([out(row) for row in one_at_a_time()])
+        for answer in (rows, out(batch())):
+            np.testing.assert_allclose(answer, expected, rtol=0, atol=1e-5)
+            assert (answer.argmax(axis=1) == expected.argmax(axis=1)).all()
+        contenders = {"one at a time": one_at_a_time, "batch": batch}
+        found[f"{name}, {len(x):,} images"] = _timed(network.backend, contenders)
+    return found
+
+
+AFFINE_BATCHES, AFFINE_WIDTHS = (1, 10, 100, 1_000, 10_000), ((784, 50), (10, 10), (100, 1_000))
+AFFINE_WIDTHS = (*AFFINE_WIDTHS, (1_000, 100), (1_000, 1_000))
+
+
+def affine(
+    batches: Sequence[int] = AFFINE_BATCHES, widths: Sequence[tuple[int, int]] = AFFINE_WIDTHS
+) -> Found:
+    """Seconds of x W + b and of its three gradients, both precisions, no zeros in x.
+
+    Against the expressions that one writes in NumPy, which the numba backend is not to be slower
+    than at any size.
+    """
+    rng = np.random.default_rng(0)
+    found: Found = {}
+    for dtype in ("float32", "float64"):
+        for n in batches:
+            for inputs, outputs in widths:
+                shapes = (n, inputs), (inputs, outputs), (outputs,), (n, outputs)
+                x, W, b, dout = (rng.random(shape).astype(dtype) for shape in shapes)
+
+                def forward(x: Host = x, W: Host = W, b: Host = b) -> Any:
+                    return x @ W + b
+
+                def backward(x: Host = x, W: Host = W, dout: Host = dout) -> Any:
+                    return dout @ W.T, x.T @ dout, dout.sum(axis=0)
+
+                case = f"{n:,} by {inputs}×{outputs}, {dtype}"
+                found[case] = _kernel("affine", (x, W, b), forward)
+                found[f"gradients of {case}"] = _kernel("affine_backward", (dout, x, W), backward)
+    return found
+
+
+def activations(sizes: Sequence[tuple[int, int]] = ((1, 50), (100, 50), (10_000, 100))) -> Found:
+    """Seconds of sigmoid, ReLU and softmax, float32, against what one writes in NumPy."""
+
+    def softmax(x: Host) -> Host:
+        e = np.exp(x - x.max(axis=1, keepdims=True))
+        return e / e.sum(axis=1, keepdims=True)
+
+    by_hand: dict[str, Callable[[Host], Host]] = {
+        "sigmoid": lambda x: 1 / (1 + np.exp(-x)),
+        "relu": lambda x: np.maximum(x, 0),
+        "softmax": softmax,
+    }
+    rng = np.random.default_rng(0)
+    found: Found = {}
+    for n, width in sizes:
+        x = rng.standard_normal((n, width)).astype(np.float32)
+        for kernel, function in by_hand.items():
+            case = f"{kernel} of {n:,}×{width}"
+            found[case] = _kernel(kernel, (x,), lambda function=function, x=x: function(x))
+    return found
+
+
+def numerical_gradient() -> Found:
+    """Seconds of a numerical gradient of 784-50-10, batch 100, float64, by backend.
+
+    Beside it, as "one loss", what the notes' loop spends on each of its 79,520 losses.
+    """
+    x, t = images(100).astype(np.float64), np.random.default_rng(0).integers(0, 10, 100)
+    found: Found = {}
+    for name in usable():
+        network = Network([Affine(784, 50), Sigmoid(), Affine(50, 10)], backend=name)
+        here = network.backend.asarray(x), network.backend.asarray(t)
+        exact, numerical = network.gradient(*here), network.numerical_gradient(*here)
+        for key, W in exact.items():
+            out = network.backend.to_numpy
+            np.testing.assert_allclose(out(numerical[key]), out(W), rtol=0, atol=1e-6)
+
+        def one_loss(network: Network = network, here: Any = here) -> Any:
+            return network.loss(*here)
+
+        def gradient(network: Network = network, here: Any = here) -> Any:
+            return network.numerical_gradient(*here)
+
+        contenders = {"one loss": one_loss, "numerical gradient": gradient}
+        found[name] = _timed(network.backend, contenders)
+    return found
+
+
+START_UPS = {
+    "Python alone": "pass",
+    "import numpy": "import numpy",
+    "import numba": "import numba",
+    "import xnet": "import xnet",
+    "predict on numpy": "import xnet; xnet.TwoLayerNet(784, 50, 10).predict([[0.0] * 784])",
+    "predict on numba": "import xnet; "
+    "xnet.TwoLayerNet(784, 50, 10, backend='numba').predict([[0.0] * 784])",
+}
+
+
+def start_up() -> Found:
+    """Seconds of a new process that imports something, or predicts once; kernels are cached."""
+    without = [] if "numba" in usable() else ["import numba", "predict on numba"]
+
+    def run(code: str) -> None:
+        subprocess.run([sys.executable, "-c", code], check=True)
+
+    contenders: dict[str, Contender] = {
+        name: (lambda code=code: run(code))
+        for name, code in START_UPS.items()
+        if name not in without
+    }
+    for contender in contenders.values():  # compiles what is not cached
+        contender()
+    return {"a new process": {n: summary(t) for n, t in in_turns(contenders).items()}}
+
+
+def reproducible() -> Found:
+    """Seconds of a prediction and of a training step, in fast and in reproducible mode."""
+    found: Found = {}
+    x, t = images(1_000), np.random.default_rng(0).integers(0, 10, 100)
+    for name in usable():
+        predictions: dict[str, Contender] = {}
+        steps: dict[str, Contender] = {}
+        for mode in ("fast", "reproducible"):
+            backend = resolve(name, reproducible=mode == "reproducible")
+            network, here = inference_network(backend), backend.asarray(x)
+            predictions[mode] = lambda network=network, here=here: network.predict(here)
+            batch = backend.asarray(x[:100]), backend.asarray(t)
+            steps[mode] = network_step(training_network(backend), *batch, 0.01)
+        backend = resolve(name)
+        found[f"{name}, predict 1,000 images"] = _timed(backend, predictions)
+        found[f"{name}, training step"] = _timed(backend, steps)
+    return found
+
+
+def _kernel(kernel: str, arrays: Sequence[Host], by_hand: Contender) -> dict[str, Summary]:
+    """Times of a kernel on every backend, after the hand-written expression."""
+
+    def results(run: Contender) -> list[Any]:
+        found = run()
+        return [*cast("tuple[Any, ...]", found)] if isinstance(found, tuple) else [found]
+
+    close = 1e-4 if arrays[0].dtype == np.float32 else 1e-10
+    contenders: dict[str, Contender] = {"NumPy by hand": by_hand}
+    for name in usable():
+        backend = resolve(name)
+        here = [backend.asarray(array) for array in arrays]
+
+        def run(backend: Backend = backend, here: list[Any] = here) -> Any:
+            result = getattr(backend, kernel)(*here)
+            backend.synchronize()
+            return result
+
+        for one, other in zip(results(run), results(by_hand), strict=True):
+            scale = float(np.abs(other).max())
+            np.testing.assert_allclose(backend.to_numpy(one), other, rtol=0, atol=close * scale)
+        contenders[name] = run
+    return {name: summary(taken) for name, taken in in_turns(contenders).items()}
+
+
+def _timed(backend: Backend, contenders: Mapping[str, Contender]) -> dict[str, Summary]:
+    """Times of contenders on one backend, each until its device has finished."""
+
+    def until_done(run: Contender) -> Contender:
+        def done() -> Any:
+            result = run()
+            backend.synchronize()
+            return result
+
+        return done
+
+    waiting = {name: until_done(run) for name, run in contenders.items()}
+    return {name: summary(taken) for name, taken in in_turns(waiting).items()}
+
+
+PARTS: dict[str, Callable[[], Found]] = {
+    "inference": inference,
+    "batching": batching,
+    "affine": affine,
+    "activations": activations,
+    "training": training,
+    "numerical-gradient": numerical_gradient,
+    "start-up": start_up,
+    "reproducible": reproducible,
+}
 
 
 def machine(*packages: str) -> dict[str, Any]:
@@ -250,18 +462,16 @@ def floor(flops_per_second: float | None = None) -> float:
     return work / flops_per_second
 
 
-def table(found: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
+def table(found: Found) -> str:
     """Median microseconds, and how many times the first contender's speed, quartiles included.
 
-    Lines of Markdown, one for each batch size and contender.
+    Lines of Markdown, one for each case and contender.
     """
-    lines = [
-        "| batch | contender | median µs | times NumPy by hand (quartiles) |",
-        "|---|---|---|---|",
-    ]
-    for n, contenders in found.items():
-        first = next(iter(contenders.values()))["median"]
+    first = next(iter(next(iter(found.values()))))
+    lines = [f"| case | contender | median µs | times {first} (quartiles) |", "|---|---|---|---|"]
+    for case, contenders in found.items():
+        unit = contenders[first]["median"]
         for name, s in contenders.items():
-            ratios = f"{first / s['median']:.2f} ({first / s['high']:.2f}–{first / s['low']:.2f})"
-            lines.append(f"| {n} | {name} | {s['median'] * 1e6:,.1f} | {ratios} |")
+            ratios = f"{unit / s['median']:.2f} ({unit / s['high']:.2f}–{unit / s['low']:.2f})"
+            lines.append(f"| {case} | {name} | {s['median'] * 1e6:,.1f} | {ratios} |")
     return "\n".join(lines)

@@ -22,7 +22,7 @@ from rich.markup import escape
 from rich.table import Table
 
 import xnet
-from xnet import datasets, parity, weights
+from xnet import bench, datasets, parity, weights
 from xnet.backend import Backend, backends, get_backend, resolve
 from xnet.errors import KinkWarning, XnetError
 from xnet.gradient import gradient_check
@@ -39,6 +39,7 @@ Activation = StrEnum("Activation", list(ACTIVATIONS))
 OptimizerName = StrEnum("OptimizerName", list(OPTIMIZERS))
 Dtype = StrEnum("Dtype", ["float32", "float64"])
 Gradient = StrEnum("Gradient", ["backprop", "numerical"])
+BenchPart = StrEnum("BenchPart", list(bench.PARTS))
 
 DATASET_OF_INPUTS = {64: "digits", 784: "mnist"}
 NOTES_ITERATIONS = 10_000
@@ -555,24 +556,23 @@ def gradcheck(
 
 @app.command("bench", epilog="Example: [bold]xnet bench inference --json-file bench.json[/bold]")
 def bench_command(
-    part: Annotated[str, typer.Argument(help="inference or training.")] = "inference",
+    part: Annotated[BenchPart, typer.Argument(help="What to time.")] = BenchPart("inference"),
     json_file: Annotated[Path | None, typer.Option(help="Write the times there, as JSON.")] = None,
     figure: Annotated[Path | None, typer.Option(help="Draw throughput there (inference).")] = None,
 ) -> None:
-    """Time the backends against NumPy written by hand, in turns, answers compared first."""
-    from xnet import bench, plotting
-
-    if part not in bench.PARTS:
-        raise typer.BadParameter(f"{part!r}, expected one of {', '.join(bench.PARTS)}")
+    """Time the backends, in turns, answers compared first; most against NumPy written by hand."""
     if figure is not None and part != "inference":
         raise typer.BadParameter("--figure goes with inference")
-    found = bench.PARTS[part]()
-    floor = bench.floor()
+    with Console(stderr=True).status("taking turns"):
+        found = bench.PARTS[part]()
+        floor = bench.floor()
     out.print(bench.table(found), markup=False, soft_wrap=True)
     if json_file is not None:
         facts = {"machine": bench.machine(), "seconds": found, "floor_seconds_per_image": floor}
         bench.write(json_file, facts)
     if figure is not None:
+        from xnet import plotting
+
         plotting.throughput(found, floor).savefig(figure, dpi=110)
 
 

@@ -111,8 +111,9 @@ class Network:
 
     Notes
     -----
-    The layers become the network's own: it moves and trains their arrays. Predictions can be asked
-    for by many threads at once; training, and `gradient`, take one thread, for the layers remember.
+    The layers become the network's own; it trains copies of the arrays they came with. Predictions
+    can be asked for by many threads at once; training, and `gradient`, take one thread, for the
+    layers remember.
 
     NumPy arrays and nested lists handed to the methods below are moved to the network's backend
     and dtype: that is the one door. Arrays of another device are an error.
@@ -157,7 +158,7 @@ class Network:
                 if isinstance(layer, Affine) and layer.W is None:
                     layer.initialize(rng, self.dtype, self.backend)
             self._params = Parameters(self)
-            self._move_parameters(lambda array: self.host_to_backend(array, "W", self.dtype))
+            self._move_parameters(self._own_copy)
 
     def _check_sizes(self) -> None:
         features = None
@@ -213,6 +214,11 @@ class Network:
         ]
         for layer, name, array in moved:  # all of them or, if one cannot be moved, none
             setattr(layer, name, array)
+
+    def _own_copy(self, array: Array) -> Array:
+        """A parameter as this network's own: training writes to it, and not to what was given."""
+        here = self.host_to_backend(array, "W", self.dtype)
+        return self.backend.xp.asarray(here, copy=True)
 
     @property
     def params(self) -> Parameters:

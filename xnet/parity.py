@@ -323,7 +323,7 @@ def _train(backend: Backend, inputs: list[Array]) -> list[Array]:
     x, t, *params = inputs
     network, optimizer = _network(params, "sigmoid"), optimizers.SGD(LEARNING_RATE)
     for _ in range(TRAINING_STEPS):
-        optimizer.update(network.params, network.gradient(x, t))
+        network.train_step(x, t, optimizer)
     return list(network.params.values())
 
 
@@ -345,9 +345,10 @@ def _training_bound(u: float, inputs: list[Host], outputs: list[Host]) -> list[A
 
 
 def _optimizer_operation(name: str) -> Operation:
-    def run(_: Backend, inputs: list[Array]) -> list[Array]:
+    def run(backend: Backend, inputs: list[Array]) -> list[Array]:
         W, *gradients = inputs
-        params, optimizer = {"W": W}, optimizers.OPTIMIZERS[name](lr=0.01)
+        params = {"W": backend.xp.asarray(W, copy=True)}  # an update writes to it
+        optimizer = optimizers.OPTIMIZERS[name](lr=0.01)
         for gradient in gradients:
             optimizer.update(params, {"W": gradient})
         return [params["W"]]

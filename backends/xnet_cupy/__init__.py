@@ -13,10 +13,10 @@ from importlib import import_module
 from importlib.util import find_spec
 from inspect import isfunction
 from types import ModuleType
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 from xnet import perturbation
-from xnet.backend import Array, Backend
+from xnet.backend import Array, Backend, Stack
 from xnet.perturbation import Step
 
 
@@ -34,6 +34,11 @@ def _on_device(method: Callable[..., Any]) -> Callable[..., Any]:
             return method(self, *args, **kwargs)
 
     return run
+
+
+SMALL_BATCH = 64
+"""Rows, at most, that go through a stack in one launch, a block of threads for each. A guess from
+what a launch costs and how many blocks a device runs at a time, not yet measured on one."""
 
 
 class CupyBackend(Backend):
@@ -122,6 +127,9 @@ class CupyBackend(Backend):
         sums = self.kernels.column_sums(self._mode, _packed(dout))
         return self.matmul(dout, W.T), self.matmul(x.T, dout), sums
 
+    def affine_gradients(self, dout: Array, x: Array) -> tuple[Array, Array]:
+        return self.matmul(x.T, dout), self.kernels.column_sums(self._mode, _packed(dout))
+
     def sigmoid(self, x: Array) -> Array:
         return self.kernels.apply(self._mode, "Sigmoid<{math}>", _packed(x))
 
@@ -145,6 +153,36 @@ class CupyBackend(Backend):
         arrays, scale = (_packed(y), _packed(t)), dout / y.shape[0]
         return self.kernels.softmax_with_loss_backward(self._mode, *arrays, scale)
 
+    def overwrite(self, old: Array, new: Array) -> Array:
+        old[...] = new
+        return old
+
+    def descend(self, W: Array, g: Array, lr: float) -> Array:
+        if not W.flags.c_contiguous:
+            return super().descend(W, g, lr)
+        self.kernels.descend(self._mode, W, _packed(g), lr)
+        return W
+
+    def through(self, x: Array, stack: Stack, probabilities: bool) -> Array:
+        """One launch for a few rows, else a product and a launch for each layer."""
+        if stack.prepared is None:
+            stack.prepared = _layers(stack.steps)
+            if stack.prepared and not self.reproducible and _plain(stack.prepared):
+                stack.prepared = self.kernels.SmallStack(stack.prepared)
+        prepared = stack.prepared
+        if not prepared:
+            return super().through(x, stack, probabilities)
+        if isinstance(prepared, list):
+            layers = cast("list[_Layer]", prepared)
+        elif 0 < x.shape[0] <= SMALL_BATCH:
+            return prepared.forward(_packed(x), probabilities)
+        else:
+            layers = prepared.layers
+        for W, b, activation in layers:
+            x = self.matmul(x, W)
+            self.kernels.add_bias(self._mode, x, _packed(b), _ACTIVATIONS[activation])
+        return self.softmax(x) if probabilities else x
+
     def row_losses(self, scores: Array, loss: str, t: Array) -> Array:
         t = self.xp.broadcast_to(t, scores.shape)
         return self.kernels.row_losses(self._mode, _packed(scores), loss, _packed(t))
@@ -160,6 +198,29 @@ class CupyBackend(Backend):
         after = perturbation.run(self, steps[first : first + 1], z)
         arrays = map(_packed, (x, a, z, after))
         return self.kernels.loss_differences(*arrays, steps, loss, _packed(t), h)
+
+
+_Layer: TypeAlias = tuple[Array, Array, str | None]
+_ACTIVATIONS = {None: "Identity", "sigmoid": "Sigmoid<{math}>", "relu": "Relu"}
+"""As add_bias of kernels.cu knows them."""
+
+
+def _layers(steps: list[Step]) -> list[_Layer]:
+    """W, b and the activation of each layer of `steps`; empty if that is not what they are."""
+    layers: list[_Layer] = []
+    for kernel, *arrays in steps:
+        if kernel == "affine":
+            layers.append((arrays[0], arrays[1], None))
+        elif kernel in _ACTIVATIONS and layers and layers[-1][2] is None:
+            layers[-1] = (*layers[-1][:2], kernel)
+        else:
+            return []
+    return layers
+
+
+def _plain(layers: list[_Layer]) -> bool:
+    """Whether the arrays are stored as a kernel reads them."""
+    return all(W.flags.c_contiguous and b.flags.c_contiguous for W, b, _ in layers)
 
 
 def _packed(array: Array) -> Array:

@@ -272,6 +272,12 @@ __global__ void relu_backward(const T* dout, const bool* mask, T* dx, Index size
     for (Index i = thread(); i < size; i += threads()) dx[i] = mask[i] ? T(0) : dout[i];
 }
 
+// W -= rate g: the product is rounded, then the difference, but in fast mode.
+template <class T>
+__global__ void descend(T* W, const T* g, T rate, Index size) {
+    for (Index i = thread(); i < size; i += threads()) W[i] = W[i] - rate * g[i];
+}
+
 // -- rows: a block takes one after the other
 
 template <class T> __device__ T row_maximum(const T* x, Index columns) {
@@ -292,6 +298,58 @@ template <class T, class Math>
 __global__ void softmax(const T* x, T* y, Index rows, Index columns) {
     for (Index i = blockIdx.x; i < rows; i += gridDim.x) {
         softmax_row<T, Math>(x + i * columns, y + i * columns, columns);
+    }
+}
+
+enum { SIGMOID, RELU, AFFINE };  // as in kernels.py
+
+// The activation of x W + b, x (inputs,), W (inputs, outputs), by a block of 8 warps: each takes
+// every eighth row of W, 32 columns at a time, and the first one adds up what they found.
+template <class T, class Math>
+__device__ void affine_row(
+    const T* x, const T* W, const T* b, T* y, Index inputs, Index outputs, Index activation
+) {
+    __shared__ T parts[8][32];
+    int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    for (Index start = 0; start < outputs; start += 32) {
+        Index j = start + lane;
+        T total = 0;
+        if (j < outputs) {
+            for (Index k = warp; k < inputs; k += 8) total += x[k] * W[k * outputs + j];
+        }
+        parts[warp][lane] = total;
+        __syncthreads();
+        if (warp == 0 && j < outputs) {
+            total = b[j];
+            for (int part = 0; part < 8; ++part) total += parts[part][lane];
+            if (activation == SIGMOID) total = Sigmoid<Math>()(total);
+            if (activation == RELU) total = Relu()(total);
+            y[j] = total;
+        }
+        __syncthreads();  // y is read next, and `parts` written to
+    }
+}
+
+// A few rows through a whole stack: for each layer the table has the addresses of W and b, inputs,
+// outputs and the activation. `between` has room for two of the widest outputs of each row.
+template <class T, class Math>
+__global__ void forward_rows(
+    const T* x, const Index* table, T* between, T* out, Index rows, Index layers, Index widest,
+    bool probabilities
+) {
+    for (Index i = blockIdx.x; i < rows; i += gridDim.x) {
+        const T* at = x + i * table[2];
+        T* to = out;
+        for (Index l = 0; l < layers; ++l) {
+            const Index* layer = table + 5 * l;
+            const T* W = reinterpret_cast<const T*>(layer[0]);
+            const T* b = reinterpret_cast<const T*>(layer[1]);
+            bool last = l + 1 == layers;
+            to = last ? out + i * layer[3] : between + (2 * i + l % 2) * widest;
+            affine_row<T, Math>(at, W, b, to, layer[2], layer[3], layer[4]);
+            at = to;
+        }
+        if (probabilities) softmax_row<T, Math>(to, to, table[5 * layers - 2]);
     }
 }
 
@@ -451,7 +509,6 @@ __global__ void add_products(
 
 // -- the incremental numerical gradient
 
-enum { SIGMOID, RELU, AFFINE };  // as in kernels.py
 
 struct Operation {  // a layer behind the perturbed one; W (in, out), then b (out,), from `at` on
     Index kind, at, in, out;

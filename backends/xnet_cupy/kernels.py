@@ -33,13 +33,16 @@ C_TYPES = {"float32": "float", "float64": "double"}
 KERNELS = (
     *("apply<{type}, Sigmoid<{math}>>", "apply<{type}, Relu>"),
     *("add_bias<{type}, Identity>", "add_bias<{type}, Sigmoid<{math}>>", "add_bias<{type}, Relu>"),
-    *("sigmoid_backward<{type}>", "relu_backward<{type}>"),
+    *("sigmoid_backward<{type}>", "relu_backward<{type}>", "descend<{type}>"),
     *("softmax<{type}, {math}>", "softmax_with_terms<{type}, {math}>"),
     "softmax_with_loss_backward<{type}, {math}>",
     *("cross_entropies<{type}, {math}>", "squared_errors<{type}, {math}>"),
     *("row_sums<{type}, {math}>", "column_sums<{type}, {math}>"),
 )
 """What both modes compile, for each type of number."""
+
+FAST_KERNELS = ("forward_rows<{type}, {math}>",)
+"""What the fast mode compiles besides, but for `loss_differences`."""
 
 EXACT_KERNELS = (
     *("apply<{type}, Exp<Exact>>", "apply<{type}, Log<Exact>>"),
@@ -76,7 +79,7 @@ OPERATIONS = {"sigmoid": 0, "relu": 1, "affine": 2}
 
 def instances(mode):
     """The kernels of "Fast" or "Exact" mode, as C++ names them."""
-    templates = (*KERNELS, *EXACT_KERNELS) if mode == "Exact" else KERNELS
+    templates = (*KERNELS, *(EXACT_KERNELS if mode == "Exact" else FAST_KERNELS))
     names = [t.format(type=c, math=mode) for c in C_TYPES.values() for t in templates]
     return (*names, "loss_differences<Fast>") if mode == "Fast" else tuple(names)
 
@@ -221,6 +224,38 @@ def row_losses(mode, scores, loss, t):
     losses = cupy.empty(scores.shape[:-1], scores.dtype)
     _over_rows(mode, f"{kernel}<{{type}}, {{math}}>", scores, scores, t, losses)
     return losses
+
+
+def descend(mode, W, g, lr):
+    """W -= lr g."""
+    _over_elements(mode, "descend<{type}>", W, W, g, W.dtype.type(lr), W.size)
+
+
+class SmallStack:
+    """Layers x W + b, each with at most one activation, as the table that `forward_rows` reads.
+
+    It holds the arrays, so that their addresses stay valid.
+    """
+
+    def __init__(self, layers):
+        self.layers = layers
+        rows = [
+            (W.data.ptr, b.data.ptr, *W.shape, OPERATIONS.get(activation, -1))
+            for W, b, activation in layers
+        ]
+        self.table = cupy.asarray(np.array(rows, np.int64))
+        self.widest = max(W.shape[1] for W, _, _ in layers)
+
+    def forward(self, x, probabilities):
+        """The scores of x (N, D), or their softmax, in one launch."""
+        rows = x.shape[0]
+        out = cupy.empty((rows, self.layers[-1][0].shape[1]), x.dtype)
+        between = cupy.empty((rows, 2, self.widest), x.dtype)
+        _launch(
+            *("Fast", "forward_rows<{type}, {math}>", x, (rows,), (THREADS,)),
+            *(x, self.table, between, out, rows, len(self.layers), self.widest, probabilities),
+        )
+        return out
 
 
 def row_sums(mode, x):
