@@ -566,7 +566,7 @@ def test_read_only_arrays(kernels, dtype, rng):
 @pytest.fixture(scope="module")
 def numba_exp():
     numba = pytest.importorskip("numba")
-    from xnet_numba.kernels import _exp
+    from xnet_numba.elementary import _exp
 
     @numba.njit
     def fill(x, out):

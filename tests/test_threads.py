@@ -49,7 +49,7 @@ import json, xnet
 net = xnet.TwoLayerNet(30, 20, 2, backend="numba")
 net.predict([[1.0] * 30])
 import numpy, numba, threadpoolctl
-with __import__("xnet_numba.kernels").kernels.launching:
+with __import__("xnet_numba.compiling").compiling.launching:
     inside = numba.get_num_threads()
 blas = [b["num_threads"] for b in threadpoolctl.threadpool_info() if b["user_api"] == "blas"]
 print(json.dumps([xnet.num_threads(), net.backend.threads(), inside, blas]))

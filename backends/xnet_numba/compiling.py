@@ -56,12 +56,14 @@ _strict_parallel = njit(cache=True, error_model="numpy", parallel=True)
 
 
 @cache
-def routine(function, *arguments):
+def routine(function, *arguments, options=None):
     """Where a function without result is, compiled for these types; its callers need not know it.
 
-    The address holds for this process alone: it is handed to compiled code, never part of it.
+    Fast mode's options, or others, hold for it alone: called by its address, it is never part of
+    what calls it. The address is this process's: it is handed to compiled code and not kept in it.
     """
-    _routines.append(cfunc(types.void(*arguments), cache=True, **OPTIONS)(function))
+    options = OPTIONS if options is None else dict(options)
+    _routines.append(cfunc(types.void(*arguments), cache=True, **options)(function))
     return _routines[-1].address
 
 

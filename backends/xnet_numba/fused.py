@@ -14,7 +14,7 @@ import numpy as np
 from numba import carray, types  # pyright: ignore[reportPrivateImportUsage]
 
 from xnet_numba import products
-from xnet_numba.compiling import _alone, _serial, _strict, routine, thread_count
+from xnet_numba.compiling import _alone, _serial, routine, thread_count
 from xnet_numba.intrinsics import address_of, atomic_add, int64s, int64s_at, pointer_to, size_of
 from xnet_numba.pool import pool, run
 from xnet_numba.rows import (
@@ -345,7 +345,7 @@ def _there_and_back_work(kind):
         """Take blocks of rows forward to their loss, and its gradient back to the first layer."""
         at_routines, at_table, layers, _, back, x, n, k, t = int64s(job + 16, 9)
         cross_entropy, outputs, deltas, losses, zeros, skip, words, rows, _ = int64s(job + 88, 9)
-        routines, table = int64s_at(at_routines, 3), _table_at(at_table, layers)
+        routines, table = int64s_at(at_routines, 4), _table_at(at_table, layers)
         size, line = size_of(kind), (k + BITS - 1) // BITS * 8
         scale = type(kind)(1 / n)
         while True:
@@ -385,14 +385,6 @@ def _there_and_back_work(kind):
     return work
 
 
-@_strict
-def _move(kind, W, g, size, rate):
-    """W -= rate g, rounded as `Backend.descend` rounds it."""
-    W, g = carray(pointer_to(kind, W), size), carray(pointer_to(kind, g), size)
-    for i in range(size):
-        W[i] -= rate * g[i]
-
-
 SKIP = 16
 """Where in a job of the gradients it says whether products of 0 are left out."""
 
@@ -402,7 +394,7 @@ def _weights_work(kind):
         """Take some inputs of a layer at a time, as long as there are any; with a rate, descend."""
         at_routines, at_table, layers, at_places, _, x, n, _, _ = int64s(job + 16, 9)
         _, outputs, deltas, _, zeros, skip, words, _, at_rate = int64s(job + 88, 9)
-        routines, table = int64s_at(at_routines, 3), _table_at(at_table, layers)
+        routines, table = int64s_at(at_routines, 4), _table_at(at_table, layers)
         places, size = int64s_at(at_places, 2 * layers), size_of(kind)
         rate = carray(pointer_to(kind, at_rate), 1)[0]
         while True:
@@ -427,9 +419,10 @@ def _weights_work(kind):
                 first = task * BITS * m * size
                 step = min(BITS, inputs - task * BITS) * m
                 W, dW = table[depth, _WEIGHTS] + first, places[2 * depth] + first
-                _move(kind, W, dW, step, rate)
+                products.descend(routines, kind, W, dW, step, at_rate)
                 if task == 0:
-                    _move(kind, table[depth, _BIAS], places[2 * depth + 1], m, rate)
+                    b, db = table[depth, _BIAS], places[2 * depth + 1]
+                    products.descend(routines, kind, b, db, m, at_rate)
 
     return work
 
