@@ -42,9 +42,10 @@ Found: TypeAlias = dict[str, dict[str, Summary]]
 
 BATCHES = (1, 10, 100, 2_000, 10_000)
 INFERENCE = (784, 50, 100, 10)
-TURNS, TURN_SECONDS, PAUSE_SECONDS = 9, 0.02, 0.15
+TURNS, TURN_SECONDS, PAUSE_SECONDS = 9, 0.1, 0.15
 """Turns of each contender, how long one lasts at least, and the pause before it: OpenBLAS's threads
-spin for a tenth of a second after their last call, on a processor that the next contender needs."""
+spin for a tenth of a second after their last call, on a processor that the next contender needs.
+After a pause a processor takes milliseconds to be as fast as before: a small part of a turn."""
 
 
 def images(count: int, seed: int = 0) -> Host:

@@ -201,7 +201,11 @@ class Network:
 
     def _batch(self, x: Any, t: Any) -> tuple[Array, Array]:
         """A batch and its labels on this network's backend."""
-        x, t = self.host_to_backend(x, "x", self.dtype), self.host_to_backend(t, "t")
+        plan, owns = self._kept_plan, self.backend.owns
+        if not (plan and owns(x) and x.ndim and x.dtype == plan.dtype):
+            x = self.host_to_backend(x, "x", self.dtype)
+        if not (owns(t) and t.ndim):
+            t = self.host_to_backend(t, "t")
         if x.ndim and x.shape[0] == 0:
             raise ValueError(f"x has shape {tuple(x.shape)}: the batch is empty")
         return x, t

@@ -41,6 +41,11 @@ SMALL_BATCH = 64
 what a launch costs and how many blocks a device runs at a time, not yet measured on one."""
 
 
+SMALL_STACK = 1 << 18
+"""Weights, at most, of such a stack: each block reads them all, and one multiprocessor reads 64
+bytes a cycle at best: 2 MiB take as long as the launches that are saved. Not measured either."""
+
+
 class CupyBackend(Backend):
     """CuPy on one CUDA device."""
 
@@ -219,7 +224,9 @@ def _layers(steps: list[Step]) -> list[_Layer]:
 
 
 def _plain(layers: list[_Layer]) -> bool:
-    """Whether the arrays are stored as a kernel reads them."""
+    """Whether the arrays are stored as one kernel reads them, and few enough for it."""
+    if sum(W.size for W, _, _ in layers) > SMALL_STACK:
+        return False
     return all(W.flags.c_contiguous and b.flags.c_contiguous for W, b, _ in layers)
 
 
