@@ -83,13 +83,18 @@ def training_curves(histories: "Mapping[str, History]", smooth: int = 1) -> Any:
     return figure
 
 
-def growth(panels: Mapping[str, Mapping[str, Sequence[tuple[float, float, float]]]]) -> Any:
+def growth(
+    panels: Mapping[str, Mapping[str, Sequence[tuple[float, float, float]]]],
+    what: str = "one gradient",
+) -> Any:
     """Measured cost against what it should depend on, with the formula it should follow.
 
     Parameters
     ----------
     panels
         By what varies, by series (a backend), the points (value, measured s, expected s).
+    what
+        What takes that long.
 
     Returns
     -------
@@ -123,7 +128,7 @@ def growth(panels: Mapping[str, Mapping[str, Sequence[tuple[float, float, float]
         axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axis.minorticks_off()
         axis.legend(frameon=False)
-    axes[0].set_ylabel("one gradient, ms")
+    axes[0].set_ylabel(f"{what}, ms")
     return figure
 
 
