@@ -1,7 +1,7 @@
 """How does a prediction grow with the batch and with the width, and is there a cliff on the way?
 
 784-H-10, sigmoid, float32, no zeros in the images, on numpy and numba: the batch from 1 to 8,192
-with H = 50, and H from 10 to 1,000 with a batch of 100. Sizes take turns, and each keeps its fastest
+with H = 50, and H from 10 to 1,000 with a batch of 100. Sizes take turns, each keeps its fastest
 call. The lines are fitted power laws of the larger half of the sizes; their exponents are printed,
 with every step that takes over 1.3 times as much longer as its multiplications are more.
 
