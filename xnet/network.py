@@ -242,7 +242,7 @@ class Network:
         mode = None if isinstance(backend, Backend) else self.backend.reproducible
         target = resolve(backend, mode)
         self._move_parameters(target.asarray)
-        self._before_step = {}
+        self._kept_plan, self._before_step = None, {}
         self.backend = target
         return self
 
