@@ -612,6 +612,13 @@ def test_a_missing_barrier_shows(monkeypatch, kernels, tmp_path, rng, barrier):
                 assert_same_bits(run(resolve("cupy", True), name, *arguments), expected)
             except AssertionError:
                 seen.append((descending, name))
+        widths, few = (40, 70, 33), rng.standard_normal((3, 40))
+        scores = [
+            backend.to_numpy(stack_of(backend, [Sigmoid, None], widths).predict(few))
+            for backend in (resolve("cupy", False), resolve("numpy", False))
+        ]
+        if not np.allclose(*scores, rtol=0, atol=1e-12):
+            seen.append((descending, "a stack in one launch"))
     assert seen
 
 
