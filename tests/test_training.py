@@ -222,7 +222,7 @@ def test_history_is_that_of_the_loop_in_the_book(backend, data, replacement):
         losses.append(by_hand.loss(x[batch], t[batch]))
         for name, gradient in by_hand.gradient(x[batch], t[batch]).items():
             by_hand.params[name] = by_hand.params[name] - 0.3 * gradient
-    # CuPy's loss of a small batch is one launch of its own, and rounds otherwise than the layers do.
+    # CuPy has one launch for the loss of a small batch; it rounds otherwise than the layers do.
     exact = backend.name != "cupy" or backend.reproducible
     assert history.loss == (losses if exact else pytest.approx(losses, rel=1e-13))
     assert bits(network) == bits(by_hand)
