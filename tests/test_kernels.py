@@ -39,10 +39,12 @@ FORCED = "numba, forced parallel"
 
 def force_parallel(monkeypatch):
     """Make Numba's kernels take their parallel path whatever the size."""
-    from xnet_numba import exact, fused, kernels
+    from xnet_numba import exact, kernels, pool
 
     monkeypatch.setattr(kernels, "PARALLEL_ELEMENTS", 0)
-    monkeypatch.setattr(fused, "_helpers", lambda work: 2)  # on one core too
+    monkeypatch.setattr(pool.Pool, "HELP_FROM", 0)
+    monkeypatch.setattr(pool.Pool, "WAKE_FROM", 0)
+    monkeypatch.setattr(pool, "thread_count", lambda: 3)  # on one core too
     monkeypatch.setattr(exact, "PARALLEL_PRODUCT", 1)
     monkeypatch.setattr(exact, "BLAS_THREADS_FROM", 0)
     monkeypatch.setattr(exact, "ROWS_PER_PIECE", 2)
@@ -409,19 +411,20 @@ def test_parallel_from_the_stated_size(monkeypatch, kernels, rng, name):
 
 @pytest.mark.parametrize("name", PRODUCTS)
 def test_products_are_shared_out_from_the_stated_size(monkeypatch, kernels, rng, name):
-    from xnet_numba import fused
+    from xnet_numba import fused, pool
+    from xnet_numba.tiles import VECTOR_BYTES
 
     arguments, asked = kernel_cases(rng, "float64")[name], []
-    share = fused.pool.share
-    monkeypatch.setattr(fused, "thread_count", lambda: 3)
-    monkeypatch.setattr(fused, "PARALLEL_FROM", 24 * 13 * 7)
-    monkeypatch.setattr(fused.pool, "share", lambda n, *rest: asked.append(n) or share(n, *rest))
+    size = 24 * 13 * -(-7 * 8 // VECTOR_BYTES) * VECTOR_BYTES
+    monkeypatch.setattr(pool, "thread_count", lambda: 3)
+    monkeypatch.setattr(pool.Pool, "WAKE_FROM", 0)
+    monkeypatch.setattr(fused.pool, "_awake", lambda count, work: asked.append(count) or 0)
+    monkeypatch.setattr(pool.Pool, "HELP_FROM", size)
     getattr(kernels, name)(*arguments)
-    assert set(asked) == {2}
-    asked.clear()
-    monkeypatch.setattr(fused, "PARALLEL_FROM", 24 * 13 * 7 + 1)
+    assert asked == [2]
+    monkeypatch.setattr(pool.Pool, "HELP_FROM", size + 1)
     getattr(kernels, name)(*arguments)
-    assert set(asked) == {0}
+    assert asked == [2]
 
 
 @pytest.mark.parametrize("n", [0, 1, 2, 3, 4])

@@ -11,65 +11,97 @@ import pytest
 
 pytest.importorskip("numba")
 
+import xnet_numba.pool
 from xnet_numba import fused
 from xnet_numba.pool import Pool, _serve
 
 import xnet
 
 
-def forward(pool, helpers, n=500):
+@pytest.fixture
+def allow(monkeypatch):
+    """Calling it says how many helpers there may be from then on."""
+    return lambda helpers: monkeypatch.setattr(xnet_numba.pool, "thread_count", lambda: helpers + 1)
+
+
+def forward(pool, work=Pool.WAKE_FROM, n=500):
     rng = np.random.default_rng(0)
     W, b, x = rng.random((30, 20)), rng.random(20), rng.random((n, 30))
     out = np.full((n, 20), np.nan)
-    works = fused._forward_works(x.dtype)
-    pool.share(helpers, fused._affine, *works, x, W, b, out)
+    pool.share(work, fused._affine, fused._head(x.dtype), x, W, b, out)
     np.testing.assert_allclose(out, x @ W + b, rtol=1e-12)
 
 
 @pytest.mark.parametrize("helpers", [0, 1, 3])
-def test_every_row_is_computed_whoever_helps(helpers):
+def test_every_row_is_computed_whoever_helps(allow, helpers):
     pool = Pool()
+    allow(helpers)
     for _ in range(200):
-        forward(pool, helpers)
+        forward(pool)
     assert len(pool.helpers) == helpers
 
 
-def test_a_helper_that_never_wakes_is_not_waited_for(monkeypatch):
+def test_a_helper_that_never_wakes_is_not_waited_for(monkeypatch, allow):
     pool = Pool()
-    forward(pool, 1)
+    allow(1)
+    forward(pool)
     monkeypatch.setattr(pool.helpers[0].alarm, "set", lambda: None)
-    while not pool.helpers[0].asleep:
+    until_asleep(pool)
+    forward(pool)
+
+
+def until_asleep(pool):
+    deadline = time.monotonic() + 10
+    while not all(helper.asleep for helper in pool.helpers):
+        assert time.monotonic() < deadline
         time.sleep(0.001)
-    forward(pool, 1)
 
 
-def test_helpers_sleep_when_nothing_comes_and_wake_again():
+def test_helpers_sleep_when_nothing_comes_and_wake_again(allow):
     pool = Pool()
+    allow(2)
     for _ in range(3):
-        forward(pool, 2)
-        deadline = time.monotonic() + 10
-        while not all(helper.asleep for helper in pool.helpers):
-            assert time.monotonic() < deadline
-            time.sleep(0.001)
+        forward(pool)
+        assert len(pool.helpers) == 2
+        until_asleep(pool)
 
 
-def test_a_job_has_no_more_helpers_than_it_may(monkeypatch):
+def test_helpers_are_woken_for_much_work_or_for_a_loop(monkeypatch):
+    """To wake one takes longer than a small job."""
+    pool, now = Pool(), 1000.0
+    monkeypatch.setattr(xnet_numba.pool.time, "monotonic", lambda: now)
+    assert pool._awake(1, Pool.HELP_FROM) == 0
+    assert pool.helpers == []
+    now += 1
+    assert pool._awake(1, Pool.WAKE_FROM - 1) == 0
+    now += Pool.LOOP_SECONDS / 2
+    assert pool._awake(1, Pool.WAKE_FROM - 1) == 1
+    until_asleep(pool)
+    now += 1
+    assert pool._awake(1, Pool.WAKE_FROM - 1) == 0
+    assert pool._awake(1, Pool.WAKE_FROM) == 1
+
+
+def test_a_job_has_no_more_helpers_than_it_may(allow):
     """A helper of a higher number sees the job, and leaves it."""
     pool = Pool()
     seen = _serve(pool.mail, 1, 0, 1)
     assert seen == 0
-    forward(pool, 2)
-    forward(pool, 1)
+    allow(2)
+    forward(pool)
+    allow(1)
+    forward(pool)
     assert len(pool.helpers) == 2
 
 
-def test_callers_in_many_threads_do_not_wait_for_each_other():
+def test_callers_in_many_threads_do_not_wait_for_each_other(allow):
     pool, failed = Pool(), []
+    allow(1)
 
     def call():
         try:
             for _ in range(50):
-                forward(pool, 1)
+                forward(pool)
         except BaseException as error:
             failed.append(error)
 
@@ -82,11 +114,12 @@ def test_callers_in_many_threads_do_not_wait_for_each_other():
     assert len(pool.helpers) == 1
 
 
-def test_who_holds_the_helpers_leaves_others_to_work_alone():
+def test_who_holds_the_helpers_leaves_others_to_work_alone(allow):
     pool, asked = Pool(), []
+    allow(2)
     with pool.lock:
-        pool.share(2, lambda mail, helpers: asked.append(helpers))
-    pool.share(2, lambda mail, helpers: asked.append(helpers))
+        pool.share(Pool.WAKE_FROM, lambda mail, helpers: asked.append(helpers))
+    pool.share(Pool.WAKE_FROM, lambda mail, helpers: asked.append(helpers))
     assert asked == [0, 2]
 
 
@@ -112,8 +145,8 @@ def test_a_forked_child_has_helpers_of_its_own():
 
 
 def test_one_thread_means_no_helper(monkeypatch):
-    asked, share = [], fused.pool.share
-    monkeypatch.setattr(fused.pool, "share", lambda n, *rest: asked.append(n) or share(n, *rest))
+    asked, awake = [], fused.pool._awake
+    monkeypatch.setattr(fused.pool, "_awake", lambda n, work: asked.append(n) or awake(n, work))
     monkeypatch.setattr(xnet.threads, "_chosen", 1)
     net = xnet.TwoLayerNet(300, 200, 10, backend="numba")
     net.predict(np.ones((400, 300)))

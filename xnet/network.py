@@ -271,13 +271,16 @@ class Network:
                 x = self._scores(self.host_to_backend(x, "x", self.dtype))
                 return self.loss_layer(x) if probabilities else x
         backend = self.backend
-        if not (backend.owns(x) and x.dtype == plan.dtype):
-            x = self.host_to_backend(x, "x", self.dtype)
-        whole = x.ndim == 2 and x.shape[1] == plan.inputs and x.dtype == plan.dtype
-        rows = x if whole else plan.first.flattened(x)
-        out = backend.forward(rows, plan.stack, probabilities and plan.softmax)
-        if x.ndim == 1:
-            out = out[0, ...]
+        here = backend.owns(x) and x.dtype == plan.dtype
+        if here and x.ndim == 2 and x.shape[1] == plan.inputs:
+            out = backend.forward(x, plan.stack, probabilities and plan.softmax)
+        else:
+            if not here:
+                x = self.host_to_backend(x, "x", self.dtype)
+            rows = plan.first.flattened(x)
+            out = backend.forward(rows, plan.stack, probabilities and plan.softmax)
+            if x.ndim == 1:
+                out = out[0, ...]
         if probabilities and not plan.softmax:
             with self._running():
                 return self.loss_layer(out)

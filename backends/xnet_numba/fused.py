@@ -8,14 +8,23 @@ The products are those of `tiles`, so BLAS and its threads have no part in it.
 Which way is taken, and the measurements that say so, are in docs/speed.md.
 """
 
-from functools import cache
+from functools import cache, cached_property
 
 import numpy as np
 from numba import carray, types  # pyright: ignore[reportPrivateImportUsage]
 
 from xnet_numba import products
-from xnet_numba.compiling import _alone, _serial, routine, thread_count
-from xnet_numba.intrinsics import address_of, atomic_add, int64s, int64s_at, pointer_to, size_of
+from xnet_numba.compiling import _alone, _serial, routine
+from xnet_numba.intrinsics import (
+    address_of,
+    atomic_add,
+    int64s,
+    int64s_at,
+    lives_until_here,
+    on_stack,
+    pointer_to,
+    size_of,
+)
 from xnet_numba.pool import pool, run
 from xnet_numba.rows import (
     _sigmoid_element,
@@ -23,13 +32,10 @@ from xnet_numba.rows import (
     _softmax_loss_row_backward,
     _softmax_row,
 )
-from xnet_numba.tiles import BITS
+from xnet_numba.tiles import BITS, VECTOR_BYTES
 
-PARALLEL_FROM = 1 << 21
-"""Multiplications from which a call is worth a helper's while."""
-
-TRANSPOSED_ROWS = 8
-"""Rows of a gradient from which it pays to write out W' first."""
+LOADING = 16
+"""How many rows a weight has been multiplied by in the time that it takes to come from memory."""
 
 KEPT = 1 << 20
 """Numbers, at most, that are kept from one call for the gradients to the next."""
@@ -37,6 +43,8 @@ KEPT = 1 << 20
 ACTIVATIONS = {None: 0, "sigmoid": 1, "relu": 2}
 _SIGMOID, _RELU = 1, 2
 _WEIGHTS, _BIAS, _INPUTS, _OUTPUTS, _ACTIVATION = range(5)
+TABLE_BYTES = 5 * 8
+"""Of a layer in the table."""
 
 
 def prepared(steps):
@@ -64,21 +72,33 @@ class Prepared:
         )
         self.widest = max(W.shape[1] for W, _, _ in layers)
         self.between = sum(W.shape[1] for W, _, _ in layers)
-        self.work = sum(W.size for W, _, _ in layers)
+        self.weights = sum(W.size for W, _, _ in layers)
+        self.numbers = self.weights + self.between  # of all W and b
+        self.weight_bytes = sum(_vector_bytes(W) for W, _, _ in layers)
+        self.few = 0 if self._work(0) >= pool.HELP_FROM else pool.HELP_FROM / self.weight_bytes
         self.stack = _address(self.table), len(layers)
-        self.forward_arguments = *_forward_works(self.dtype), *self.stack, self.widest
+        # In one array: a compiled function takes time for each of its arguments.
+        works = _pieces(_forward_work, self.dtype), _routines(self.dtype)
+        self.head = np.array([*works, *self.stack, self.widest], np.int64)
+        self.at_head = _address(self.head)
         self.room = self.found = None
 
     def forward(self, x, softmax):
         """The scores of x (N, D), or their softmax."""
-        n = x.shape[0]
+        n = len(x)
         out = np.empty((n, self.outputs), self.dtype)
-        pool.share(_helpers(n * self.work), _forward, *self.forward_arguments, x, out, softmax)
+        if n < self.few:  # not by way of `share`, which takes a good part of so small a call
+            _forward(0, self.at_head, x, out, softmax, 0)
+        else:
+            pool.share(self._work(n), _forward, self.at_head, x, out, softmax)
         return out
+
+    def _work(self, rows):
+        return max(rows, LOADING) * self.weight_bytes
 
     def loss_and_gradients(self, x, t, loss):
         """The mean loss, and its gradients by W and b of each layer; see `Backend`."""
-        found = np.empty(self.work + self.between, self.dtype)  # all W and b, one after the other
+        found = np.empty(self.numbers, self.dtype)
         value = self._descend(x, t, loss, 0.0, found)
         gradients, at = [], 0
         for W, b, _ in self.layers:
@@ -92,24 +112,29 @@ class Prepared:
         if not all(W.flags.writeable and b.flags.writeable for W, b, _ in self.layers):
             return None
         if self.found is None:
-            self.found = np.empty(self.work + self.between, self.dtype)
+            self.found = np.empty(self.numbers, self.dtype)
         return self._descend(x, t, loss, lr, self.found)
 
     def _descend(self, x, t, loss, lr, found):
         n = x.shape[0]
         losses, *room = self._room_for(n)
         pool.share(
-            *(_helpers(n * self.work), _gradients, *_gradient_works(self.dtype), *self.stack),
-            *(self.dtype.type(lr), found, x, t, loss == "cross_entropy", losses, *room),
+            *(self._work(n), _gradients, *self._gradient_works, self.dtype.type(lr), found, x, t),
+            *(loss == "cross_entropy", losses, *room),
         )
         return losses.sum() / n
+
+    @cached_property
+    def _gradient_works(self):
+        works = (_pieces(make, self.dtype) for make in (_there_and_back_work, _weights_work))
+        return *works, _routines(self.dtype, True), *self.stack
 
     def _room_for(self, n):
         """What lies between two layers, forward and backward, each in one piece, and the rest."""
         if self.room is not None and len(self.room[0]) == n:
             return self.room
         outputs, deltas = (np.empty(n * self.between, self.dtype) for _ in "ab")
-        losses, back = np.empty(n, self.dtype), np.empty(self.work, self.dtype)
+        losses, back = np.empty(n, self.dtype), np.empty(self.weights, self.dtype)
         words = np.empty((n, -(-self.inputs // BITS)), np.int64)
         zeros = np.zeros(max(self.widest, self.inputs), self.dtype)
         room = losses, outputs, deltas, back, words, zeros
@@ -121,9 +146,9 @@ def affine(x, W, b):
     """x W + b, (N, D) by (D, M)."""
     if not x.size or not W.size:
         return x @ W + b
-    out = np.empty((x.shape[0], W.shape[1]), x.dtype)
-    helpers = _helpers(x.shape[0] * W.size)
-    pool.share(helpers, _affine, *_forward_works(x.dtype), x, W, b, out)
+    n, m = x.shape[0], W.shape[1]
+    out = np.empty((n, m), x.dtype)
+    pool.share(_work(n, W), _affine, _head(x.dtype), x, W, b, out)
     return out
 
 
@@ -131,43 +156,57 @@ def affine_gradients(dout, x):
     """Gradients of x W + b by W and b."""
     if not x.size or not dout.size:
         return x.T @ dout, dout.sum(axis=0)
-    dW, db = np.empty((x.shape[1], dout.shape[1]), x.dtype), np.empty(dout.shape[1], x.dtype)
-    words = np.empty((x.shape[0], -(-x.shape[1] // BITS)), np.int64)
-    zeros = np.zeros_like(db)
-    helpers = _helpers(x.shape[0] * dW.size)
-    work = _gradient_works(x.dtype)[1:]
-    pool.share(helpers, _affine_gradients, *work, dout, x, words, zeros, dW, db)
+    k, m = x.shape[1], dout.shape[1]
+    dW, db = np.empty((k, m), x.dtype), np.empty(m, x.dtype)
+    head = _head(x.dtype, True)
+    pool.share(_work(len(x), dW), _affine_gradients, head, dout, x, dW, db)
     return dW, db
 
 
 def affine_backward(dout, x, W):
     """Gradients by x, W and b."""
-    if x.shape[0] < TRANSPOSED_ROWS:
-        dx = dout @ W.T
-    else:
-        transposed = np.empty((W.shape[1], W.shape[0]), W.dtype)
-        _transpose(W, transposed)
-        dx = affine(dout, transposed, np.zeros(W.shape[0], W.dtype))
-    return dx, *affine_gradients(dout, x)
+    if not x.size or not W.size:
+        return dout @ W.T, *affine_gradients(dout, x)
+    dx, dW, db = (
+        np.empty(x.shape, x.dtype),
+        np.empty(W.shape, x.dtype),
+        np.empty(W.shape[1], x.dtype),
+    )
+    head = _head(x.dtype, True)
+    pool.share(_work(len(x), W), _affine_backward, head, dout, x, W, dx, dW, db)
+    return dx, dW, db
 
 
-def _helpers(work):
-    """How many helpers so many multiplications are worth."""
-    return 0 if work < PARALLEL_FROM else thread_count() - 1
+def _work(rows, W):
+    """Of so many rows times W, as `Pool.share` counts it."""
+    return max(rows, LOADING) * _vector_bytes(W)
+
+
+def _vector_bytes(W):
+    """What W would take if its rows were whole vectors, as which they are multiplied."""
+    return W.shape[0] * -(-W.shape[1] * W.itemsize // VECTOR_BYTES) * VECTOR_BYTES
 
 
 @cache
-def _forward_works(dtype):
-    """Where what `_forward` needs for a dtype is: the work, and the routines' addresses."""
-    return routine(_forward_work(dtype.type(0)), types.int64), _address(products.routines(dtype))
+def _pieces(make, dtype):
+    """The address of a routine that takes pieces of a job, for a dtype."""
+    return routine(make(dtype.type(0)), types.int64)
 
 
 @cache
-def _gradient_works(dtype):
-    """Where what `_gradients` needs for a dtype is: its two works, and the routines' addresses."""
-    works = _there_and_back_work(dtype.type(0)), _weights_work(dtype.type(0))
-    routines = products.routines(dtype, gradient=True)
-    return *(routine(work, types.int64) for work in works), _address(routines)
+def _routines(dtype, gradient=False):
+    return _address(products.routines(dtype, gradient))
+
+
+@cache
+def _head(dtype, gradient=False):
+    """What an affine layer takes: a work, the routines, and for its gradients their work."""
+    works = [_pieces(_forward_work, dtype), _routines(dtype, gradient)]
+    _heads.append(np.array(works + ([_pieces(_weights_work, dtype)] if gradient else []), np.int64))
+    return _address(_heads[-1])
+
+
+_heads = []
 
 
 def _address(array):
@@ -238,54 +277,114 @@ def _table_at(address, layers):
 
 def _forward_work(kind):
     def work(job):
-        """Take blocks of rows, as long as there are any, through all layers."""
-        fields = int64s(job + 8, 12)
-        at_routines, at_table, layers, x, n, k, out, m, softmax, widest, skip, rows = fields
+        """Take what is left, as long as there is any: blocks of rows through all layers.
+
+        Or, of one layer for few rows, blocks of columns.
+        """
+        fields = int64s(job + 8, 13)
+        at_routines, at_table, layers, x, n, k, out, m, softmax, widest, skip, rows, columns = (
+            fields
+        )
         routines, table = int64s_at(at_routines, 2), _table_at(at_table, layers)
-        size = size_of(kind)
-        words = np.empty((rows if skip else 0, (k + BITS - 1) // BITS), np.int64)
-        between = np.empty((2, rows * widest), type(kind))
-        while True:
-            start = atomic_add(job, 1) * rows
-            if start >= n:
-                return
+        if columns != 0:
+            _columns(routines, kind, table[0], job, x, n, out, columns)
+            return
+        size, per_row = size_of(kind), (k + BITS - 1) // BITS if skip else 0
+        room = np.empty(rows * (per_row + (2 * widest * size + 7) // 8), np.int64)
+        words = address_of(room)
+        between = words + rows * per_row * 8
+        start = atomic_add(job, 1) * rows
+        while start < n:
             count = min(rows, n - start)
             at, result = x + start * k * size, out + start * m * size
             for depth in range(layers):
-                to = result if depth == layers - 1 else address_of(between[depth % 2])
-                sparse = skip != 0 and depth == 0
-                _layer(routines, kind, table[depth], at, count, to, sparse, address_of(words))
+                to = result if depth == layers - 1 else between + depth % 2 * rows * widest * size
+                _layer(routines, kind, table[depth], at, count, to, skip != 0 and depth == 0, words)
                 at = to
             if softmax:
-                scores = carray(pointer_to(kind, result), (count, m))
-                for i in range(count):
-                    _softmax_row(scores[i], scores[i])
+                _softmax_rows(kind, result, count, m)
+            start = atomic_add(job, 1) * rows
+        lives_until_here(room)
 
     return work
 
 
+@_serial
+def _columns(routines, kind, layer, job, x, n, out, columns):
+    """Blocks of columns of one layer for n rows, as long as there are any."""
+    k, m, W, b = layer[_INPUTS], layer[_OUTPUTS], layer[_WEIGHTS], layer[_BIAS]
+    first = atomic_add(job, 1) * columns
+    while first < m:
+        count = min(columns, m - first)
+        products.columns(routines, kind, x, n, k, W, b, out, m, first, count)
+        for i in range(n):
+            at = out + (i * m + first) * size_of(kind)
+            _activate(kind, at, count, layer[_ACTIVATION])
+        first = atomic_add(job, 1) * columns
+
+
+@_serial
+def _softmax_rows(kind, at, n, m):
+    scores = _rows(kind, at, n, m)
+    for i in range(n):
+        _softmax_row(scores[i], scores[i])
+
+
 @_alone
-def _forward(mail, work, routines, table, layers, widest, x, out, softmax, helpers):
-    (n, k), m = x.shape, out.shape[1]
-    skip, rows = _skippable(table, x), products.share(n, helpers + 1)
+def _forward(mail, head, x, out, softmax, helpers):
+    works_and_stack, (n, k), m = int64s(head, 5), x.shape, out.shape[1]
     data = address_of(x), n, k, address_of(out), m
-    rest = np.int64(softmax), widest, np.int64(skip), rows
-    run(mail, work, np.array((0, routines, table, layers, *data, *rest)), helpers)
+    _through(mail, x.dtype.type(0), works_and_stack, data, np.int64(softmax), helpers)
+
+
+@_serial
+def _through(mail, kind, works_and_stack, data, softmax, helpers):
+    """Have n rows of x go through all layers, by rows or, where they are few, by columns."""
+    work, routines, table, layers, widest = works_and_stack
+    x, n, k, out, m = data
+    first = _table_at(table, 1)[0]
+    skip = products.skippable(kind, x, n, k, first[_WEIGHTS], k * first[_OUTPUTS])
+    if skip or products.column_share(kind, n, widest, helpers + 1) == 0:
+        rows = products.share(n, helpers + 1)
+        rest = softmax, widest, np.int64(skip), rows, 0
+        run(mail, work, on_stack((0, routines, table, layers, *data, *rest)), helpers)
+        return
+    between = np.empty((2, n * widest), type(kind))
+    at = x
+    for depth in range(layers):
+        layer = _table_at(table, layers)[depth]
+        k, m = layer[_INPUTS], layer[_OUTPUTS]
+        to = out if depth == layers - 1 else address_of(between[depth % 2])
+        columns = products.column_share(kind, n, m, helpers + 1)
+        rest = 0, m, 0, n, columns  # a narrow layer is one block of rows
+        job = on_stack((0, routines, table + depth * TABLE_BYTES, 1, at, n, k, to, m, *rest))
+        run(mail, work, job, helpers if columns else 0)
+        at = to
+    if softmax:
+        _softmax_rows(kind, out, n, m)
+    lives_until_here(between)
 
 
 @_alone
-def _affine(mail, work, routines, x, W, b, out, helpers):
-    m = W.shape[1]
-    table = np.array((address_of(W), address_of(b), W.shape[0], m, 0))
-    _forward(mail, work, routines, address_of(table), 1, m, x, out, False, helpers)
-    return table.size  # it lives until here
+def _affine(mail, head, x, W, b, out, helpers):
+    _product(mail, head, x, W, b, out, helpers)
+
+
+@_serial
+def _product(mail, head, x, W, b, out, helpers):
+    """One layer without activation."""
+    work, routines = int64s(head, 2)
+    k, m = W.shape
+    table = on_stack((address_of(W), address_of(b), k, m, 0))
+    data = address_of(x), x.shape[0], k, address_of(out), m
+    _through(mail, x.dtype.type(0), (work, routines, table, 1, m), data, 0, helpers)
 
 
 # -- gradients
 
 
 @_serial
-def _transposed(kind, table, back):
+def _weights_transposed(kind, table, back):
     """W' of each layer but the first, one after the other: what carries a gradient back."""
     for depth in range(1, table.shape[0]):
         k, m = table[depth, _INPUTS], table[depth, _OUTPUTS]
@@ -293,9 +392,17 @@ def _transposed(kind, table, back):
         back += k * m * size_of(kind)
 
 
-@_alone
-def _transpose(W, out):
-    products.transpose(W.dtype.type(0), address_of(W), W.shape[0], W.shape[1], address_of(out))
+@_serial
+def _transpose(array, out):
+    n, m = array.shape
+    products.transpose(array.dtype.type(0), address_of(array), n, m, address_of(out))
+
+
+@_serial
+def _transposed(array):
+    out = np.empty((array.shape[1], array.shape[0]), array.dtype)
+    _transpose(array, out)
+    return out
 
 
 @_serial
@@ -433,7 +540,7 @@ def _gradients(
     losses, outputs, deltas, back, words, zeros, helpers,
 ):  # fmt: skip
     kind, (n, k) = x.dtype.type(0), x.shape
-    _transposed(kind, _table_at(table, layers), address_of(back))
+    _weights_transposed(kind, _table_at(table, layers), address_of(back))
     skip, rows = _skippable(table, x), products.share(n, helpers + 1)
     places = np.empty((layers, 2), np.int64)
     place = address_of(found)
@@ -447,27 +554,46 @@ def _gradients(
     between = address_of(outputs), address_of(deltas), address_of(losses), address_of(zeros)
     rate = np.array((lr,))
     rest = np.int64(skip), address_of(words), rows, address_of(rate)
-    job = np.array((0, 0, *stack, *data, *between, *rest))
+    job = on_stack((0, 0, *stack, *data, *between, *rest))
     run(mail, there_and_back, job, helpers)
     first = _table_at(table, 1)[0]
     if skip and not products.finite(kind, address_of(deltas), n * first[_OUTPUTS]):
-        job[SKIP] = 0
+        int64s_at(job, SKIP + 1)[SKIP] = 0
     run(mail, weights, job, helpers)
-    return places.size + rate.size  # they live until here
+    lives_until_here((places, rate))
 
 
 @_alone
-def _affine_gradients(mail, work, routines, dout, x, words, zeros, dW, db, helpers):
-    kind, (n, k) = x.dtype.type(0), x.shape
+def _affine_gradients(mail, head, dout, x, dW, db, helpers):
+    _weight_gradients(mail, head, dout, x, dW, db, helpers)
+
+
+@_serial
+def _weight_gradients(mail, head, dout, x, dW, db, helpers):
+    _, routines, work = int64s(head, 3)
+    kind, (n, k), m = x.dtype.type(0), x.shape, dout.shape[1]
     skip = products.skippable(kind, address_of(x), n, k, address_of(dout), dout.size)
+    words, zeros, rate = products.room(n, k, skip), np.zeros(m, x.dtype), np.zeros(1, x.dtype)
     if skip:
         products.find_nonzeros(kind, address_of(x), n, k, address_of(words))
-    table = np.array(((0, 0, k, dout.shape[1], 0),))
-    places = np.array((address_of(dW), address_of(db)))
-    stack = routines, address_of(table), 1, address_of(places), 0
+    table = on_stack((0, 0, k, m, 0))
+    places = on_stack((address_of(dW), address_of(db)))
+    stack = routines, table, 1, places, 0
+    data = address_of(x), n, k, 0, 0
     between = 0, address_of(dout), 0, address_of(zeros)
-    rate = np.zeros(1, x.dtype)
     rest = np.int64(skip), address_of(words), 0, address_of(rate)
-    job = np.array((0, 0, *stack, address_of(x), n, k, 0, 0, *between, *rest))
-    run(mail, work, job, helpers)
-    return table.size + places.size + rate.size  # they live until here
+    run(mail, work, on_stack((0, 0, *stack, *data, *between, *rest)), helpers)
+    lives_until_here((words, zeros, rate))
+
+
+@_alone
+def _affine_backward(mail, head, dout, x, W, dx, dW, db, helpers):
+    """Of the three gradients, the one by x is dout W' or, where dout is far smaller, (W dout')'."""
+    n, (k, m) = x.shape[0], W.shape
+    if 4 * n * (k + m) < k * m:
+        across, found = _transposed(dout), np.empty((k, n), x.dtype)
+        _product(mail, head, W, across, np.zeros(n, x.dtype), found, helpers)
+        _transpose(found, dx)
+    else:
+        _product(mail, head, dout, _transposed(W), np.zeros(k, x.dtype), dx, helpers)
+    _weight_gradients(mail, head, dout, x, dW, db, helpers)

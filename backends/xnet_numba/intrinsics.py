@@ -5,6 +5,7 @@ import llvmlite.binding as llvm
 import numpy as np
 from llvmlite import ir
 from numba import carray, njit, types  # pyright: ignore[reportPrivateImportUsage]
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 _I64 = ir.IntType(64)
@@ -23,6 +24,16 @@ def address_of(typingctx, array):
         return builder.ptrtoint(data, _I64)
 
     return types.int64(array), codegen
+
+
+@intrinsic
+def lives_until_here(typingctx, arrays):
+    """Use them, so that their memory is not given up before: an address does not hold an array."""
+
+    def codegen(context, builder, signature, args):
+        return context.get_dummy_value()
+
+    return types.void(arrays), codegen
 
 
 @intrinsic
@@ -59,6 +70,24 @@ def call(typingctx, address, arguments):
         return context.get_dummy_value()
 
     return types.void(types.int64, arguments), codegen
+
+
+@intrinsic
+def on_stack(typingctx, values):
+    """The address of int64s, of a tuple, on the stack of the function that calls this.
+
+    They are there until it returns, and change when this line of it runs again.
+    """
+
+    def codegen(context, builder, signature, args):
+        place = cgutils.alloca_once(builder, _I64, size=len(values))
+        for k, kind in enumerate(values):
+            value = builder.extract_value(args[0], k)
+            value = context.cast(builder, value, kind, types.int64)
+            builder.store(value, builder.gep(place, [_I64(k)]))
+        return builder.ptrtoint(place, _I64)
+
+    return types.int64(values), codegen
 
 
 @intrinsic

@@ -13,14 +13,15 @@ import contextlib
 import ctypes
 import os
 import threading
+import time
 
 import numpy as np
 
-from xnet_numba.compiling import _alone
-from xnet_numba.intrinsics import address_of, atomic_add, atomic_load, call, int64s_at, pause
+from xnet_numba.compiling import _alone, thread_count
+from xnet_numba.intrinsics import atomic_add, atomic_load, call, int64s_at, pause
 
 LOOKS = 20_000
-"""How often a helper looks for the next job before it sleeps: for about a third of a ms."""
+"""How often a helper looks for the next job before it sleeps: for about half a millisecond."""
 
 # Places in the mail, each in a cache line of its own: how many times a job was opened or closed (it
 # is open while that is odd), the routine, what it is called with, how many helpers it may have, how
@@ -31,17 +32,17 @@ PLACES = 48
 
 @_alone
 def run(mail, routine, job, helpers):
-    """Have a routine called with the address of `job`, by this thread and up to so many helpers.
+    """Have a routine called with `job`, an address, by this thread and up to so many helpers.
 
     `mail` is the address of the pool's.
     """
     if helpers == 0:
-        call(routine, (address_of(job),))
+        call(routine, (job,))
         return
     places = int64s_at(mail, PLACES)
-    places[ROUTINE], places[JOB], places[HELPERS] = routine, address_of(job), helpers
+    places[ROUTINE], places[JOB], places[HELPERS] = routine, job, helpers
     atomic_add(mail + 8 * SEQUENCE, 1)
-    call(routine, (address_of(job),))
+    call(routine, (job,))
     atomic_add(mail + 8 * SEQUENCE, 1)
     # Who has joined is within the last piece; who comes now sees that it is too late.
     looks = 0
@@ -99,31 +100,51 @@ class Pool:
         The address of what `run` and the helpers tell each other.
     """
 
+    HELP_FROM = 1 << 22
+    """Rows times bytes of the weights from which helpers that are awake are a gain."""
+
+    WAKE_FROM = 1 << 26
+    """The same for those that sleep, if this is no loop: to wake one takes ten microseconds."""
+
+    LOOP_SECONDS = 1e-3
+    """What is asked for again within this time may be a loop."""
+
     def __init__(self):
         self.lock = threading.Lock()
         self.helpers = []
+        self.asked = -1.0  # when helpers were last asked for and asleep
         self.space = np.zeros(PLACES + 7, np.int64)
         self.mail = -(-self.space.ctypes.data // 64) * 64  # where a cache line begins
         with contextlib.suppress(AttributeError, OSError, TypeError):  # not on every system
             give_way = ctypes.cast(ctypes.CDLL(None).sched_yield, ctypes.c_void_p).value
             self.space[(self.mail - self.space.ctypes.data) // 8 + YIELD] = give_way or 0
 
-    def share(self, helpers, compiled, *arguments):
+    def share(self, work, compiled, *arguments):
         """Call a compiled function with the mail, the arguments, and how many helpers it may have.
 
-        That is 0 if another thread's job has them.
+        That is 0 if the work, rows times bytes of weights, is little; if it is not much and they
+        are asleep; or if another thread's job has them.
         """
-        if helpers == 0 or not self.lock.acquire(blocking=False):
-            return compiled(self.mail, *arguments, 0)
+        if work < self.HELP_FROM or not self.lock.acquire(blocking=False):
+            return compiled(0, *arguments, 0)
         try:
-            while len(self.helpers) < helpers:
-                self.helpers.append(_Helper(self.mail, len(self.helpers)))
-            for helper in self.helpers[:helpers]:
-                if helper.asleep:
-                    helper.alarm.set()
-            return compiled(self.mail, *arguments, helpers)
+            return compiled(self.mail, *arguments, self._awake(thread_count() - 1, work))
         finally:
             self.lock.release()
+
+    def _awake(self, count, work):
+        """So many helpers; 0 if some of them sleep and this is not worth waking them."""
+        asleep = [helper for helper in self.helpers[:count] if helper.asleep]
+        if asleep or len(self.helpers) < count:
+            before, self.asked = self.asked, time.monotonic()
+            if work < self.WAKE_FROM and self.asked - before > self.LOOP_SECONDS:
+                return 0
+        while len(self.helpers) < count:
+            self.helpers.append(_Helper(self.mail, len(self.helpers)))
+            asleep.append(self.helpers[-1])
+        for helper in asleep:
+            helper.alarm.set()
+        return count
 
 
 pool = Pool()

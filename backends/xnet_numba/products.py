@@ -20,14 +20,37 @@ from numba import carray, types  # pyright: ignore[reportPrivateImportUsage]
 
 from xnet_numba.compiling import _serial, routine
 from xnet_numba.intrinsics import address_of, call, pointer_to, size_of
-from xnet_numba.tiles import BITS, ROWS, bits_not_zero, ones, tile
+from xnet_numba.tiles import (
+    BITS,
+    PANEL,
+    ROWS,
+    VECTOR_BYTES,
+    bits_not_zero,
+    ones,
+    tile,
+    transpose_square,
+)
 
 BLOCK_ROWS = 8 * ROWS
 """Rows, at most, that a thread takes at a time."""
 
+FEW_ROWS = 2 * ROWS
+"""Rows for each thread, at most, for which it pays to share out columns: the threads do not all
+have to read W then, and none has less than a tile."""
+
+PANEL_BYTES = PANEL[ROWS] * VECTOR_BYTES
+"""Of a row of a tile of ROWS rows."""
+
 CHUNK = 96
 """Rows of B that a tile takes at a time: what they hold of its columns stays in the first-level
 cache, and the processor keeps the addresses of so many pages."""
+
+SQUARE = 8
+"""Rows and columns that are transposed at a time, in registers."""
+
+BAND = 64
+"""Rows that are transposed before any further to their right: what they become is whole lines of
+the cache, also where rows are a power of two apart and drive each other out of it."""
 
 SPARSE_BELOW = 1 / 3
 """Share of numbers that are not 0 below which the products of 0 are left out."""
@@ -42,12 +65,12 @@ LANES = 16
 # -- the routines: dense, sparse, and for the gradient by W
 
 
-def _dense(kind, a, row, step, n, k, b, start, start_row, c, m):
+def _dense(kind, a, row, step, n, k, b, start, start_row, c, line, m):
     """C (n, m) = A (n, k) B (k, m) + start; A's rows and columns are `row` and `step` bytes apart.
 
-    The rows of start lie `start_row` bytes apart: 0 for a bias.
+    The rows of B and of C lie `line` bytes apart, those of start `start_row`: 0 for a bias.
     """
-    line, whole = m * size_of(kind), n - n % ROWS
+    whole = n - n % ROWS
     chunk = CHUNK if n > ROWS else k
     for first in range(0, k, chunk):
         at, rows, terms = a + first * step, b + first * line, min(chunk, k - first)
@@ -180,7 +203,7 @@ def _descend(kind, W, g, size, rate):
 
 
 # The first to be compiled says so on stderr, which takes a call of a function of its own.
-_ROUTINES = {_sparse: 8, _dense: 10, _sparse_gradient: 9, _descend: 4}
+_ROUTINES = {_sparse: 8, _dense: 11, _sparse_gradient: 9, _descend: 4}
 """How many int64 each takes after `kind`."""
 _SPARSE, _DENSE, _SPARSE_GRADIENT, _DESCEND = range(4)
 _AS_WRITTEN = {_descend: (("error_model", "numpy"),)}
@@ -246,10 +269,29 @@ def room(n, k, skip):
 
 
 @_serial
+def column_share(kind, n, m, threads):
+    """How many of m columns a thread takes at a time; 0 where threads are to take rows instead."""
+    if threads == 1 or n > FEW_ROWS * threads:
+        return 0
+    whole = PANEL_BYTES // size_of(kind)
+    columns = (m + 2 * threads * whole - 1) // (2 * threads * whole) * whole
+    return columns if columns * threads <= m else 0
+
+
+@_serial
 def dense(routines, kind, a, n, k, b, bias, c, m):
     """C (n, m) = A (n, k) B (k, m) + bias (m,)."""
-    size = size_of(kind)
-    call(routines[_DENSE], (kind, a, k * size, size, n, k, b, bias, 0, c, m))
+    columns(routines, kind, a, n, k, b, bias, c, m, 0, m)
+
+
+@_serial
+def columns(routines, kind, a, n, k, b, bias, c, m, first, count):
+    """So many columns of `dense`, from the `first` one on."""
+    size, at = size_of(kind), first * size_of(kind)
+    call(
+        routines[_DENSE],
+        (kind, a, k * size, size, n, k, b + at, bias + at, 0, c + at, m * size, count),
+    )
 
 
 @_serial
@@ -273,7 +315,10 @@ def gradient(routines, kind, task, x, n, k, delta, m, skip, words, zeros, dW, db
     else:
         size, first = size_of(kind), task * BITS
         at, to, inputs = x + first * size, dW + first * m * size, min(BITS, k - first)
-        call(routines[_DENSE], (kind, at, size, k * size, inputs, n, delta, zeros, 0, to, m))
+        call(
+            routines[_DENSE],
+            (kind, at, size, k * size, inputs, n, delta, zeros, 0, to, m * size, m),
+        )
     if task == 0:
         total, rows = carray(pointer_to(kind, db), m), carray(pointer_to(kind, delta), (n, m))
         total[:] = 0
@@ -289,9 +334,20 @@ def descend(routines, kind, W, g, size, rate):
 
 
 @_serial
-def transpose(kind, W, k, m, out):
-    """W (k, m) as out (m, k)."""
-    source, target = carray(pointer_to(kind, W), (k, m)), carray(pointer_to(kind, out), (m, k))
-    for i in range(k):
-        for j in range(m):
-            target[j, i] = source[i, j]
+def transpose(kind, a, n, m, out):
+    """A (n, m) as out (m, n)."""
+    size = size_of(kind)
+    if n < SQUARE or m < SQUARE:
+        source, target = carray(pointer_to(kind, a), (n, m)), carray(pointer_to(kind, out), (m, n))
+        for i in range(n):
+            for j in range(m):
+                target[j, i] = source[i, j]
+        return
+    row, out_row = m * size, n * size
+    for rows in range(0, n, BAND):
+        for columns in range(0, m, SQUARE):
+            j = min(columns, m - SQUARE)  # the last square begins earlier to end in time
+            for top in range(rows, min(n, rows + BAND), SQUARE):
+                i = min(top, n - SQUARE)
+                at, to = a + i * row + j * size, out + j * out_row + i * size
+                transpose_square(kind, SQUARE, at, row, to, out_row)

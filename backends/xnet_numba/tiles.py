@@ -169,6 +169,39 @@ def tile(typingctx, kind, rows, by_bits, a, row, step, k, b, ldb, start, start_r
 
 
 @intrinsic
+def transpose_square(typingctx, kind, side, a, row, out, out_row):
+    """out[j, i] = a[i, j] for `side` rows and columns, a power of two and a literal.
+
+    Arrays are given by their first element's address, their rows lie so many bytes apart.
+    """
+    n = getattr(side, "literal_value", None)
+    if n is None:
+        return None
+
+    def codegen(context, builder, signature, args):
+        v = _Vectors(builder, kind, n)
+        _, _, source, row, target, target_row = args
+        rows = [v.load(v.at(source, v.constant(i), row)) for i in range(n)]
+        # Each turn, row i and the one half of them on give their numbers alternately to rows 2 i
+        # and 2 i + 1; after log2(n) turns a row holds a column.
+        halves = [
+            ir.Constant(ir.VectorType(_I32, n), [i // 2 + first + i % 2 * n for i in range(n)])
+            for first in (0, n // 2)
+        ]
+        for _ in range(n.bit_length() - 1):
+            rows = [
+                builder.shuffle_vector(rows[i], rows[i + n // 2], half)
+                for i in range(n // 2)
+                for half in halves
+            ]
+        for j in range(n):
+            v.store(rows[j], v.at(target, v.constant(j), target_row))
+        return context.get_dummy_value()
+
+    return types.void(kind, side, *[types.int64] * 4), codegen
+
+
+@intrinsic
 def bits_not_zero(typingctx, kind, count, address):
     """Which of `count` numbers at an address are not 0: a bit each, the first the lowest.
 

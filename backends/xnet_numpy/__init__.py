@@ -53,7 +53,17 @@ class NumpyBackend(Backend):
     # In reproducible mode the generic forms decide the bits.
 
     def affine(self, x: Array, W: Array, b: Array) -> Array:
-        return super().affine(x, W, b) if self.reproducible else _affine(x, W, b)
+        return super().affine(x, W, b) if self.reproducible else affine(x, W, b)
+
+    def affine_backward(self, dout: Array, x: Array, W: Array) -> tuple[Array, Array, Array]:
+        if self.reproducible:
+            return super().affine_backward(dout, x, W)
+        return dout.dot(W.T), *self.affine_gradients(dout, x)
+
+    def affine_gradients(self, dout: Array, x: Array) -> tuple[Array, Array]:
+        if self.reproducible:
+            return super().affine_gradients(dout, x)
+        return affine_gradients(dout, x)
 
     def sigmoid(self, x: Array) -> Array:
         if not self.reproducible and x.ndim:
@@ -95,7 +105,7 @@ class NumpyBackend(Backend):
         if self.reproducible:
             return super().through(x, stack, probabilities)
         if stack.prepared is None:
-            own = {"affine": _affine, "sigmoid": _sigmoid}
+            own = {"affine": affine, "sigmoid": _sigmoid}
             stack.prepared = [
                 (own.get(k) or getattr(self, k), arrays) for k, *arrays in stack.steps
             ]
@@ -111,6 +121,21 @@ def overwrite(old: Array, new: Array) -> Array:
         return new
     old[...] = new
     return old
+
+
+# `dot` of two dimensions is what `@` is, and a small one takes a third of its time.
+
+
+def affine(x: Array, W: Array, b: Array) -> Array:
+    """x W + b, without a temporary."""
+    out = x.dot(W)
+    out += b
+    return out
+
+
+def affine_gradients(dout: Array, x: Array) -> tuple[Array, Array]:
+    """Gradients of x W + b by W and b."""
+    return x.T.dot(dout), np.add.reduce(dout, axis=0)
 
 
 def _overflow_raises() -> AbstractContextManager[object]:
@@ -129,12 +154,6 @@ takes a tenth of the three microseconds of `np.errstate`, much beside the twenty
 
 
 # As the generic forms, without their temporaries; to be called in silence.
-
-
-def _affine(x: Array, W: Array, b: Array) -> Array:
-    out = x @ W
-    out += b
-    return out
 
 
 def _sigmoid(x: Array) -> Array:
