@@ -50,6 +50,24 @@ def test_predictions_are_the_layers(backend, dtype, stack, zeros):
         np.testing.assert_allclose(y, layers.predict(x), rtol=0, atol=40 * np.finfo(dtype).eps)
 
 
+@pytest.mark.parametrize("n", [1, 2, 7, 36, 37, 100])
+@pytest.mark.parametrize("zeros", [0, 0.9])
+def test_shared_out_by_rows_or_columns_it_is_the_same_bits(monkeypatch, dtype, n, zeros):
+    pool = pytest.importorskip("xnet_numba.pool")
+    layers = [Affine(70, 601, 0.1), Sigmoid(), Affine(601, 90), ReLU(), Affine(90, 500), Sigmoid()]
+    net = xnet.Network(layers, dtype=dtype, backend="numba")
+    rng = np.random.default_rng(n)
+    x = np.where(rng.random((n, 70)) < zeros, 0, rng.standard_normal((n, 70))).astype(dtype)
+    monkeypatch.setattr(pool, "thread_count", lambda: 1)
+    alone, probabilities = net.scores(x), net.predict(x)
+    monkeypatch.setattr(pool, "thread_count", lambda: 3)
+    monkeypatch.setattr(pool.Pool, "HELP_FROM", 0)
+    monkeypatch.setattr(pool.Pool, "WAKE_FROM", 0)
+    for _ in range(20):
+        assert np.array_equal(copy.deepcopy(net).scores(x), alone)
+        assert np.array_equal(copy.deepcopy(net).predict(x), probabilities)
+
+
 @pytest.mark.parametrize("loss", [SoftmaxWithLoss, IdentityWithLoss])
 @pytest.mark.parametrize("zeros", [0, 0.9])
 @pytest.mark.parametrize("stack", STACKS)

@@ -39,8 +39,11 @@ FORCED = "numba, forced parallel"
 
 def force_parallel(monkeypatch):
     """Make Numba's kernels take their parallel path whatever the size."""
+    import xnet_numba
     from xnet_numba import exact, kernels, pool
 
+    monkeypatch.setattr(xnet_numba, "LITTLE", 0)
+    monkeypatch.setattr(xnet_numba, "FEW_ROWS", 0)
     monkeypatch.setattr(kernels, "PARALLEL_ELEMENTS", 0)
     monkeypatch.setattr(pool.Pool, "HELP_FROM", 0)
     monkeypatch.setattr(pool.Pool, "WAKE_FROM", 0)
@@ -163,7 +166,10 @@ def test_log(backend, dtype, rng, layout):
 # -- affine
 
 # N, D, M. The last is large enough for Numba to share out of its own accord.
-PRODUCTS = in_memory((0, 4, 3), (1, 1, 1), (1, 7, 5), (2, 8, 16), (13, 17, 11), (300, 100, 80))
+PRODUCTS = in_memory(
+    *((0, 4, 3), (1, 1, 1), (1, 7, 5), (2, 8, 16), (13, 17, 11), (300, 100, 80)),
+    (5, 200, 600),  # few rows of a wide layer go by columns
+)
 
 
 def affine_case(rng, dtype, shape):
@@ -407,6 +413,15 @@ def test_parallel_from_the_stated_size(monkeypatch, kernels, rng, name):
     monkeypatch.setattr(kernels, "PARALLEL_ELEMENTS", arguments[0].size)
     getattr(kernels, name)(*arguments)
     assert len(ran) == 1
+
+
+@pytest.mark.parametrize("n", [1, 7, 8, 9, 16, 23, 63, 64, 65, 130])
+@pytest.mark.parametrize("m", [1, 7, 8, 9, 16, 23, 63, 64, 65, 130])
+def test_transposition(dtype, rng, n, m):
+    from xnet_numba.fused import _transposed
+
+    array = rng.random((n, m)).astype(dtype)
+    assert np.array_equal(_transposed(array), array.T)
 
 
 @pytest.mark.parametrize("name", PRODUCTS)
