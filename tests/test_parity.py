@@ -357,7 +357,7 @@ def kernels_of(name):
     """The kernels and operations that the backend `name` overrides."""
     overridden = vars(type(xnet.resolve(name)))
     infrastructure = {"owns", "asarray", "to_numpy", "threads", "synchronize", "running"}
-    infrastructure |= {"fuses", "overwrite"}
+    infrastructure |= {"overwrite"}
     # Of the user's own function; and what is held against loss_and_gradients, in test_fused.
     infrastructure |= {"compiled_values", "train_step"}
     return [
@@ -397,10 +397,7 @@ def changed(monkeypatch, name, kernel, part, change):
     monkeypatch.setattr(backend_class, kernel, wrong)
 
 
-@pytest.mark.parametrize(
-    ("name", "kernel", "part"),
-    [k for k in KERNELS if k[1] != "loss_and_gradients"],  # which reproducible mode does not take
-)
+@pytest.mark.parametrize(("name", "kernel", "part"), KERNELS)
 def test_one_wrong_bit_is_caught(name, kernel, part, dtype, monkeypatch):
     def last_bit_flipped(array):
         flipped = np.array(array)

@@ -401,24 +401,36 @@ def test_ctrl_c_between_steps(backend, data):
     assert recorder.told[-1] == ("stop",)
 
 
+class Other(SGD):
+    """Takes SGD's steps, but not as part of the backend's call."""
+
+
 @pytest.mark.parametrize("at", range(1, 10))
-@pytest.mark.parametrize("kernel", ["descend", "overwrite"])
-def test_ctrl_c_while_parameters_are_written(monkeypatch, kernel, at, data):
+@pytest.mark.parametrize(
+    ("where", "name", "optimizer"),
+    [
+        ("NumpyBackend", "descend", Other),
+        ("NumpyBackend", "overwrite", Other),
+        ("", "overwrite", SGD),
+    ],
+)
+def test_ctrl_c_while_parameters_are_written(monkeypatch, where, name, optimizer, at, data):
     """The signal comes at W1, b1, W2 or b2 of a step: none is written in the end, or all are."""
-    from xnet_numpy import NumpyBackend
+    import xnet_numpy
 
-    original, calls = getattr(NumpyBackend, kernel), []
+    place, calls = getattr(xnet_numpy, where, xnet_numpy), []
+    original = getattr(place, name)
 
-    def interrupt(self, *arguments):
-        calls.append(kernel)
+    def interrupt(*arguments):
+        calls.append(name)
         if len(calls) == at:
             signal.raise_signal(signal.SIGINT)
-        return original(self, *arguments)
+        return original(*arguments)
 
     network = make_network(backend="numpy")
-    monkeypatch.setattr(NumpyBackend, kernel, interrupt)
+    monkeypatch.setattr(place, name, interrupt)
     try:
-        history = run(network, *data, batch_size=10, iterations=4)
+        history = run(network, *data, optimizer=optimizer(0.1), batch_size=10, iterations=4)
     except KeyboardInterrupt:
         pytest.fail("Ctrl-C came out of train")
     monkeypatch.undo()

@@ -268,35 +268,52 @@ class Backend:
                 x = getattr(self, kernel)(x, *arrays)
             return self.softmax(x) if probabilities else x
 
-    def fuses(self, stack: Stack) -> bool:
-        """Whether `loss_and_gradients` and `train_step` take this stack in this mode."""
-        return False
-
     def loss_and_gradients(
         self, x: Array, t: Array, stack: Stack, loss: str
     ) -> tuple[Array, list[tuple[Array, Array]]]:
         """The mean loss, 0-d, and its gradients by W and b of each affine step, in their order.
 
-        What the layers' own `forward` and `backward` give, which a `Network` goes through
-        otherwise. Only for a stack that `fuses` accepts.
+        Backpropagation (§5.7), as the layers' own `forward` and `backward` do it.
 
         Parameters
         ----------
         x
             (N, D).
         stack
-            Its steps are ``("affine", W, b)``, ``("sigmoid",)`` and ``("relu",)``.
+            Its steps are ``("affine", W, b)``, ``("sigmoid",)`` and ``("relu",)``, the first of
+            them affine.
         loss, t
             As in `row_losses`, t (N, C) of x's dtype.
         """
-        raise NotImplementedError
+        with self.running():
+            outputs = [x]  # of the steps so far
+            for kernel, *arrays in stack.steps:
+                outputs.append(getattr(self, kernel)(outputs[-1], *arrays))
+            if loss == "cross_entropy":
+                value, y = self.softmax_with_loss(outputs[-1], t)
+                dout = self.softmax_with_loss_backward(y, t)
+            else:
+                difference = outputs[-1] - t
+                value = self.sum(difference * difference) * (0.5 / t.shape[0])
+                dout = difference * (1 / t.shape[0])
+            gradients: list[tuple[Array, Array]] = []
+            for k in reversed(range(1, len(stack.steps))):
+                kernel, *arrays = stack.steps[k]
+                if kernel == "affine":
+                    dout, dW, db = self.affine_backward(dout, outputs[k], arrays[0])
+                    gradients.append((dW, db))
+                elif kernel == "sigmoid":
+                    dout = self.sigmoid_backward(dout, outputs[k + 1])
+                else:
+                    dout = self.relu_backward(dout, outputs[k] <= 0)
+            gradients.append(self.affine_gradients(dout, x))
+            return value, gradients[::-1]
 
     def train_step(self, x: Array, t: Array, stack: Stack, loss: str, lr: float) -> Array | None:
         """The mean loss, 0-d; and each W and b of the stack is moved as by `descend`, in its place.
 
-        All of them or, if Ctrl-C comes, none. None where an array cannot be written, and then
-        nothing is. Parameters as in `loss_and_gradients`, and like that only for a stack that
-        `fuses` accepts.
+        All of them or, if Ctrl-C comes, none. Parameters as in `loss_and_gradients`. None where
+        an array cannot be written, and then nothing is.
         """
         return None
 

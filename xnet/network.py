@@ -379,9 +379,9 @@ class Network:
         """`loss` and `gradient` from the same forward pass."""
         with self._running():
             x, t = self._batch(x, t)
-            plan = self._fused_plan()
-            if plan is not None:
-                return self._fused_gradient(plan, x, t)
+            plan = self._plan_kept()
+            if plan is not None and plan.loss:
+                return self._planned_gradient(plan, x, t)
             for layer in self.layers:
                 x = layer.forward(x)
             loss = float(self.loss_layer.forward(x, t))
@@ -395,13 +395,9 @@ class Network:
                 first.backward(dout)
             return loss, self.params.gradients()
 
-    def _fused_plan(self) -> "_Plan | None":
-        """The plan if the backend takes it from the input to the gradients in one call."""
-        plan = self._plan_kept()
-        fused = plan is not None and plan.loss and self.backend.fuses(plan.stack)
-        return plan if fused else None
-
-    def _fused_gradient(self, plan: "_Plan", x: Array, t: Array) -> tuple[float, dict[str, Array]]:
+    def _planned_gradient(
+        self, plan: "_Plan", x: Array, t: Array
+    ) -> tuple[float, dict[str, Array]]:
         """`loss_and_gradient` in one call of the backend."""
         loss, found = self.backend.loss_and_gradients(*plan.batch(x, t), plan.stack, plan.loss)
         for (layer, _, _), (dW, db) in zip(plan.affine, found, strict=True):
@@ -418,7 +414,7 @@ class Network:
         x, t
             As in `loss`.
         optimizer
-            Plain `SGD` is part of the backend's fused call where there is one.
+            Plain `SGD` is part of the backend's call where its arrays can be written.
 
         Returns
         -------
@@ -432,8 +428,8 @@ class Network:
         """
         with self._running():
             x, t = self._batch(x, t)
-            plan = self._fused_plan() if type(optimizer) is SGD else None
-            if plan is not None:
+            plan = self._plan_kept() if type(optimizer) is SGD else None
+            if plan is not None and plan.loss:
                 batch = plan.batch(x, t)
                 loss = self.backend.train_step(*batch, plan.stack, plan.loss, optimizer.lr)
                 if loss is not None:

@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
-from xnet_numpy import Silence, affine, affine_gradients, overwrite
+from xnet_numpy import Silence, affine, affine_gradients, overwrite, train_step
 
 from xnet import threads
 from xnet.backend import Array, Backend, Stack
@@ -142,16 +142,19 @@ class NumbaBackend(Backend):
             return prepared.forward(x if x.flags.c_contiguous else _packed(x), probabilities)
         return super().forward(x, stack, probabilities)
 
-    def fuses(self, stack: Stack) -> bool:
-        return bool(self._prepared(stack))
-
     def loss_and_gradients(
         self, x: Array, t: Array, stack: Stack, loss: str
     ) -> tuple[Array, list[tuple[Array, Array]]]:
-        return self._prepared(stack).loss_and_gradients(_packed(x), _packed(t), loss)
+        prepared = self._prepared(stack)
+        if prepared:
+            return prepared.loss_and_gradients(_packed(x), _packed(t), loss)
+        return super().loss_and_gradients(x, t, stack, loss)
 
     def train_step(self, x: Array, t: Array, stack: Stack, loss: str, lr: float) -> Array | None:
-        return self._prepared(stack).train_step(_packed(x), _packed(t), loss, lr)
+        prepared = self._prepared(stack)
+        if prepared:
+            return prepared.train_step(_packed(x), _packed(t), loss, lr)
+        return train_step(self, x, t, stack, loss, lr)
 
     def _prepared(self, stack: Stack) -> Any:
         """The stack for `fused`; False if that takes no such one, or not in this mode."""

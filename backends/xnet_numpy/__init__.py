@@ -96,6 +96,9 @@ class NumpyBackend(Backend):
         W -= lr * g
         return W
 
+    def train_step(self, x: Array, t: Array, stack: Stack, loss: str, lr: float) -> Array | None:
+        return train_step(self, x, t, stack, loss, lr)
+
     def softmax(self, x: Array) -> Array:
         """As the generic form, in silence where x - max(x) overflows to -inf: its exp is 0."""
         with self.running():
@@ -121,6 +124,32 @@ def overwrite(old: Array, new: Array) -> Array:
         return new
     old[...] = new
     return old
+
+
+def train_step(
+    backend: Backend, x: Array, t: Array, stack: Stack, loss: str, lr: float
+) -> Array | None:
+    """`Backend.train_step` for NumPy arrays."""
+    arrays = [array for kernel, *pair in stack.steps if kernel == "affine" for array in pair]
+    if not all(array.flags.writeable for array in arrays):
+        return None
+    value, gradients = backend.loss_and_gradients(x, t, stack, loss)
+    moved = [array for pair in gradients for array in pair]
+    with backend.running():
+        for W, g in zip(arrays, moved, strict=True):
+            np.multiply(g, lr, out=g)
+            np.subtract(W, g, out=g)
+    try:
+        _write(arrays, moved)
+    except KeyboardInterrupt:
+        _write(arrays, moved)  # a whole step; to write some of it twice does no harm
+        raise
+    return value
+
+
+def _write(arrays: list[Array], values: list[Array]) -> None:
+    for array, value in zip(arrays, values, strict=True):
+        overwrite(array, value)
 
 
 # `dot` of two dimensions is what `@` is, and a small one takes a third of its time.
