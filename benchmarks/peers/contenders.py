@@ -106,25 +106,76 @@ def scikit_learn(network):
 
 
 def thinc(network):
+    return _thinc_model(network).predict
+
+
+def _thinc_model(network):
     from thinc.api import Linear, Softmax, chain
 
     affine = [v for v in network.layers if v.params]
-    layers = []
-    for v in affine:
-        layer = (Softmax if v is affine[-1] else Linear)(v.outputs, v.inputs)
-        layers.append(layer)
-    model = chain(*[m for v in layers[:-1] for m in (v, _thinc_sigmoid())], layers[-1])
+    parts = [
+        (Softmax if v is affine[-1] else Linear)(v.outputs, v.inputs)
+        if v.params
+        else _thinc_activation(type(v).__name__)
+        for v in network.layers
+    ]
+    model = chain(*parts)
     model.initialize()
-    for layer, v in zip(layers, affine, strict=True):
-        layer.set_param("W", v.W.T.copy())
-        layer.set_param("b", v.b)
-    return model.predict
+    for part, v in zip(parts, network.layers, strict=True):
+        if v.params:
+            part.set_param("W", v.W.T.copy())
+            part.set_param("b", v.b.copy())
+    return model
 
 
-def _thinc_sigmoid():
+def _thinc_activation(name):
     from thinc.api import Model
 
-    return Model("sigmoid", lambda model, x, is_train: (model.ops.sigmoid(x), None))
+    def forward(model, x, is_train):
+        y = model.ops.sigmoid(x) if name == "Sigmoid" else model.ops.relu(x)
+
+        def backward(dy):
+            if name == "Sigmoid":
+                return dy * y * (1 - y)
+            return model.ops.backprop_relu(dy, y)
+
+        return y, backward
+
+    return Model(name, forward)
+
+
+def thinc_step(network, x, t, lr):
+    from thinc.api import SGD
+
+    model, optimizer = _thinc_model(network), SGD(lr, L2=0, grad_clip=0)
+    targets = np.eye(10, dtype=x.dtype)[t]
+
+    def step():
+        y, backpropagate = model.begin_update(x)
+        backpropagate((y - targets) / len(x))  # by the scores: the last layer is its softmax
+        model.finish_update(optimizer)
+        return -np.sum(targets * np.log(y + 1e-7)) / len(x)
+
+    return step
+
+
+def scikit_learn_step(network, x, t, lr):
+    from sklearn.neural_network import MLPClassifier
+
+    affine = [v for v in network.layers if v.params]
+    model = MLPClassifier(
+        [v.outputs for v in affine[:-1]], activation="relu", solver="sgd", alpha=0, momentum=0,
+        learning_rate_init=lr, batch_size=len(x), shuffle=False,
+    )  # fmt: skip
+    model.partial_fit(x, t, classes=np.arange(10))
+    for v, W, b in zip(affine, model.coefs_, model.intercepts_, strict=True):
+        W[...], b[...] = v.W, v.b
+
+    def step():
+        model.partial_fit(x, t)  # one batch is one step
+        return model.loss_
+
+    return step
 
 
 def pytorch_step(network, x, t, lr):
@@ -175,7 +226,12 @@ INFERENCE = {
     "scikit-learn": (("sklearn",), scikit_learn),
     "Thinc": (("thinc",), thinc),
 }
-TRAINING = {"PyTorch": (("torch",), pytorch_step), "JAX jitted": (("jax",), jax_step)}
+TRAINING = {
+    "PyTorch": (("torch",), pytorch_step),
+    "JAX jitted": (("jax",), jax_step),
+    "scikit-learn": (("sklearn",), scikit_learn_step),
+    "Thinc": (("thinc",), thinc_step),
+}
 
 
 def installed(peers):
