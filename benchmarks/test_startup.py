@@ -1,15 +1,18 @@
-"""What does `import xnet` cost, beside `import numpy`? Each in a process of its own."""
+"""What does a first import or prediction cost? Each in a process of its own, kernels cached."""
 
 import subprocess
 import sys
 
 import pytest
+from conftest import BACKENDS
 
-FIRST = "import xnet; xnet.TwoLayerNet(784, 50, 10).predict([[0.0] * 784])"
+from xnet.bench import START_UPS
 
 
-@pytest.mark.benchmark(group="import in a new process")
-@pytest.mark.parametrize("what", ["pass", "import numpy", "import xnet", FIRST])
-def test_import(benchmark, what):
-    ran = benchmark(subprocess.run, [sys.executable, "-c", what], check=True)
+@pytest.mark.benchmark(group="start of a new process")
+@pytest.mark.parametrize("what", START_UPS)
+def test_start_up(benchmark, what):
+    if "numba" in what and "numba" not in BACKENDS:
+        pytest.skip("Numba is not installed")
+    ran = benchmark(subprocess.run, [sys.executable, "-c", START_UPS[what]], check=True)
     assert ran.returncode == 0

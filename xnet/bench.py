@@ -128,10 +128,12 @@ def network_step(network: Network, x: Any, t: Any, lr: float) -> Contender:
     return step
 
 
-def in_turns(contenders: Mapping[str, Contender], turns: int = TURNS) -> dict[str, list[float]]:
+def in_turns(
+    contenders: Mapping[str, Contender], turns: int | None = None
+) -> dict[str, list[float]]:
     """Seconds of each call of each contender: in turns, after calls that are not timed."""
     taken: dict[str, list[float]] = {name: [] for name in contenders}
-    for _ in range(turns):
+    for _ in range(turns or TURNS):
         for name, run in contenders.items():
             time.sleep(PAUSE_SECONDS)
             run()
@@ -247,8 +249,13 @@ def batching(x: Host | None = None) -> Found:
     return found
 
 
-AFFINE_BATCHES, AFFINE_WIDTHS = (1, 10, 100, 1_000, 10_000), ((784, 50), (10, 10), (100, 1_000))
-AFFINE_WIDTHS = (*AFFINE_WIDTHS, (1_000, 100), (1_000, 1_000))
+AFFINE_BATCHES = (1, 10, 100, 1_000, 10_000)
+AFFINE_WIDTHS = (
+    *((784, 50), (10, 10), (10, 1_000), (1_000, 10)),
+    *((100, 1_000), (1_000, 100), (1_000, 1_000)),
+)
+AFFINE_TURNS = 5
+"""Of each contender: there are so many cases that it takes minutes."""
 
 
 def affine(
@@ -274,8 +281,9 @@ def affine(
                     return dout @ W.T, x.T @ dout, dout.sum(axis=0)
 
                 case = f"{n:,} by {inputs}×{outputs}, {dtype}"
-                found[case] = _kernel("affine", (x, W, b), forward)
-                found[f"gradients of {case}"] = _kernel("affine_backward", (dout, x, W), backward)
+                found[case] = _kernel("affine", (x, W, b), forward, AFFINE_TURNS)
+                backward_case = _kernel("affine_backward", (dout, x, W), backward, AFFINE_TURNS)
+                found[f"gradients of {case}"] = backward_case
     return found
 
 
@@ -374,7 +382,9 @@ def reproducible() -> Found:
     return found
 
 
-def _kernel(kernel: str, arrays: Sequence[Host], by_hand: Contender) -> dict[str, Summary]:
+def _kernel(
+    kernel: str, arrays: Sequence[Host], by_hand: Contender, turns: int | None = None
+) -> dict[str, Summary]:
     """Times of a kernel on every backend, after the hand-written expression."""
 
     def results(run: Contender) -> list[Any]:
@@ -396,7 +406,7 @@ def _kernel(kernel: str, arrays: Sequence[Host], by_hand: Contender) -> dict[str
             scale = float(np.abs(other).max())
             np.testing.assert_allclose(backend.to_numpy(one), other, rtol=0, atol=close * scale)
         contenders[name] = run
-    return {name: summary(taken) for name, taken in in_turns(contenders).items()}
+    return {name: summary(taken) for name, taken in in_turns(contenders, turns).items()}
 
 
 def _timed(backend: Backend, contenders: Mapping[str, Contender]) -> dict[str, Summary]:
@@ -450,16 +460,23 @@ def write(path: Path, facts: Mapping[str, Any]) -> None:
 
 
 def floor(flops_per_second: float | None = None) -> float:
-    """Seconds that one image's multiplications take at the speed of a large product, measured."""
+    """Seconds that one image's multiplications take at the speed of the fastest large product.
+
+    That is measured: of float32, by NumPy's BLAS or by another backend's `affine`.
+    """
     work = 2 * sum(a * b for a, b in pairwise(INFERENCE))
     if flops_per_second is None:
-        a = np.ones((1536, 1536), np.float32)
-        taken = [0.0] * 7
-        for k in range(7):
-            started = time.perf_counter()
-            np.matmul(a, a)
-            taken[k] = time.perf_counter() - started
-        flops_per_second = 2 * 1536**3 / min(taken)
+        size = 1536
+        a, b = np.ones((size, size), np.float32), np.zeros(size, np.float32)
+        taken: list[float] = []
+        for backend in map(resolve, usable()):
+            here = [backend.asarray(array) for array in (a, a, b)]
+            for _ in range(7):
+                started = time.perf_counter()
+                backend.affine(*here)
+                backend.synchronize()
+                taken.append(time.perf_counter() - started)
+        flops_per_second = 2 * size**3 / min(taken)
     return work / flops_per_second
 
 

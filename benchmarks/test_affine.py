@@ -1,0 +1,48 @@
+"""Is x W + b, forward or backward, ever slower than the expression that one writes in NumPy?"""
+
+import numpy as np
+import pytest
+from conftest import BACKENDS
+
+import xnet
+from xnet.bench import AFFINE_BATCHES, AFFINE_WIDTHS
+
+BY_HAND = {
+    "forward": lambda x, W, b, dout: x @ W + b,
+    "backward": lambda x, W, b, dout: (dout @ W.T, x.T @ dout, dout.sum(axis=0)),
+}
+
+
+def on(backend):
+    """The same two on a backend, each until its device has finished."""
+
+    def forward(x, W, b, dout):
+        out = backend.affine(x, W, b)
+        backend.synchronize()
+        return out
+
+    def backward(x, W, b, dout):
+        gradients = backend.affine_backward(dout, x, W)
+        backend.synchronize()
+        return gradients
+
+    return {"forward": forward, "backward": backward}
+
+
+@pytest.mark.parametrize("contender", ["NumPy by hand", *BACKENDS])
+@pytest.mark.parametrize("way", BY_HAND)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("n", AFFINE_BATCHES)
+@pytest.mark.parametrize(("inputs", "outputs"), AFFINE_WIDTHS)
+def test_affine(benchmark, rng, inputs, outputs, n, dtype, way, contender):
+    benchmark.group = f"affine {way}, {n:,} by {inputs}×{outputs}, {dtype}"
+    shapes = (n, inputs), (inputs, outputs), (outputs,), (n, outputs)
+    arrays = [rng.random(shape).astype(dtype) for shape in shapes]
+    run = BY_HAND[way]
+    if contender in BACKENDS:
+        backend = xnet.resolve(contender)
+        arrays, run = [backend.asarray(array) for array in arrays], on(backend)[way]
+    found = benchmark(run, *arrays)
+    first = found if way == "forward" else found[0]
+    assert first.shape == (n, outputs if way == "forward" else inputs)
+    assert np.isfinite(float(first[0, 0]))
