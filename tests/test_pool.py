@@ -13,7 +13,7 @@ pytest.importorskip("numba")
 
 import xnet_numba.pool
 from xnet_numba import fused
-from xnet_numba.pool import Pool, _serve
+from xnet_numba.pool import CALL, Pool, _serve
 
 import xnet
 
@@ -80,6 +80,39 @@ def test_helpers_are_woken_for_much_work_or_for_a_loop(monkeypatch):
     now += 1
     assert pool._awake(1, Pool.WAKE_FROM - 1) == 0
     assert pool._awake(1, Pool.WAKE_FROM) == 1
+
+
+def test_a_helper_does_not_sleep_while_a_call_is_under_way(monkeypatch):
+    """Its caller may have seen it awake still, and there may be a job at the end of the call."""
+    pool, served = Pool(), []
+
+    def serve(mail, index, seen, looks):
+        served.append(index)
+        pool.places[CALL] = len(served) < 3
+        return seen
+
+    monkeypatch.setattr(xnet_numba.pool, "_serve", serve)
+    helper = xnet_numba.pool._Helper(pool, 0)
+    helper.alarm.set()
+    deadline = time.monotonic() + 10
+    while len(served) < 3:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    time.sleep(0.01)
+    assert (len(served), helper.asleep) == (3, True)
+
+
+def test_a_helper_waits_for_the_job_of_a_long_call():
+    pool = Pool()
+    pool.places[CALL] = 1
+    returned = []
+    waiting = threading.Thread(target=lambda: returned.append(_serve(pool.mail, 0, 0, 1)))
+    waiting.start()
+    time.sleep(0.05)
+    assert not returned
+    pool.places[CALL] = 0
+    waiting.join(10)
+    assert returned == [0]
 
 
 def test_a_job_has_no_more_helpers_than_it_may(allow):

@@ -89,9 +89,10 @@ class NumbaBackend(Backend):
         return self.kernels.affine(_packed(x), _packed(W), _packed(b))
 
     def affine_backward(self, dout: Array, x: Array, W: Array) -> tuple[Array, Array, Array]:
-        if self.reproducible or len(x) >= FEW_ROWS:
-            return self.kernels.affine_backward(_packed(dout), _packed(x), _packed(W))
-        return dout.dot(W.T), *self.affine_gradients(dout, x)
+        few = len(x) < FEW_ROWS or x.size * W.shape[1] < LITTLE
+        if few and not self.reproducible:
+            return dout.dot(W.T), *self.affine_gradients(dout, x)
+        return self.kernels.affine_backward(_packed(dout), _packed(x), _packed(W))
 
     def affine_gradients(self, dout: Array, x: Array) -> tuple[Array, Array]:
         if not self.reproducible and x.size * dout.shape[1] < LITTLE:

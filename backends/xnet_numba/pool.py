@@ -25,9 +25,10 @@ LOOKS = 20_000
 
 # Places in the mail, each in a cache line of its own: how many times a job was opened or closed (it
 # is open while that is odd), the routine, what it is called with, how many helpers it may have, how
-# many are at it, and the address of the system's routine that lets another thread run.
-SEQUENCE, ROUTINE, JOB, HELPERS, ACTIVE, YIELD = range(0, 48, 8)
-PLACES = 48
+# many are at it, the address of the system's routine that lets another thread run, and whether a
+# call is under way, so that there may be another job, however long it takes to come.
+SEQUENCE, ROUTINE, JOB, HELPERS, ACTIVE, YIELD, CALL = range(0, 56, 8)
+PLACES = 56
 
 
 @_alone
@@ -61,7 +62,8 @@ def _serve(mail, index, seen, looks):
     while left > 0:
         now = atomic_load(mail + 8 * SEQUENCE)
         if now == seen or now % 2 == 0:
-            left -= 1
+            if atomic_load(mail + 8 * CALL) == 0:
+                left -= 1
             pause()
             continue
         # First join, then see that it is still open: either this or who closes sees the other.
@@ -76,19 +78,21 @@ def _serve(mail, index, seen, looks):
 class _Helper:
     """One thread; it ends with the process."""
 
-    def __init__(self, mail, index):
+    def __init__(self, pool, index):
         self.asleep, self.alarm = True, threading.Event()
-        self.mail, self.index = mail, index
+        self.pool, self.index = pool, index
         threading.Thread(target=self._work, name=f"xnet-helper-{index}", daemon=True).start()
 
     def _work(self):
         seen = 0
         while True:
-            self.alarm.wait()
-            self.alarm.clear()
-            self.asleep = False
-            seen = _serve(self.mail, self.index, seen, LOOKS)
             self.asleep = True
+            # A call that is under way may have come too early to see that, and set no alarm.
+            if not self.pool.places[CALL]:
+                self.alarm.wait()
+                self.alarm.clear()
+            self.asleep = False
+            seen = _serve(self.pool.mail, self.index, seen, LOOKS)
 
 
 class Pool:
@@ -113,11 +117,14 @@ class Pool:
         self.lock = threading.Lock()
         self.helpers = []
         self.asked = -1.0  # when helpers were last asked for and asleep
-        self.space = np.zeros(PLACES + 7, np.int64)
-        self.mail = -(-self.space.ctypes.data // 64) * 64  # where a cache line begins
+        space = np.zeros(PLACES + 7, np.int64)
+        self.places = space[-space.ctypes.data % 64 // 8 :][
+            :PLACES
+        ]  # from where a cache line begins
+        self.mail = self.places.ctypes.data
         with contextlib.suppress(AttributeError, OSError, TypeError):  # not on every system
             give_way = ctypes.cast(ctypes.CDLL(None).sched_yield, ctypes.c_void_p).value
-            self.space[(self.mail - self.space.ctypes.data) // 8 + YIELD] = give_way or 0
+            self.places[YIELD] = give_way or 0
 
     def share(self, work, compiled, *arguments):
         """Call a compiled function with the mail, the arguments, and how many helpers it may have.
@@ -128,8 +135,10 @@ class Pool:
         if work < self.HELP_FROM or not self.lock.acquire(blocking=False):
             return compiled(0, *arguments, 0)
         try:
+            self.places[CALL] = 1
             return compiled(self.mail, *arguments, self._awake(thread_count() - 1, work))
         finally:
+            self.places[CALL] = 0
             self.lock.release()
 
     def _awake(self, count, work):
@@ -140,7 +149,7 @@ class Pool:
             if work < self.WAKE_FROM and self.asked - before > self.LOOP_SECONDS:
                 return 0
         while len(self.helpers) < count:
-            self.helpers.append(_Helper(self.mail, len(self.helpers)))
+            self.helpers.append(_Helper(self, len(self.helpers)))
             asleep.append(self.helpers[-1])
         for helper in asleep:
             helper.alarm.set()
