@@ -136,7 +136,7 @@ class Prepared:
         outputs, deltas = (np.empty(n * self.between, self.dtype) for _ in "ab")
         losses, back = np.empty(n, self.dtype), np.empty(self.weights, self.dtype)
         words = np.empty((n, -(-self.inputs // BITS)), np.int64)
-        zeros = np.zeros(max(self.widest, self.inputs), self.dtype)
+        zeros = np.zeros(max(self.widest, self.inputs, BITS), self.dtype)
         room = losses, outputs, deltas, back, words, zeros
         self.room = room if outputs.size <= KEPT else None
         return room
@@ -573,7 +573,11 @@ def _weight_gradients(mail, head, dout, x, dW, db, helpers):
     _, routines, work = int64s(head, 3)
     kind, (n, k), m = x.dtype.type(0), x.shape, dout.shape[1]
     skip = products.skippable(kind, address_of(x), n, k, address_of(dout), dout.size)
-    words, zeros, rate = products.room(n, k, skip), np.zeros(m, x.dtype), np.zeros(1, x.dtype)
+    words, zeros, rate = (
+        products.room(n, k, skip),
+        np.zeros(max(m, BITS), x.dtype),
+        np.zeros(1, x.dtype),
+    )
     if skip:
         products.find_nonzeros(kind, address_of(x), n, k, address_of(words))
     table = on_stack((0, 0, k, m, 0))

@@ -19,7 +19,7 @@ import numpy as np
 from numba import carray, types  # pyright: ignore[reportPrivateImportUsage]
 
 from xnet_numba.compiling import _serial, routine
-from xnet_numba.intrinsics import address_of, call, pointer_to, size_of
+from xnet_numba.intrinsics import address_of, call, lives_until_here, pointer_to, size_of
 from xnet_numba.tiles import (
     BITS,
     PANEL,
@@ -65,40 +65,40 @@ LANES = 16
 # -- the routines: dense, sparse, and for the gradient by W
 
 
-def _dense(kind, a, row, step, n, k, b, start, start_row, c, line, m):
+def _dense(kind, a, row, step, n, k, b, b_row, start, start_row, c, c_row, m):
     """C (n, m) = A (n, k) B (k, m) + start; A's rows and columns are `row` and `step` bytes apart.
 
-    The rows of B and of C lie `line` bytes apart, those of start `start_row`: 0 for a bias.
+    The other arrays' rows lie so many bytes apart, those of start 0 if it is a bias.
     """
     whole = n - n % ROWS
     chunk = CHUNK if n > ROWS else k
     for first in range(0, k, chunk):
-        at, rows, terms = a + first * step, b + first * line, min(chunk, k - first)
+        at, rows, terms = a + first * step, b + first * b_row, min(chunk, k - first)
         j = 0
         while j < m and whole > 0:
             columns = m
             for i in range(0, whole, ROWS):
                 columns = tile(
-                    kind, ROWS, 0, at + i * row, row, step, terms, rows, line,
-                    start + i * start_row, start_row, c + i * line, line, j, m,
+                    kind, ROWS, 0, at + i * row, row, step, terms, rows, b_row,
+                    start + i * start_row, start_row, c + i * c_row, c_row, j, m,
                 )  # fmt: skip
             j += columns
         i = whole
         while i < n:
-            x, s, to = at + i * row, start + i * start_row, c + i * line
+            x, s, to = at + i * row, start + i * start_row, c + i * c_row
             j = 0
             if i + 1 < n:
                 while j < m:
                     j += tile(
-                        kind, 2, 0, x, row, step, terms, rows, line, s, start_row, to, line, j, m
+                        kind, 2, 0, x, row, step, terms, rows, b_row, s, start_row, to, c_row, j, m
                     )  # fmt: skip
             else:
                 while j < m:
                     j += tile(
-                        kind, 1, 0, x, row, step, terms, rows, line, s, start_row, to, line, j, m
+                        kind, 1, 0, x, row, step, terms, rows, b_row, s, start_row, to, c_row, j, m
                     )  # fmt: skip
             i += 2
-        start, start_row = c, line
+        start, start_row = c, c_row
 
 
 def _sparse(kind, words, x, n, k, b, bias, c, m):
@@ -203,7 +203,7 @@ def _descend(kind, W, g, size, rate):
 
 
 # The first to be compiled says so on stderr, which takes a call of a function of its own.
-_ROUTINES = {_sparse: 8, _dense: 11, _sparse_gradient: 9, _descend: 4}
+_ROUTINES = {_sparse: 8, _dense: 12, _sparse_gradient: 9, _descend: 4}
 """How many int64 each takes after `kind`."""
 _SPARSE, _DENSE, _SPARSE_GRADIENT, _DESCEND = range(4)
 _AS_WRITTEN = {_descend: (("error_model", "numpy"),)}
@@ -290,7 +290,7 @@ def columns(routines, kind, a, n, k, b, bias, c, m, first, count):
     size, at = size_of(kind), first * size_of(kind)
     call(
         routines[_DENSE],
-        (kind, a, k * size, size, n, k, b + at, bias + at, 0, c + at, m * size, count),
+        (kind, a, k * size, size, n, k, b + at, m * size, bias + at, 0, c + at, m * size, count),
     )
 
 
@@ -307,18 +307,29 @@ def affine(routines, kind, x, n, k, W, b, out, m, skip, words):
 def gradient(routines, kind, task, x, n, k, delta, m, skip, words, zeros, dW, db):
     """One of the ceil(k / 64) tasks of dW (k, m) = x' delta, x (n, k) and delta (n, m).
 
-    The first one adds up delta's rows in db (m,) too. `zeros` are m; `skip` and `words` as in
-    `affine`.
+    The first one adds up delta's rows in db (m,) too. `zeros` are m, and at least 64; `skip` and
+    `words` as in `affine`.
     """
     if skip:
         call(routines[_SPARSE_GRADIENT], (kind, words, task, x, n, k, delta, m, zeros, dW))
     else:
         size, first = size_of(kind), task * BITS
-        at, to, inputs = x + first * size, dW + first * m * size, min(BITS, k - first)
-        call(
-            routines[_DENSE],
-            (kind, at, size, k * size, inputs, n, delta, zeros, 0, to, m * size, m),
-        )
+        line, inputs = m * size, min(BITS, k - first)
+        at, to = x + first * size, dW + first * line
+        if line >= VECTOR_BYTES:
+            call(
+                routines[_DENSE],
+                (kind, at, size, k * size, inputs, n, delta, line, zeros, 0, to, line, m),
+            )
+        else:  # rows of x fill vectors, those of delta do not: dW' = delta' x
+            across = np.empty(m * inputs, type(kind))
+            found, row = address_of(across), inputs * size
+            call(
+                routines[_DENSE],
+                (kind, delta, size, line, m, n, at, k * size, zeros, 0, found, row, inputs),
+            )
+            transpose(kind, found, m, inputs, to)
+            lives_until_here(across)
     if task == 0:
         total, rows = carray(pointer_to(kind, db), m), carray(pointer_to(kind, delta), (n, m))
         total[:] = 0
