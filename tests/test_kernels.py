@@ -418,7 +418,7 @@ def test_parallel_from_the_stated_size(monkeypatch, kernels, rng, name):
 @pytest.mark.parametrize("n", [1, 7, 8, 9, 16, 23, 63, 64, 65, 130])
 @pytest.mark.parametrize("m", [1, 7, 8, 9, 16, 23, 63, 64, 65, 130])
 def test_transposition(dtype, rng, n, m):
-    from xnet_numba.fused import _transposed
+    from xnet_numba.passes import _transposed
 
     array = rng.random((n, m)).astype(dtype)
     assert np.array_equal(_transposed(array), array.T)

@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("numba")
 
 import xnet_numba.pool
-from xnet_numba import fused
+from xnet_numba import fused, passes
 from xnet_numba.pool import CALL, Pool, _serve
 
 import xnet
@@ -28,7 +28,7 @@ def forward(pool, work=Pool.WAKE_FROM, n=500):
     rng = np.random.default_rng(0)
     W, b, x = rng.random((30, 20)), rng.random(20), rng.random((n, 30))
     out = np.full((n, 20), np.nan)
-    pool.share(work, fused._affine, fused._head(x.dtype), x, W, b, out)
+    pool.share(work, passes._affine, fused._head(x.dtype), x, W, b, out)
     np.testing.assert_allclose(out, x @ W + b, rtol=1e-12)
 
 

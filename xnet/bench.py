@@ -225,9 +225,9 @@ def training(
 def batching(x: Host | None = None) -> Found:
     """Seconds for images one at a time and as one batch (§3.6.3), on each backend.
 
-    As many images as are given, 1,000 without any. Every answer is compared with NumPy's batch.
+    As many images as are given, 10,000 without any. Every answer is compared with NumPy's batch.
     """
-    x = images(1_000) if x is None else x
+    x = images(10_000) if x is None else x
     expected = inference_network("numpy").predict(x)
     found: Found = {}
     for name in usable():

@@ -265,7 +265,9 @@ class Network:
 
     def _evaluate(self, x: Any, probabilities: bool) -> Array:
         """`scores` or, with `probabilities`, `predict`: in one call of the backend if it can be."""
-        plan = self._plan_kept()
+        plan = self._kept_plan  # as `_plan_kept`, without a call: this is all of a small prediction
+        if plan is None or not plan.describes(self):
+            plan = self._plan()
         if plan is None:
             with self._running():
                 x = self._scores(self.host_to_backend(x, "x", self.dtype))

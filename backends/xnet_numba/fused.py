@@ -1,50 +1,27 @@
 # pyright: basic, reportAttributeAccessIssue=false, reportCallIssue=false
 """A whole stack of layers in one compiled call: predictions, or the loss and its gradients.
 
-A thread takes a block of rows through all layers before it takes the next, so that what lies
-between two layers stays in the first-level cache; bias and activation go in while a tile is there.
-The products are those of `tiles`, so BLAS and its threads have no part in it.
-
-Which way is taken, and the measurements that say so, are in docs/speed.md.
+What is compiled is in `passes`; here is what it works on, and how many threads it is worth. Which
+way is taken, and the measurements that say so, are in docs/speed.md.
 """
 
 from functools import cache, cached_property
 
 import numpy as np
-from numba import carray, types  # pyright: ignore[reportPrivateImportUsage]
+from numba import types  # pyright: ignore[reportPrivateImportUsage]
 
-from xnet_numba import products
-from xnet_numba.compiling import _alone, _serial, routine
-from xnet_numba.intrinsics import (
-    address_of,
-    atomic_add,
-    int64s,
-    int64s_at,
-    lives_until_here,
-    on_stack,
-    pointer_to,
-    size_of,
-)
-from xnet_numba.pool import pool, run
-from xnet_numba.rows import (
-    _sigmoid_element,
-    _softmax_loss_row,
-    _softmax_loss_row_backward,
-    _softmax_row,
-)
+from xnet_numba import passes, products
+from xnet_numba.compiling import routine
+from xnet_numba.passes import ACTIVATIONS
+from xnet_numba.pool import pool
 from xnet_numba.tiles import BITS, VECTOR_BYTES
 
-LOADING = 16
-"""How many rows a weight has been multiplied by in the time that it takes to come from memory."""
+CACHED, LOADING = 1 << 20, 16
+"""Bytes of weights that stay in the second-level cache, and how many rows one that does not has
+been multiplied by in the time that it takes to come."""
 
 KEPT = 1 << 20
 """Numbers, at most, that are kept from one call for the gradients to the next."""
-
-ACTIVATIONS = {None: 0, "sigmoid": 1, "relu": 2}
-_SIGMOID, _RELU = 1, 2
-_WEIGHTS, _BIAS, _INPUTS, _OUTPUTS, _ACTIVATION = range(5)
-TABLE_BYTES = 5 * 8
-"""Of a layer in the table."""
 
 
 def prepared(steps):
@@ -78,23 +55,23 @@ class Prepared:
         self.few = 0 if self._work(0) >= pool.HELP_FROM else pool.HELP_FROM / self.weight_bytes
         self.stack = _address(self.table), len(layers)
         # In one array: a compiled function takes time for each of its arguments.
-        works = _pieces(_forward_work, self.dtype), _routines(self.dtype)
-        self.head = np.array([*works, *self.stack, self.widest], np.int64)
-        self.at_head = _address(self.head)
+        works = _pieces(passes._forward_work, self.dtype), _routines(self.dtype)
+        self.heads = np.array([[*works, *self.stack, self.widest, p] for p in (0, 1)], np.int64)
+        self.at_heads = _address(self.heads[0]), _address(self.heads[1])
         self.room = self.found = None
 
     def forward(self, x, softmax):
         """The scores of x (N, D), or their softmax."""
-        n = len(x)
+        n, head = len(x), self.at_heads[softmax]
         out = np.empty((n, self.outputs), self.dtype)
         if n < self.few:  # not by way of `share`, which takes a good part of so small a call
-            _forward(0, self.at_head, x, out, softmax, 0)
+            passes._forward(0, head, x, out, 0)
         else:
-            pool.share(self._work(n), _forward, self.at_head, x, out, softmax)
+            pool.share(self._work(n), passes._forward, head, x, out)
         return out
 
     def _work(self, rows):
-        return max(rows, LOADING) * self.weight_bytes
+        return _work(rows, self.weight_bytes)
 
     def loss_and_gradients(self, x, t, loss):
         """The mean loss, and its gradients by W and b of each layer; see `Backend`."""
@@ -119,14 +96,25 @@ class Prepared:
         n = x.shape[0]
         losses, *room = self._room_for(n)
         pool.share(
-            *(self._work(n), _gradients, *self._gradient_works, self.dtype.type(lr), found, x, t),
+            *(
+                self._work(n),
+                passes._gradients,
+                *self._gradient_works,
+                self.dtype.type(lr),
+                found,
+                x,
+                t,
+            ),
             *(loss == "cross_entropy", losses, *room),
         )
         return losses.sum() / n
 
     @cached_property
     def _gradient_works(self):
-        works = (_pieces(make, self.dtype) for make in (_there_and_back_work, _weights_work))
+        works = (
+            _pieces(make, self.dtype)
+            for make in (passes._there_and_back_work, passes._weights_work)
+        )
         return *works, _routines(self.dtype, True), *self.stack
 
     def _room_for(self, n):
@@ -148,7 +136,7 @@ def affine(x, W, b):
         return x @ W + b
     n, m = x.shape[0], W.shape[1]
     out = np.empty((n, m), x.dtype)
-    pool.share(_work(n, W), _affine, _head(x.dtype), x, W, b, out)
+    pool.share(_work(n, _vector_bytes(W)), passes._affine, _head(x.dtype), x, W, b, out)
     return out
 
 
@@ -159,7 +147,7 @@ def affine_gradients(dout, x):
     k, m = x.shape[1], dout.shape[1]
     dW, db = np.empty((k, m), x.dtype), np.empty(m, x.dtype)
     head = _head(x.dtype, True)
-    pool.share(_work(len(x), dW), _affine_gradients, head, dout, x, dW, db)
+    pool.share(_work(len(x), _vector_bytes(dW)), passes._affine_gradients, head, dout, x, dW, db)
     return dW, db
 
 
@@ -173,13 +161,15 @@ def affine_backward(dout, x, W):
         np.empty(W.shape[1], x.dtype),
     )
     head = _head(x.dtype, True)
-    pool.share(_work(len(x), W), _affine_backward, head, dout, x, W, dx, dW, db)
+    pool.share(
+        _work(len(x), _vector_bytes(W)), passes._affine_backward, head, dout, x, W, dx, dW, db
+    )
     return dx, dW, db
 
 
-def _work(rows, W):
-    """Of so many rows times W, as `Pool.share` counts it."""
-    return max(rows, LOADING) * _vector_bytes(W)
+def _work(rows, weight_bytes):
+    """Of so many rows times so many weights, as `Pool.share` counts it."""
+    return (rows if weight_bytes < CACHED else max(rows, LOADING)) * weight_bytes
 
 
 def _vector_bytes(W):
@@ -201,8 +191,10 @@ def _routines(dtype, gradient=False):
 @cache
 def _head(dtype, gradient=False):
     """What an affine layer takes: a work, the routines, and for its gradients their work."""
-    works = [_pieces(_forward_work, dtype), _routines(dtype, gradient)]
-    _heads.append(np.array(works + ([_pieces(_weights_work, dtype)] if gradient else []), np.int64))
+    works = [_pieces(passes._forward_work, dtype), _routines(dtype, gradient)]
+    _heads.append(
+        np.array(works + ([_pieces(passes._weights_work, dtype)] if gradient else []), np.int64)
+    )
     return _address(_heads[-1])
 
 
@@ -237,367 +229,3 @@ def _plain(layers):
             return False
         features = b.size
     return dtype.isnative and dtype in (np.float32, np.float64)
-
-
-# -- layers
-
-
-@_serial
-def _activate(kind, address, size, activation):
-    values = carray(pointer_to(kind, address), size)
-    if activation == _SIGMOID:
-        for i in range(size):
-            values[i] = _sigmoid_element(values[i])
-    elif activation == _RELU:
-        for i in range(size):
-            values[i] = type(kind)(0) if values[i] <= 0 else values[i]
-
-
-@_serial
-def _skippable(at_table, x):
-    """Whether to leave out the products of 0 in the first layer."""
-    table = _table_at(at_table, 1)
-    kind, (n, k), size = x.dtype.type(0), x.shape, table[0, _INPUTS] * table[0, _OUTPUTS]
-    return products.skippable(kind, address_of(x), n, k, table[0, _WEIGHTS], size)
-
-
-@_serial
-def _layer(routines, kind, layer, x, n, out, skip, words):
-    """One layer for n rows, from x to `out`; `skip` and `words` as in `products.affine`."""
-    k, m = layer[_INPUTS], layer[_OUTPUTS]
-    W, b = layer[_WEIGHTS], layer[_BIAS]
-    products.affine(routines, kind, x, n, k, W, b, out, m, skip, words)
-    _activate(kind, out, n * m, layer[_ACTIVATION])
-
-
-@_serial
-def _table_at(address, layers):
-    return carray(pointer_to(np.int64(0), address), (layers, 5))
-
-
-def _forward_work(kind):
-    def work(job):
-        """Take what is left, as long as there is any: blocks of rows through all layers.
-
-        Or, of one layer for few rows, blocks of columns.
-        """
-        fields = int64s(job + 8, 13)
-        at_routines, at_table, layers, x, n, k, out, m, softmax, widest, skip, rows, columns = (
-            fields
-        )
-        routines, table = int64s_at(at_routines, 2), _table_at(at_table, layers)
-        if columns != 0:
-            _columns(routines, kind, table[0], job, x, n, out, columns)
-            return
-        size, per_row = size_of(kind), (k + BITS - 1) // BITS if skip else 0
-        room = np.empty(rows * (per_row + (2 * widest * size + 7) // 8), np.int64)
-        words = address_of(room)
-        between = words + rows * per_row * 8
-        start = atomic_add(job, 1) * rows
-        while start < n:
-            count = min(rows, n - start)
-            at, result = x + start * k * size, out + start * m * size
-            for depth in range(layers):
-                to = result if depth == layers - 1 else between + depth % 2 * rows * widest * size
-                _layer(routines, kind, table[depth], at, count, to, skip != 0 and depth == 0, words)
-                at = to
-            if softmax:
-                _softmax_rows(kind, result, count, m)
-            start = atomic_add(job, 1) * rows
-        lives_until_here(room)
-
-    return work
-
-
-@_serial
-def _columns(routines, kind, layer, job, x, n, out, columns):
-    """Blocks of columns of one layer for n rows, as long as there are any."""
-    k, m, W, b = layer[_INPUTS], layer[_OUTPUTS], layer[_WEIGHTS], layer[_BIAS]
-    first = atomic_add(job, 1) * columns
-    while first < m:
-        count = min(columns, m - first)
-        products.columns(routines, kind, x, n, k, W, b, out, m, first, count)
-        for i in range(n):
-            at = out + (i * m + first) * size_of(kind)
-            _activate(kind, at, count, layer[_ACTIVATION])
-        first = atomic_add(job, 1) * columns
-
-
-@_serial
-def _softmax_rows(kind, at, n, m):
-    scores = _rows(kind, at, n, m)
-    for i in range(n):
-        _softmax_row(scores[i], scores[i])
-
-
-@_alone
-def _forward(mail, head, x, out, softmax, helpers):
-    works_and_stack, (n, k), m = int64s(head, 5), x.shape, out.shape[1]
-    data = address_of(x), n, k, address_of(out), m
-    _through(mail, x.dtype.type(0), works_and_stack, data, np.int64(softmax), helpers)
-
-
-@_serial
-def _through(mail, kind, works_and_stack, data, softmax, helpers):
-    """Have n rows of x go through all layers, by rows or, where they are few, by columns."""
-    work, routines, table, layers, widest = works_and_stack
-    x, n, k, out, m = data
-    first = _table_at(table, 1)[0]
-    skip = products.skippable(kind, x, n, k, first[_WEIGHTS], k * first[_OUTPUTS])
-    if skip or products.column_share(kind, n, widest, helpers + 1) == 0:
-        rows = products.share(n, helpers + 1)
-        rest = softmax, widest, np.int64(skip), rows, 0
-        run(mail, work, on_stack((0, routines, table, layers, *data, *rest)), helpers)
-        return
-    between = np.empty((2, n * widest), type(kind))
-    at = x
-    for depth in range(layers):
-        layer = _table_at(table, layers)[depth]
-        k, m = layer[_INPUTS], layer[_OUTPUTS]
-        to = out if depth == layers - 1 else address_of(between[depth % 2])
-        columns = products.column_share(kind, n, m, helpers + 1)
-        rest = 0, m, 0, n, columns  # a narrow layer is one block of rows
-        job = on_stack((0, routines, table + depth * TABLE_BYTES, 1, at, n, k, to, m, *rest))
-        run(mail, work, job, helpers if columns else 0)
-        at = to
-    if softmax:
-        _softmax_rows(kind, out, n, m)
-    lives_until_here(between)
-
-
-@_alone
-def _affine(mail, head, x, W, b, out, helpers):
-    _product(mail, head, x, W, b, out, helpers)
-
-
-@_serial
-def _product(mail, head, x, W, b, out, helpers):
-    """One layer without activation."""
-    work, routines = int64s(head, 2)
-    k, m = W.shape
-    table = on_stack((address_of(W), address_of(b), k, m, 0))
-    data = address_of(x), x.shape[0], k, address_of(out), m
-    _through(mail, x.dtype.type(0), (work, routines, table, 1, m), data, 0, helpers)
-
-
-# -- gradients
-
-
-@_serial
-def _weights_transposed(kind, table, back):
-    """W' of each layer but the first, one after the other: what carries a gradient back."""
-    for depth in range(1, table.shape[0]):
-        k, m = table[depth, _INPUTS], table[depth, _OUTPUTS]
-        products.transpose(kind, table[depth, _WEIGHTS], k, m, back)
-        back += k * m * size_of(kind)
-
-
-@_serial
-def _transpose(array, out):
-    n, m = array.shape
-    products.transpose(array.dtype.type(0), address_of(array), n, m, address_of(out))
-
-
-@_serial
-def _transposed(array):
-    out = np.empty((array.shape[1], array.shape[0]), array.dtype)
-    _transpose(array, out)
-    return out
-
-
-@_serial
-def _loss_rows(kind, at, t, n, m, cross_entropy, activation, scale, losses, delta):
-    """The loss of each of n rows, and its gradient by what enters the last activation.
-
-    `at` are the scores (n, m), t the targets; the gradient is multiplied by `scale`.
-    """
-    scores, delta_rows = _rows(kind, at, n, m), _rows(kind, delta, n, m)
-    targets, found = _rows(kind, t, n, m), carray(pointer_to(kind, losses), n)
-    y = np.empty(m, type(kind))
-    for i in range(n):
-        if cross_entropy:
-            for j in range(m):
-                y[j] = scores[i, j]
-            found[i] = _softmax_loss_row(y, targets[i], y)
-            _softmax_loss_row_backward(y, targets[i], scale, delta_rows[i])
-        else:
-            total = type(kind)(0)
-            for j in range(m):
-                difference = scores[i, j] - targets[i, j]
-                total += difference * difference
-                delta_rows[i, j] = difference * scale
-            found[i] = total * type(kind)(0.5)
-    _through_activation(kind, delta, at, n * m, activation)
-
-
-@_serial
-def _rows(kind, address, n, m):
-    return carray(pointer_to(kind, address), (n, m))
-
-
-@_serial
-def _through_activation(kind, delta, y, size, activation):
-    """Delta times the derivative of the activation, from its output y."""
-    d, y = carray(pointer_to(kind, delta), size), carray(pointer_to(kind, y), size)
-    if activation == _SIGMOID:
-        for i in range(size):
-            d[i] = d[i] * (type(kind)(1) - y[i]) * y[i]
-    elif activation == _RELU:
-        for i in range(size):
-            d[i] = type(kind)(0) if y[i] <= 0 else d[i]
-
-
-def _there_and_back_work(kind):
-    def work(job):
-        """Take blocks of rows forward to their loss, and its gradient back to the first layer."""
-        at_routines, at_table, layers, _, back, x, n, k, t = int64s(job + 16, 9)
-        cross_entropy, outputs, deltas, losses, zeros, skip, words, rows, _ = int64s(job + 88, 9)
-        routines, table = int64s_at(at_routines, 4), _table_at(at_table, layers)
-        size, line = size_of(kind), (k + BITS - 1) // BITS * 8
-        scale = type(kind)(1 / n)
-        while True:
-            start = atomic_add(job, 1) * rows
-            if start >= n:
-                return
-            count = min(rows, n - start)
-            at, place = x + start * k * size, 0  # where a layer's outputs and deltas begin
-            for depth in range(layers):
-                m = table[depth, _OUTPUTS]
-                to = outputs + (place + start * m) * size
-                sparse = skip != 0 and depth == 0
-                _layer(routines, kind, table[depth], at, count, to, sparse, words + start * line)
-                at = to
-                place += n * m
-            m = table[layers - 1, _OUTPUTS]
-            place -= n * m
-            after = deltas + (place + start * m) * size
-            last = table[layers - 1, _ACTIVATION]
-            _loss_rows(
-                kind, at, t + start * m * size, count, m, cross_entropy, last, scale,
-                losses + start * size, after,
-            )  # fmt: skip
-            transposed = back
-            for depth in range(1, layers):
-                transposed += table[depth, _INPUTS] * table[depth, _OUTPUTS] * size
-            for depth in range(layers - 1, 0, -1):
-                inputs, m = table[depth, _INPUTS], table[depth, _OUTPUTS]
-                transposed -= inputs * m * size
-                place -= n * inputs
-                to = deltas + (place + start * inputs) * size
-                products.dense(routines, kind, after, count, m, transposed, zeros, to, inputs)
-                y = outputs + (place + start * inputs) * size
-                _through_activation(kind, to, y, count * inputs, table[depth - 1, _ACTIVATION])
-                after = to
-
-    return work
-
-
-SKIP = 16
-"""Where in a job of the gradients it says whether products of 0 are left out."""
-
-
-def _weights_work(kind):
-    def work(job):
-        """Take some inputs of a layer at a time, as long as there are any; with a rate, descend."""
-        at_routines, at_table, layers, at_places, _, x, n, _, _ = int64s(job + 16, 9)
-        _, outputs, deltas, _, zeros, skip, words, _, at_rate = int64s(job + 88, 9)
-        routines, table = int64s_at(at_routines, 4), _table_at(at_table, layers)
-        places, size = int64s_at(at_places, 2 * layers), size_of(kind)
-        rate = carray(pointer_to(kind, at_rate), 1)[0]
-        while True:
-            task = atomic_add(job + 8, 1)
-            depth, source, place = 0, x, 0
-            while depth < layers:
-                inputs, m = table[depth, _INPUTS], table[depth, _OUTPUTS]
-                tasks = (inputs + BITS - 1) // BITS
-                if task < tasks:
-                    break
-                task -= tasks
-                source = outputs + place * size
-                place += n * m
-                depth += 1
-            if depth == layers:
-                return
-            products.gradient(
-                routines, kind, task, source, n, inputs, deltas + place * size, m,
-                skip != 0 and depth == 0, words, zeros, places[2 * depth], places[2 * depth + 1],
-            )  # fmt: skip
-            if rate != 0:
-                first = task * BITS * m * size
-                step = min(BITS, inputs - task * BITS) * m
-                W, dW = table[depth, _WEIGHTS] + first, places[2 * depth] + first
-                products.descend(routines, kind, W, dW, step, at_rate)
-                if task == 0:
-                    b, db = table[depth, _BIAS], places[2 * depth + 1]
-                    products.descend(routines, kind, b, db, m, at_rate)
-
-    return work
-
-
-@_alone
-def _gradients(
-    mail, there_and_back, weights, routines, table, layers, lr, found, x, t, cross_entropy,
-    losses, outputs, deltas, back, words, zeros, helpers,
-):  # fmt: skip
-    kind, (n, k) = x.dtype.type(0), x.shape
-    _weights_transposed(kind, _table_at(table, layers), address_of(back))
-    skip, rows = _skippable(table, x), products.share(n, helpers + 1)
-    places = np.empty((layers, 2), np.int64)
-    place = address_of(found)
-    for depth in range(layers):
-        layer = _table_at(table, layers)[depth]
-        places[depth, 0] = place
-        places[depth, 1] = place + layer[_INPUTS] * layer[_OUTPUTS] * x.itemsize
-        place = places[depth, 1] + layer[_OUTPUTS] * x.itemsize
-    stack = routines, table, layers, address_of(places), address_of(back)
-    data = address_of(x), n, k, address_of(t), np.int64(cross_entropy)
-    between = address_of(outputs), address_of(deltas), address_of(losses), address_of(zeros)
-    rate = np.array((lr,))
-    rest = np.int64(skip), address_of(words), rows, address_of(rate)
-    job = on_stack((0, 0, *stack, *data, *between, *rest))
-    run(mail, there_and_back, job, helpers)
-    first = _table_at(table, 1)[0]
-    if skip and not products.finite(kind, address_of(deltas), n * first[_OUTPUTS]):
-        int64s_at(job, SKIP + 1)[SKIP] = 0
-    run(mail, weights, job, helpers)
-    lives_until_here((places, rate))
-
-
-@_alone
-def _affine_gradients(mail, head, dout, x, dW, db, helpers):
-    _weight_gradients(mail, head, dout, x, dW, db, helpers)
-
-
-@_serial
-def _weight_gradients(mail, head, dout, x, dW, db, helpers):
-    _, routines, work = int64s(head, 3)
-    kind, (n, k), m = x.dtype.type(0), x.shape, dout.shape[1]
-    skip = products.skippable(kind, address_of(x), n, k, address_of(dout), dout.size)
-    words, zeros, rate = (
-        products.room(n, k, skip),
-        np.zeros(max(m, BITS), x.dtype),
-        np.zeros(1, x.dtype),
-    )
-    if skip:
-        products.find_nonzeros(kind, address_of(x), n, k, address_of(words))
-    table = on_stack((0, 0, k, m, 0))
-    places = on_stack((address_of(dW), address_of(db)))
-    stack = routines, table, 1, places, 0
-    data = address_of(x), n, k, 0, 0
-    between = 0, address_of(dout), 0, address_of(zeros)
-    rest = np.int64(skip), address_of(words), 0, address_of(rate)
-    run(mail, work, on_stack((0, 0, *stack, *data, *between, *rest)), helpers)
-    lives_until_here((words, zeros, rate))
-
-
-@_alone
-def _affine_backward(mail, head, dout, x, W, dx, dW, db, helpers):
-    """Of the three gradients, the one by x is dout W' or, where dout is far smaller, (W dout')'."""
-    n, (k, m) = x.shape[0], W.shape
-    if 4 * n * (k + m) < k * m:
-        across, found = _transposed(dout), np.empty((k, n), x.dtype)
-        _product(mail, head, W, across, np.zeros(n, x.dtype), found, helpers)
-        _transpose(found, dx)
-    else:
-        _product(mail, head, dout, _transposed(W), np.zeros(k, x.dtype), dx, helpers)
-    _weight_gradients(mail, head, dout, x, dW, db, helpers)

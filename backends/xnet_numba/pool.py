@@ -104,7 +104,7 @@ class Pool:
         The address of what `run` and the helpers tell each other.
     """
 
-    HELP_FROM = 1 << 22
+    HELP_FROM = 1 << 21
     """Rows times bytes of the weights from which helpers that are awake are a gain."""
 
     WAKE_FROM = 1 << 26
