@@ -11,10 +11,10 @@ from numba import prange
 from xnet_numba.compiling import _parallel, _serial, _strict, _strict_parallel, launching
 from xnet_numba.fused import affine, affine_backward, affine_gradients
 from xnet_numba.rows import (
-    _sigmoid_element,
-    _softmax_loss_row,
-    _softmax_loss_row_backward,
-    _softmax_row,
+    cross_entropy_row,
+    sigmoid_element,
+    softmax_loss_row_backward,
+    softmax_row,
 )
 
 __all__ = [
@@ -42,13 +42,13 @@ PARALLEL_ELEMENTS = 1 << 17
 @_serial
 def _sigmoid(x, y):
     for i in range(x.size):
-        y[i] = _sigmoid_element(x[i])
+        y[i] = sigmoid_element(x[i])
 
 
 @_parallel
 def _sigmoid_parallel(x, y):
     for i in prange(x.size):
-        y[i] = _sigmoid_element(x[i])
+        y[i] = sigmoid_element(x[i])
 
 
 def sigmoid(x):
@@ -147,13 +147,13 @@ def _run(serial, parallel, size, *arguments):
 @_serial
 def _softmax(x, y):
     for i in range(x.shape[0]):
-        _softmax_row(x[i], y[i])
+        softmax_row(x[i], y[i])
 
 
 @_parallel
 def _softmax_parallel(x, y):
     for i in prange(x.shape[0]):
-        _softmax_row(x[i], y[i])
+        softmax_row(x[i], y[i])
 
 
 def softmax(x):
@@ -167,13 +167,15 @@ def softmax(x):
 @_serial
 def _softmax_with_loss(x, t, y, losses):
     for i in range(x.shape[0]):
-        losses[i] = _softmax_loss_row(x[i], t[i], y[i])
+        softmax_row(x[i], y[i])
+        losses[i] = cross_entropy_row(y[i], t[i])
 
 
 @_parallel
 def _softmax_with_loss_parallel(x, t, y, losses):
     for i in prange(x.shape[0]):
-        losses[i] = _softmax_loss_row(x[i], t[i], y[i])
+        softmax_row(x[i], y[i])
+        losses[i] = cross_entropy_row(y[i], t[i])
 
 
 def softmax_with_loss(x, t):
@@ -187,13 +189,13 @@ def softmax_with_loss(x, t):
 @_serial
 def _softmax_with_loss_backward(y, t, scale, dx):
     for i in range(y.shape[0]):
-        _softmax_loss_row_backward(y[i], t[i], scale, dx[i])
+        softmax_loss_row_backward(y[i], t[i], scale, dx[i])
 
 
 @_parallel
 def _softmax_with_loss_backward_parallel(y, t, scale, dx):
     for i in prange(y.shape[0]):
-        _softmax_loss_row_backward(y[i], t[i], scale, dx[i])
+        softmax_loss_row_backward(y[i], t[i], scale, dx[i])
 
 
 def softmax_with_loss_backward(y, t, dout):

@@ -12,6 +12,7 @@ from numba import carray  # pyright: ignore[reportPrivateImportUsage]
 
 from xnet_numba import products
 from xnet_numba.compiling import _alone, _serial
+from xnet_numba.elementary import _exp
 from xnet_numba.intrinsics import (
     address_of,
     atomic_add,
@@ -24,10 +25,11 @@ from xnet_numba.intrinsics import (
 )
 from xnet_numba.pool import run
 from xnet_numba.rows import (
-    _sigmoid_element,
-    _softmax_loss_row,
-    _softmax_loss_row_backward,
-    _softmax_row,
+    cross_entropy_row,
+    divide_by_sum,
+    sigmoid_element,
+    softmax_loss_row_backward,
+    subtract_top,
 )
 from xnet_numba.tiles import BITS
 
@@ -46,7 +48,7 @@ def _activate(kind, address, size, activation):
     values = carray(pointer_to(kind, address), size)
     if activation == _SIGMOID:
         for i in range(size):
-            values[i] = _sigmoid_element(values[i])
+            values[i] = sigmoid_element(values[i])
     elif activation == _RELU:
         for i in range(size):
             values[i] = type(kind)(0) if values[i] <= 0 else values[i]
@@ -124,9 +126,14 @@ def _columns(routines, kind, layer, job, x, n, out, columns):
 
 @_serial
 def _softmax_rows(kind, at, n, m):
-    scores = _rows(kind, at, n, m)
+    """Softmax of each of n rows in its place; the exponentials of all of them in one loop."""
+    rows, numbers = _rows(kind, at, n, m), carray(pointer_to(kind, at), n * m)
     for i in range(n):
-        _softmax_row(scores[i], scores[i])
+        subtract_top(rows[i])
+    for i in range(n * m):
+        numbers[i] = _exp(numbers[i])
+    for i in range(n):
+        divide_by_sum(rows[i])
 
 
 @_alone
@@ -213,21 +220,23 @@ def _loss_rows(kind, at, t, n, m, cross_entropy, activation, scale, losses, delt
 
     `at` are the scores (n, m), t the targets; the gradient is multiplied by `scale`.
     """
-    scores, delta_rows = _rows(kind, at, n, m), _rows(kind, delta, n, m)
+    scores, deltas = _rows(kind, at, n, m), _rows(kind, delta, n, m)
     targets, found = _rows(kind, t, n, m), carray(pointer_to(kind, losses), n)
-    y = np.empty(m, type(kind))
-    for i in range(n):
-        if cross_entropy:
+    if cross_entropy:
+        for i in range(n):
             for j in range(m):
-                y[j] = scores[i, j]
-            found[i] = _softmax_loss_row(y, targets[i], y)
-            _softmax_loss_row_backward(y, targets[i], scale, delta_rows[i])
-        else:
+                deltas[i, j] = scores[i, j]
+        _softmax_rows(kind, delta, n, m)
+        for i in range(n):
+            found[i] = cross_entropy_row(deltas[i], targets[i])
+            softmax_loss_row_backward(deltas[i], targets[i], scale, deltas[i])
+    else:
+        for i in range(n):
             total = type(kind)(0)
             for j in range(m):
                 difference = scores[i, j] - targets[i, j]
                 total += difference * difference
-                delta_rows[i, j] = difference * scale
+                deltas[i, j] = difference * scale
             found[i] = total * type(kind)(0.5)
     _through_activation(kind, delta, at, n * m, activation)
 
