@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
-from xnet_numpy import Silence, affine, affine_gradients, overwrite, train_step
+from xnet_numpy import Silence, affine, affine_gradients, overwrite, product, train_step
 
 from xnet import threads
 from xnet.backend import Array, Backend, Stack
@@ -91,7 +91,7 @@ class NumbaBackend(Backend):
     def affine_backward(self, dout: Array, x: Array, W: Array) -> tuple[Array, Array, Array]:
         few = len(x) < FEW_ROWS or x.size * W.shape[1] < LITTLE
         if few and not self.reproducible:
-            return dout.dot(W.T), *self.affine_gradients(dout, x)
+            return product(dout, W.T), *self.affine_gradients(dout, x)
         return self.kernels.affine_backward(_packed(dout), _packed(x), _packed(W))
 
     def affine_gradients(self, dout: Array, x: Array) -> tuple[Array, Array]:

@@ -58,7 +58,7 @@ class NumpyBackend(Backend):
     def affine_backward(self, dout: Array, x: Array, W: Array) -> tuple[Array, Array, Array]:
         if self.reproducible:
             return super().affine_backward(dout, x, W)
-        return dout.dot(W.T), *self.affine_gradients(dout, x)
+        return product(dout, W.T), *self.affine_gradients(dout, x)
 
     def affine_gradients(self, dout: Array, x: Array) -> tuple[Array, Array]:
         if self.reproducible:
@@ -152,19 +152,27 @@ def _write(arrays: list[Array], values: list[Array]) -> None:
         overwrite(array, value)
 
 
-# `dot` of two dimensions is what `@` is, and a small one takes a third of its time.
+SMALL = 1 << 14
+"""Numbers of a product below which `dot` is the faster: it is called in a third of the time of `@`,
+but clears what it will write."""
+
+
+def product(a: Array, b: Array) -> Array:
+    """A b, both of two dimensions."""
+    # `@` does not take an outer product to BLAS.
+    return a.dot(b) if len(a) * b.shape[1] < SMALL or len(b) == 1 else a @ b
 
 
 def affine(x: Array, W: Array, b: Array) -> Array:
     """x W + b, without a temporary."""
-    out = x.dot(W)
+    out = product(x, W)
     out += b
     return out
 
 
 def affine_gradients(dout: Array, x: Array) -> tuple[Array, Array]:
     """Gradients of x W + b by W and b."""
-    return x.T.dot(dout), np.add.reduce(dout, axis=0)
+    return product(x.T, dout), np.add.reduce(dout, axis=0)
 
 
 def _overflow_raises() -> AbstractContextManager[object]:
