@@ -125,6 +125,7 @@ def growth(
             )
         axis.set(xscale="log", yscale="log", xlabel=varied)
         ticks = sorted({point[0] for points in series.values() for point in points})
+        ticks = ticks[:: 1 + (len(ticks) - 1) // 8]  # more labels would run into each other
         axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axis.minorticks_off()
         axis.legend(frameon=False)
