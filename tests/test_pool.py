@@ -13,7 +13,7 @@ pytest.importorskip("numba")
 
 import xnet_numba.pool
 from xnet_numba import fused, passes
-from xnet_numba.pool import CALL, Pool, _serve
+from xnet_numba.pool import CALL, Pool, _serve, claim
 
 import xnet
 
@@ -183,3 +183,10 @@ def test_one_thread_means_no_helper(monkeypatch):
     net = xnet.TwoLayerNet(300, 200, 10, backend="numba")
     net.predict(np.ones((400, 300)))
     assert asked == [0]
+
+
+def test_each_piece_is_claimed_once_from_the_front_or_from_the_back():
+    counts = np.zeros(3, np.int64)
+    whose = [0, 1, 1, 0, 1, 0, 0, 1, 1]
+    claimed = [claim(counts.ctypes.data, helping, 7) for helping in whose]
+    assert claimed == [0, 6, 5, 1, 4, 2, 3, -1, -1]

@@ -180,7 +180,7 @@ def _vector_bytes(W):
 @cache
 def _pieces(make, dtype):
     """The address of a routine that takes pieces of a job, for a dtype."""
-    return routine(make(dtype.type(0)), types.int64)
+    return routine(make(dtype.type(0)), types.int64, types.int64)
 
 
 @cache

@@ -4,7 +4,7 @@
 A thread takes a block of rows through all layers before it takes the next, so that what lies
 between two layers stays in the first-level cache; bias and activation go in while a tile is there.
 A *work* is a routine that takes pieces of a job as long as there are any, whoever else does. A job
-is a list of int64 on its caller's stack, the pieces that are taken counted in the first.
+is a list of int64 on its caller's stack, which begins with the counts of `pool.claim`.
 """
 
 import numpy as np
@@ -15,7 +15,6 @@ from xnet_numba.compiling import _alone, _serial
 from xnet_numba.elementary import _exp
 from xnet_numba.intrinsics import (
     address_of,
-    atomic_add,
     int64s,
     int64s_at,
     lives_until_here,
@@ -23,7 +22,7 @@ from xnet_numba.intrinsics import (
     pointer_to,
     size_of,
 )
-from xnet_numba.pool import run
+from xnet_numba.pool import claim, run
 from xnet_numba.rows import (
     cross_entropy_row,
     divide_by_sum,
@@ -77,25 +76,27 @@ def _table_at(address, layers):
 
 
 def _forward_work(kind):
-    def work(job):
+    def work(job, helping):
         """Take what is left, as long as there is any: blocks of rows through all layers.
 
         Or, of one layer for few rows, blocks of columns.
         """
-        fields = int64s(job + 8, 13)
+        fields = int64s(job + 24, 13)
         at_routines, at_table, layers, x, n, k, out, m, softmax, widest, skip, rows, columns = (
             fields
         )
         routines, table = int64s_at(at_routines, 2), _table_at(at_table, layers)
         if columns != 0:
-            _columns(routines, kind, table[0], job, x, n, out, columns)
+            _columns(routines, kind, table[0], job, helping, x, n, out, columns)
             return
         size, per_row = size_of(kind), (k + BITS - 1) // BITS if skip else 0
         room = np.empty(rows * (per_row + (2 * widest * size + 7) // 8), np.int64)
         words = address_of(room)
         between = words + rows * per_row * 8
-        start = atomic_add(job, 1) * rows
-        while start < n:
+        pieces = (n + rows - 1) // rows
+        piece = claim(job, helping, pieces)
+        while piece >= 0:
+            start = piece * rows
             count = min(rows, n - start)
             at, result = x + start * k * size, out + start * m * size
             for depth in range(layers):
@@ -104,24 +105,26 @@ def _forward_work(kind):
                 at = to
             if softmax:
                 _softmax_rows(kind, result, count, m)
-            start = atomic_add(job, 1) * rows
+            piece = claim(job, helping, pieces)
         lives_until_here(room)
 
     return work
 
 
 @_serial
-def _columns(routines, kind, layer, job, x, n, out, columns):
+def _columns(routines, kind, layer, job, helping, x, n, out, columns):
     """Blocks of columns of one layer for n rows, as long as there are any."""
     k, m, W, b = layer[_INPUTS], layer[_OUTPUTS], layer[_WEIGHTS], layer[_BIAS]
-    first = atomic_add(job, 1) * columns
-    while first < m:
+    pieces = (m + columns - 1) // columns
+    piece = claim(job, helping, pieces)
+    while piece >= 0:
+        first = piece * columns
         count = min(columns, m - first)
         products.columns(routines, kind, x, n, k, W, b, out, m, first, count)
         for i in range(n):
             at = out + (i * m + first) * size_of(kind)
             _activate(kind, at, count, layer[_ACTIVATION])
-        first = atomic_add(job, 1) * columns
+        piece = claim(job, helping, pieces)
 
 
 @_serial
@@ -156,7 +159,7 @@ def _through(mail, kind, head, data, helpers):
     if skip or products.column_share(kind, n, widest, helpers + 1) == 0:
         rows = products.share(n, helpers + 1)
         rest = softmax, widest, np.int64(skip), rows, 0
-        run(mail, work, on_stack((0, routines, table, layers, *data, *rest)), helpers)
+        run(mail, work, on_stack((0, 0, 0, routines, table, layers, *data, *rest)), helpers)
         return
     between = np.empty((2, n * widest), type(kind))
     at = x
@@ -166,7 +169,7 @@ def _through(mail, kind, head, data, helpers):
         to = out if depth == layers - 1 else address_of(between[depth % 2])
         columns = products.column_share(kind, n, m, helpers + 1)
         rest = 0, m, 0, n, columns  # a narrow layer is one block of rows
-        job = on_stack((0, routines, table + depth * TABLE_BYTES, 1, at, n, k, to, m, *rest))
+        job = on_stack((0, 0, 0, routines, table + depth * TABLE_BYTES, 1, at, n, k, to, m, *rest))
         run(mail, work, job, helpers if columns else 0)
         at = to
     if softmax:
@@ -259,17 +262,19 @@ def _through_activation(kind, delta, y, size, activation):
 
 
 def _there_and_back_work(kind):
-    def work(job):
+    def work(job, helping):
         """Take blocks of rows forward to their loss, and its gradient back to the first layer."""
-        at_routines, at_table, layers, _, back, x, n, k, t = int64s(job + 16, 9)
-        cross_entropy, outputs, deltas, losses, zeros, skip, words, rows, _ = int64s(job + 88, 9)
+        at_routines, at_table, layers, _, back, x, n, k, t = int64s(job + 48, 9)
+        cross_entropy, outputs, deltas, losses, zeros, skip, words, rows, _ = int64s(job + 120, 9)
         routines, table = int64s_at(at_routines, 4), _table_at(at_table, layers)
         size, line = size_of(kind), (k + BITS - 1) // BITS * 8
         scale = type(kind)(1 / n)
+        pieces = (n + rows - 1) // rows
         while True:
-            start = atomic_add(job, 1) * rows
-            if start >= n:
+            piece = claim(job, helping, pieces)
+            if piece < 0:
                 return
+            start = piece * rows
             count = min(rows, n - start)
             at, place = x + start * k * size, 0  # where a layer's outputs and deltas begin
             for depth in range(layers):
@@ -303,32 +308,33 @@ def _there_and_back_work(kind):
     return work
 
 
-SKIP = 16
+SKIP = 20
 """Where in a job of the gradients it says whether products of 0 are left out."""
 
 
 def _weights_work(kind):
-    def work(job):
+    def work(job, helping):
         """Take some inputs of a layer at a time, as long as there are any; with a rate, descend."""
-        at_routines, at_table, layers, at_places, _, x, n, _, _ = int64s(job + 16, 9)
-        _, outputs, deltas, _, zeros, skip, words, _, at_rate = int64s(job + 88, 9)
+        at_routines, at_table, layers, at_places, _, x, n, _, _ = int64s(job + 48, 9)
+        _, outputs, deltas, _, zeros, skip, words, _, at_rate = int64s(job + 120, 9)
         routines, table = int64s_at(at_routines, 4), _table_at(at_table, layers)
         places, size = int64s_at(at_places, 2 * layers), size_of(kind)
         rate = carray(pointer_to(kind, at_rate), 1)[0]
+        pieces = 0
+        for depth in range(layers):
+            pieces += (table[depth, _INPUTS] + BITS - 1) // BITS
         while True:
-            task = atomic_add(job + 8, 1)
+            task = claim(job + 24, helping, pieces)
+            if task < 0:
+                return
             depth, source, place = 0, x, 0
-            while depth < layers:
-                inputs, m = table[depth, _INPUTS], table[depth, _OUTPUTS]
-                tasks = (inputs + BITS - 1) // BITS
-                if task < tasks:
-                    break
-                task -= tasks
+            inputs, m = table[0, _INPUTS], table[0, _OUTPUTS]
+            while task >= (inputs + BITS - 1) // BITS:
+                task -= (inputs + BITS - 1) // BITS
                 source = outputs + place * size
                 place += n * m
                 depth += 1
-            if depth == layers:
-                return
+                inputs, m = table[depth, _INPUTS], table[depth, _OUTPUTS]
             products.gradient(
                 routines, kind, task, source, n, inputs, deltas + place * size, m,
                 skip != 0 and depth == 0, words, zeros, places[2 * depth], places[2 * depth + 1],
@@ -365,7 +371,7 @@ def _gradients(
     between = address_of(outputs), address_of(deltas), address_of(losses), address_of(zeros)
     rate = np.array((lr,))
     rest = np.int64(skip), address_of(words), rows, address_of(rate)
-    job = on_stack((0, 0, *stack, *data, *between, *rest))
+    job = on_stack((0, 0, 0, 0, 0, 0, *stack, *data, *between, *rest))
     run(mail, there_and_back, job, helpers)
     first = _table_at(table, 1)[0]
     if skip and not products.finite(kind, address_of(deltas), n * first[_OUTPUTS]):
@@ -397,7 +403,7 @@ def _weight_gradients(mail, head, dout, x, dW, db, helpers):
     data = address_of(x), n, k, 0, 0
     between = 0, address_of(dout), 0, address_of(zeros)
     rest = np.int64(skip), address_of(words), 0, address_of(rate)
-    run(mail, work, on_stack((0, 0, *stack, *data, *between, *rest)), helpers)
+    run(mail, work, on_stack((0, 0, 0, 0, 0, 0, *stack, *data, *between, *rest)), helpers)
     lives_until_here((words, zeros, rate))
 
 

@@ -17,7 +17,7 @@ import time
 
 import numpy as np
 
-from xnet_numba.compiling import _alone, thread_count
+from xnet_numba.compiling import _alone, _serial, thread_count
 from xnet_numba.intrinsics import atomic_add, atomic_load, call, int64s_at, pause
 
 LOOKS = 20_000
@@ -35,15 +35,15 @@ PLACES = 56
 def run(mail, routine, job, helpers):
     """Have a routine called with `job`, an address, by this thread and up to so many helpers.
 
-    `mail` is the address of the pool's.
+    It is told 0, or 1 if it is a helper that calls it, too. `mail` is the address of the pool's.
     """
     if helpers == 0:
-        call(routine, (job,))
+        call(routine, (job, 0))
         return
     places = int64s_at(mail, PLACES)
     places[ROUTINE], places[JOB], places[HELPERS] = routine, job, helpers
     atomic_add(mail + 8 * SEQUENCE, 1)
-    call(routine, (job,))
+    call(routine, (job, 0))
     atomic_add(mail + 8 * SEQUENCE, 1)
     # Who has joined is within the last piece; who comes now sees that it is too late.
     looks = 0
@@ -52,6 +52,19 @@ def run(mail, routine, job, helpers):
         if looks % 1000 == 0 and places[YIELD] != 0:
             call(places[YIELD], ())
         pause()
+
+
+@_serial
+def claim(counts, helping, pieces):
+    """The number of a piece that nobody has taken yet, of so many; -1 if there is none.
+
+    `counts` is the address of three int64, 0 at first: pieces taken, and from the front and the
+    back of them. Who asked for the job takes them from the front, helpers from the back: when it
+    comes again, each finds in its own cache much of what it wrote.
+    """
+    if atomic_add(counts, 1) >= pieces:
+        return -1
+    return pieces - 1 - atomic_add(counts + 16, 1) if helping else atomic_add(counts + 8, 1)
 
 
 @_alone
@@ -69,7 +82,7 @@ def _serve(mail, index, seen, looks):
         # First join, then see that it is still open: either this or who closes sees the other.
         atomic_add(mail + 8 * ACTIVE, 1)
         if atomic_load(mail + 8 * SEQUENCE) == now and index < places[HELPERS]:
-            call(places[ROUTINE], (places[JOB],))
+            call(places[ROUTINE], (places[JOB], 1))
         atomic_add(mail + 8 * ACTIVE, -1)
         seen, left = now, looks
     return seen

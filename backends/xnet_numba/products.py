@@ -259,7 +259,7 @@ def finite(kind, address, size):
 def share(n, threads):
     """How many of n rows a thread takes at a time: all take as many, and at most BLOCK_ROWS."""
     turns = max(1, (n + threads * BLOCK_ROWS - 1) // (threads * BLOCK_ROWS)) * threads
-    return (n + turns - 1) // turns
+    return max(1, (n + turns - 1) // turns)
 
 
 @_serial
