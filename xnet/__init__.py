@@ -6,7 +6,7 @@ Importing it imports no array library: each is imported by the first thing that 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from xnet import activations, gradient, layers, losses, optimizers, perceptron
+from xnet import activations, gradient, layers, losses, operations, optimizers, perceptron
 from xnet.backend import (
     Backend,
     BackendInfo,
@@ -66,6 +66,7 @@ __all__ = [
     "num_threads",
     "numerical_diff",
     "numerical_gradient",
+    "operations",
     "optimizers",
     "partial_derivative",
     "perceptron",

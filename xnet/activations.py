@@ -1,6 +1,13 @@
-"""Activation functions (§3.2, §3.5), each on the backend that owns its argument."""
+"""Activation functions (§3.2, §3.5), each on the backend that owns its argument.
+
+Every pointwise operation is a function here by its name in small letters: ``activations.tanh``.
+"""
+
+from collections.abc import Callable
+from typing import Any
 
 from xnet.backend import Array, backend_of, float_dtype
+from xnet.operations import OPERATIONS, Operation, Softmax
 
 
 def step(x: Array) -> Array:
@@ -19,52 +26,6 @@ def step(x: Array) -> Array:
     backend = backend_of(x=x)
     with backend.running():
         return backend.xp.astype(x > 0, backend.xp.int64)
-
-
-def sigmoid(x: Array) -> Array:
-    """Sigmoid 1 / (1 + exp(-x)) (§3.2.4), written so that exp never overflows.
-
-    Parameters
-    ----------
-    x
-        float32 or float64, any shape.
-
-    Returns
-    -------
-    Array
-        Values in [0, 1], the shape and dtype of x.
-
-    Raises
-    ------
-    ValueError
-        x is neither float32 nor float64.
-    """
-    backend = backend_of(x=x)
-    float_dtype(x.dtype, "dtype of x")
-    return backend.sigmoid(x)
-
-
-def relu(x: Array) -> Array:
-    """Rectified linear unit (§3.2.7): x where x > 0, else 0; NaN stays NaN.
-
-    Parameters
-    ----------
-    x
-        float32 or float64, any shape.
-
-    Returns
-    -------
-    Array
-        The shape and dtype of x.
-
-    Raises
-    ------
-    ValueError
-        x is neither float32 nor float64.
-    """
-    backend = backend_of(x=x)
-    float_dtype(x.dtype, "dtype of x")
-    return backend.relu(x)
 
 
 def identity(x: Array) -> Array:
@@ -96,4 +57,22 @@ def softmax(x: Array) -> Array:
     float_dtype(x.dtype, "dtype of x")
     if x.ndim == 0 or x.shape[-1] == 0:
         raise ValueError(f"softmax: x has shape {tuple(x.shape)}, expected (C,) or (..., C)")
-    return backend.softmax(x)
+    return backend.run(Softmax(), x)
+
+
+def _function(operation: type[Operation]) -> Callable[..., Array]:
+    def function(x: Array, **settings: Any) -> Array:
+        backend = backend_of(x=x)
+        float_dtype(x.dtype, "dtype of x")
+        return backend.run(operation(**settings), x)
+
+    function.__name__ = operation.__name__.lower()
+    function.__doc__ = operation.__doc__
+    return function
+
+
+def __getattr__(name: str) -> Callable[..., Array]:
+    for key, operation in OPERATIONS.items():
+        if key.lower() == name and operation.fuses == "pointwise":
+            return _function(operation)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

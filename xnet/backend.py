@@ -1,9 +1,9 @@
-"""Backends: an array namespace plus the kernels it runs faster than the generic ones.
+"""Backends: an array namespace plus the operations it runs faster than the generic way.
 
 A backend is a subclass of :class:`Backend` with a `name`, an array-API namespace `xp` and
-`owns`. Everything else has a generic form here, in terms of `xp` and the four operations that
-decide the bits (`matmul`, `sum`, `exp`, `log`); a backend overrides what it runs faster, with the
-same signature and the same meaning. A package registers its class under the entry-point group
+`owns`. Everything else has a generic form here, in terms of `xp` and what decides the bits
+(`matmul`, `sum`, `exp`, `log` and their kin): operations are interpreted on its arrays. A backend
+overrides what it runs faster, with the same signature and the same meaning. A package registers its class under the entry-point group
 ``xnet.backends``; the three that come with xnet use that same door and no other.
 """
 
@@ -11,14 +11,15 @@ import contextlib
 import contextvars
 import difflib
 import os
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 from xnet import exact, perturbation, threads
 from xnet.errors import BackendError
-from xnet.perturbation import Step
+from xnet.formulas import Arrays
+from xnet.operations import Loss, Operation
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -35,30 +36,36 @@ AUTO_ORDER = ("cupy", "numba", "numpy")
 BLOCK = 1 << 20
 """Numbers in the widest array of a block of rows: 8 MiB in float64."""
 
-LOG_OFFSET = 1e-7
-"""The delta inside the logarithm of the cross-entropy error, so that log never sees 0 (§4.2.2)."""
-
 
 @dataclass(eq=False)
-class Stack:
-    """The layers of a network as the kernels that they are, for the fused kernels of `Backend`.
+class Run:
+    """Neighbouring layers that a backend takes in one call.
 
     Attributes
     ----------
-    steps
-        From input to scores, as in `Backend.loss_differences`; they never change.
+    operations
+        From input to output; they never change.
+    parameters
+        The arrays that each of them takes after its input.
     prepared
-        For the backend to keep what it makes of the steps.
-    widest
-        Columns of the widest array that a step makes.
+        For the backend to keep what it makes of them.
     """
 
-    steps: list[Step]
+    operations: list[Operation]
+    parameters: list[tuple[Array, ...]]
     prepared: Any = None
 
-    def __post_init__(self) -> None:
-        affine = (step[1].shape[1] for step in self.steps if step[0] == "affine")
-        self.widest: int = max(affine, default=1)
+    def __iter__(self) -> Iterator[tuple[Operation, tuple[Array, ...]]]:
+        return zip(self.operations, self.parameters, strict=True)
+
+    @cached_property
+    def widest(self) -> int:
+        """Numbers of a sample in the widest array between two layers."""
+        return max((operation.widths[1] or 1 for operation in self.operations), default=1)
+
+
+Gradients: TypeAlias = list[tuple[Array, ...]]
+"""Of each operation of a run, the gradient by each of its parameters."""
 
 
 class Backend:
@@ -69,7 +76,7 @@ class Backend:
     device
         Index of the device, for a backend whose `device_count` is not 0.
     reproducible
-        Whether the four operations give the same bits on every backend.
+        Whether operations give the same bits on every backend.
     """
 
     name: ClassVar[str]
@@ -139,7 +146,7 @@ class Backend:
         """
         return contextlib.nullcontext()
 
-    # -- the four operations that decide the bits; in reproducible mode those of `xnet.exact`.
+    # -- what decides the bits; in reproducible mode that of `xnet.exact`.
     # All else (+ - * / sqrt, comparisons, where) is correctly rounded by IEEE 754, and so the same
     # everywhere as long as nothing fuses a multiplication with an addition.
 
@@ -155,65 +162,89 @@ class Backend:
 
     def exp(self, a: Array) -> Array:
         """e to the power of each element."""
-        return exact.exp(self.xp, a) if self.reproducible else self.xp.exp(a)
+        return self._elementary("exp", a)
 
     def log(self, a: Array) -> Array:
         """Natural logarithm of each element."""
-        return exact.log(self.xp, a) if self.reproducible else self.xp.log(a)
+        return self._elementary("log", a)
 
-    # -- kernels: generic forms. Arrays are floating point, of one dtype, and checked by the caller
+    def expm1(self, a: Array) -> Array:
+        """exp(a) - 1 of each element, accurate near 0."""
+        return self._elementary("expm1", a)
 
-    def affine(self, x: Array, W: Array, b: Array) -> Array:
-        """x W + b for x (N, D), W (D, M), b (M,): (N, M), §5.6."""
-        return self.matmul(x, W) + b
+    def log1p(self, a: Array) -> Array:
+        """log(1 + a) of each element, accurate near 0."""
+        return self._elementary("log1p", a)
 
-    def affine_backward(self, dout: Array, x: Array, W: Array) -> tuple[Array, Array, Array]:
-        """Gradients (N, D), (D, M), (M,) of x W + b by x, W, b, from `dout` (N, M), §5.6."""
-        return self.matmul(dout, W.T), *self.affine_gradients(dout, x)
+    def _elementary(self, name: str, a: Array) -> Array:
+        if self.reproducible:
+            return exact.elementary(self.xp, name, a)
+        return getattr(self.xp, name)(a)
 
-    def affine_gradients(self, dout: Array, x: Array) -> tuple[Array, Array]:
-        """Those by W and b alone, for a first layer: nobody asks for the one by x."""
-        return self.matmul(x.T, dout), self.sum(dout, axis=0)
+    # -- operations: generic forms. Arrays are floating point, of one dtype, and checked by the
+    # caller; an override gives in reproducible mode the very bits of the formula
 
-    def sigmoid(self, x: Array) -> Array:
-        """1 / (1 + exp(-x)) elementwise (§3.2.4); exp only ever sees -|x|: it cannot overflow."""
-        z = self.exp(-self.xp.abs(x))
-        y = 1 / (1 + z)
-        return self.xp.where(x >= 0, y, z * y)
+    @cached_property
+    def maths(self) -> Arrays:
+        """What interprets a formula on this backend's arrays, outside training."""
+        return Arrays(self)
 
-    def sigmoid_backward(self, dout: Array, y: Array) -> Array:
-        """Gradient of the sigmoid by its input, from its output `y`: dout (1 - y) y, §5.5.2."""
-        return dout * (1 - y) * y
+    def run(
+        self, operation: Operation, x: Array, *parameters: Array, m: Arrays | None = None
+    ) -> Array:
+        """The operation's `forward`; m where it trains or has state."""
+        with self.running():
+            return operation.forward(m or self.maths, x, *parameters)
 
-    def relu(self, x: Array) -> Array:
-        """0 where x <= 0, x elsewhere (§3.2.7); NaN stays NaN."""
-        return self.xp.where(x <= 0, self.xp.zeros_like(x), x)
+    def run_backward(
+        self,
+        operation: Operation,
+        dout: Array,
+        x: Array,
+        y: Array,
+        *parameters: Array,
+        m: Arrays | None = None,
+    ) -> tuple[Array, ...]:
+        """Its `backward`: the gradient by x, then those by the parameters."""
+        with self.running():
+            found = operation.backward(m or self.maths, dout, x, y, *parameters)
+            return found if isinstance(found, tuple) else (found,)
 
-    def relu_backward(self, dout: Array, mask: Array) -> Array:
-        """`dout` with zeros where `mask` (the input was <= 0), §5.5.1."""
-        return self.xp.where(mask, self.xp.zeros_like(dout), dout)
+    def parameter_gradients(
+        self, operation: Operation, dout: Array, x: Array, y: Array, *parameters: Array
+    ) -> tuple[Array, ...]:
+        """Those by the parameters alone, for a first layer: nobody asks for the one by x."""
+        if not parameters:
+            return ()
+        alone = getattr(operation, "backward_parameters", None)
+        if alone is None:
+            return self.run_backward(operation, dout, x, y, *parameters)[1:]
+        with self.running():
+            return alone(self.maths, dout, x)
 
-    def softmax(self, x: Array) -> Array:
-        """exp(x) / sum of exp(x) over the last axis; the maximum goes first (§3.5.3)."""
-        e = self.exp(x - self.xp.max(x, axis=-1, keepdims=True))
-        return e / self.sum(e, axis=-1, keepdims=True)
+    def predicted(self, loss: Loss, x: Array) -> Array:
+        """What a network that ends in this loss says where its scores are x (..., C)."""
+        with self.running():
+            return loss.predict(self.maths, x)
 
-    def softmax_with_loss(self, x: Array, t: Array) -> tuple[Array, Array]:
-        """Mean cross-entropy error of softmax(x) against targets t, and softmax(x).
+    def row_losses(self, loss: Loss, x: Array, t: Array) -> Array:
+        """The loss of each row, (...), of scores x (..., C) against targets t that broadcast."""
+        with self.running():
+            return loss.forward(self.maths, x, t)[..., 0]
 
-        x and t are (N, C); the error, §4.2.4, is 0-d: -sum(t log(y + 1e-7)) / N.
-        """
-        y = self.softmax(x)
-        return -self.sum(t * self.log(y + LOG_OFFSET)) / x.shape[0], y
+    def loss_and_delta(self, loss: Loss, x: Array, t: Array) -> tuple[Array, Array]:
+        """The mean loss, 0-d, of scores x (N, C), and its gradient by them."""
+        with self.running():
+            mean = self.sum(self.row_losses(loss, x, t)) / x.shape[0]
+            return mean, loss.backward(self.maths, x, t) * (1 / x.shape[0])
 
-    def softmax_with_loss_backward(self, y: Array, t: Array, dout: float = 1.0) -> Array:
-        """Gradient of `softmax_with_loss` by x, from its y, times the number `dout`.
-
-        With r = t y / (y + 1e-7) it is (y sum(r) - r) dout / N. Without the 1e-7, which the
-        book's (y - t) / N leaves out, r is t and the two are the same.
-        """
-        r = t * y / (y + LOG_OFFSET)
-        return (y * self.sum(r, axis=-1, keepdims=True) - r) * (dout / y.shape[0])
+    def step(
+        self, update: Any, n: int, W: Array, g: Array, memory: Sequence[Array]
+    ) -> tuple[Array, ...]:
+        """An optimizer's n-th step: the new W, then the new memory, all of them new arrays."""
+        with self.running():
+            found = update.formula(self.maths, n, W, g, *memory)
+            return found if isinstance(found, tuple) else (found,)
 
     def one_hot(self, t: Array, classes: int, dtype: Any) -> Array:
         """Class indices t (...) as rows (..., C) of `dtype`: 1 at the index, 0 elsewhere.
@@ -232,105 +263,107 @@ class Backend:
         every_class = xp.arange(classes, dtype=t.dtype, device=t.device)
         return xp.astype(xp.expand_dims(t, axis=-1) == every_class, dtype)
 
-    def overwrite(self, old: Array, new: Array) -> Array:
-        """`new` in the place of `old`, of its shape and dtype: whichever array holds it then.
+    def writable(self, array: Array) -> bool:
+        """Whether ``array[...] = values`` writes to this array; if not, it is replaced."""
+        return False
 
-        That is `old` where a backend's arrays can be written, as here they need not be.
+    # -- runs: several layers in one call
+
+    def takes(self, run: Run) -> int:
+        """How many of these operations, from the first on, it takes as one run; 0 for none.
+
+        Only such are asked about as treat each row on its own, keep nothing and draw nothing.
         """
-        return new
+        return len(run.operations)
 
-    def descend(self, W: Array, g: Array, lr: float) -> Array:
-        """W - lr g, one step of gradient descent, in the place of W as by `overwrite`."""
-        return self.overwrite(W, W - lr * g)
-
-    # -- fused kernels: a whole stack of layers in one call
-
-    def forward(self, x: Array, stack: Stack, probabilities: bool) -> Array:
-        """The scores (N, C) of x (N, D), or with `probabilities` their softmax.
+    def forward(self, run: Run, x: Array, loss: Loss | None = None) -> Array:
+        """The run's output for x (N, D), or with a loss what that predicts.
 
         Rows go through all layers in blocks, so that what lies between two layers stays small
         however long x is: a row's result does not depend on its neighbours but by rounding, and
         in reproducible mode not at all.
         """
-        # The widest array of a block holds BLOCK numbers.
-        widest = max(x.shape[1], stack.widest)
+        widest = max(x.shape[1], run.widest)  # the widest array of a block holds BLOCK numbers
         if x.shape[0] * widest <= BLOCK:
-            return self.through(x, stack, probabilities)
+            return self.through(run, x, loss)
         rows = max(1, BLOCK // widest)
         starts = range(0, x.shape[0], rows)
         blocks = (x[start : min(start + rows, x.shape[0]), ...] for start in starts)
-        return self.xp.concat([self.through(block, stack, probabilities) for block in blocks])
+        return self.xp.concat([self.through(run, block, loss) for block in blocks])
 
-    def through(self, x: Array, stack: Stack, probabilities: bool) -> Array:
+    def through(self, run: Run, x: Array, loss: Loss | None) -> Array:
         """One block of rows of `forward`."""
         with self.running():
-            for kernel, *arrays in stack.steps:
-                x = getattr(self, kernel)(x, *arrays)
-            return self.softmax(x) if probabilities else x
+            for operation, parameters in run:
+                x = self.run(operation, x, *parameters)
+            return x if loss is None else self.predicted(loss, x)
 
-    def loss_and_gradients(
-        self, x: Array, t: Array, stack: Stack, loss: str
-    ) -> tuple[Array, list[tuple[Array, Array]]]:
-        """The mean loss, 0-d, and its gradients by W and b of each affine step, in their order.
+    def forward_keeping(self, run: Run, x: Array) -> tuple[Array, Any]:
+        """The run's output, and what `backward` needs of this pass."""
+        with self.running():
+            outputs = [x]
+            for operation, parameters in run:
+                outputs.append(self.run(operation, outputs[-1], *parameters))
+            return outputs[-1], outputs
 
-        Backpropagation (§5.7), as the layers' own `forward` and `backward` do it.
+    def backward(
+        self, run: Run, kept: Any, dout: Array, first: bool
+    ) -> tuple[Array | None, Gradients]:
+        """The gradient by the run's input, None if it is the `first`, and by its parameters (§5.7).
 
         Parameters
         ----------
-        x
-            (N, D).
-        stack
-            Its steps are ``("affine", W, b)``, ``("sigmoid",)`` and ``("relu",)``, the first of
-            them affine.
-        loss, t
-            As in `row_losses`, t (N, C) of x's dtype.
+        kept
+            What `forward_keeping` left.
+        dout
+            The gradient by the run's output.
+        first
+            Whether the run begins the network, so that nobody asks for the gradient by its input.
         """
+        gradients: Gradients = []
         with self.running():
-            outputs = [x]  # of the steps so far
-            for kernel, *arrays in stack.steps:
-                outputs.append(getattr(self, kernel)(outputs[-1], *arrays))
-            if loss == "cross_entropy":
-                value, y = self.softmax_with_loss(outputs[-1], t)
-                dout = self.softmax_with_loss_backward(y, t)
-            else:
-                difference = outputs[-1] - t
-                value = self.sum(difference * difference) * (0.5 / t.shape[0])
-                dout = difference * (1 / t.shape[0])
-            gradients: list[tuple[Array, Array]] = []
-            for k in reversed(range(1, len(stack.steps))):
-                kernel, *arrays = stack.steps[k]
-                if kernel == "affine":
-                    dout, dW, db = self.affine_backward(dout, outputs[k], arrays[0])
-                    gradients.append((dW, db))
-                elif kernel == "sigmoid":
-                    dout = self.sigmoid_backward(dout, outputs[k + 1])
-                else:
-                    dout = self.relu_backward(dout, outputs[k] <= 0)
-            gradients.append(self.affine_gradients(dout, x))
-            return value, gradients[::-1]
+            for k in reversed(range(len(run.operations))):
+                operation, parameters = run.operations[k], run.parameters[k]
+                arrays = kept[k], kept[k + 1], *parameters
+                if first and k == 0:
+                    gradients.append(self.parameter_gradients(operation, dout, *arrays))
+                    return None, gradients[::-1]
+                dout, *found = self.run_backward(operation, dout, *arrays)
+                gradients.append(tuple(found))
+        return dout, gradients[::-1]
 
-    def train_step(self, x: Array, t: Array, stack: Stack, loss: str, lr: float) -> Array | None:
-        """The mean loss, 0-d; and each W and b of the stack is moved as by `descend`, in its place.
+    def loss_and_gradients(
+        self, run: Run, x: Array, t: Array, loss: Loss, first: bool
+    ) -> tuple[Array, Array | None, Gradients]:
+        """The mean loss, 0-d, of a network that ends in this run, and `backward` from it."""
+        with self.running():
+            scores, kept = self.forward_keeping(run, x)
+            mean, dout = self.loss_and_delta(loss, scores, t)
+            return mean, *self.backward(run, kept, dout, first)
 
-        All of them or, if Ctrl-C comes, none. Parameters as in `loss_and_gradients`. None where
-        an array cannot be written, and then nothing is.
+    def train_step(
+        self, run: Run, x: Array, t: Array, loss: Loss, update: Any, names: Sequence[str]
+    ) -> Array | None:
+        """A whole training step of a network that is this run: the loss before it, 0-d.
+
+        All of the step is done or, if Ctrl-C comes, none. None if it is not done in one call here,
+        and then nothing is: the network asks for gradients and has the optimizer take its step.
+
+        Parameters
+        ----------
+        run, x, t, loss
+            As in `loss_and_gradients`.
+        update
+            The optimizer, of which `step` is the formula and `memory_of` what it remembers.
+        names
+            By which it knows the parameters, in their order.
         """
         return None
 
-    def row_losses(self, scores: Array, loss: str, t: Array) -> Array:
-        """The loss of each row, (...), of `scores` (..., C) against targets t of that shape.
-
-        `loss` is ``"cross_entropy"``, of the softmax of the scores, or ``"squared_error"``.
-        """
-        if loss == "cross_entropy":
-            return -self.sum(t * self.log(self.softmax(scores) + LOG_OFFSET), axis=-1)
-        difference = scores - t
-        return 0.5 * self.sum(difference * difference, axis=-1)
-
     def loss_differences(
-        self, x: Array, a: Array, steps: list[Step], loss: str, t: Array, h: float
+        self, x: Array, a: Array, rest: Run, loss: Loss, t: Array, h: float
     ) -> Array:
-        """L(w + h) - L(w - h) for every weight and bias w of one affine layer, (D + 1, M).
+        """L(w + h) - L(w - h) for every weight and bias w of one product x W + b, (D + 1, M).
 
         Each loss is really evaluated at the perturbed weight; the mean over the N samples of
         `row_losses`. Row i holds the weights from input i, the last row the biases.
@@ -339,15 +372,14 @@ class Backend:
         ----------
         x, a
             The layer's input (N, D) and its output (N, M).
-        steps
-            What lies between that output and the scores: ``("sigmoid",)``, ``("relu",)`` or
-            ``("affine", W, b)``, each a kernel of this class with the arrays it takes.
+        rest
+            What lies between that output and the scores.
         loss, t
             As in `row_losses`, t (N, C).
         h
             Size of the perturbation.
         """
-        return perturbation.loss_differences(self, x, a, steps, loss, t, h)
+        return perturbation.loss_differences(self, x, a, rest, loss, t, h)
 
     @classmethod
     def compiles(cls, f: object) -> bool:

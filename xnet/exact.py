@@ -45,8 +45,11 @@ import math
 from functools import cache
 from typing import Any, TypeAlias
 
+from xnet.formulas import Mathematics
+
 Array: TypeAlias = Any
 Namespace: TypeAlias = Any
+Maths: TypeAlias = Any
 
 ACCURATE_BITS = {"float32": 32, "float64": 60}
 """Bits, at least, that the slices of a product keep below the largest element of a row."""
@@ -345,6 +348,8 @@ LOG2_E = 1 / math.log(2)
 SHIFTER = 1.5 * 2.0**52
 """Adding it rounds to an integer."""
 
+SQRT_HALF = 0.7071067811865476
+
 EXP_LOWEST, EXP_HIGHEST = -746.0, 710.0
 """Where exp has become 0 and inf."""
 
@@ -357,6 +362,79 @@ LOG_COEFFICIENTS = tuple(2 / (2 * k + 1) for k in range(11, 0, -1))
 LOWEST_POWER = -1022
 
 
+def exp_formula(m: Maths, x: Array) -> Array:
+    """e^x: x = n ln 2 + r with an integer n and |r| <= ln(2) / 2, and e^x = 2^n e^r.
+
+    e^r = 1 + (r + r^2 (1/2! + r/3! + ...)) (Cody & Waite 1980, chapter 6).
+    """
+    x = m.where(x < EXP_LOWEST, EXP_LOWEST, x)
+    n, r, p = _reduced(x := m.where(x > EXP_HIGHEST, EXP_HIGHEST, x))
+    return m.scale((r * r * p + r) + 1.0, n)
+
+
+def _reduced(x: Array) -> tuple[Array, Array, Array]:
+    """n and r of `exp_formula`, and the polynomial in its parentheses."""
+    n = (x * LOG2_E + SHIFTER) - SHIFTER
+    r = (x - n * LN2_HIGH) - n * LN2_LOW
+    p = EXP_COEFFICIENTS[0] * r + EXP_COEFFICIENTS[1]
+    for coefficient in EXP_COEFFICIENTS[2:]:
+        p = p * r + coefficient
+    return n, r, p
+
+
+def expm1_formula(m: Maths, x: Array) -> Array:
+    """e^x - 1 as 2^n (e^r - 1) + (2^n - 1), with n and r as in `exp_formula`.
+
+    Beyond 40 the 1 is lost anyway.
+    """
+    within = m.where(x < -40.0, -40.0, x)
+    n, r, p = _reduced(within := m.where(within > 40.0, 40.0, within))
+    y = m.scale(r * r * p + r, n) + (m.scale(1.0, n) - 1.0)
+    return m.where(x == 0, x, m.where(x > 40.0, exp_formula(m, x), y))
+
+
+def log_formula(m: Maths, x: Array) -> Array:
+    """log x: x = 2^n (1 + f) with an integer n and 1 + f in [sqrt(1/2), sqrt(2)].
+
+    With s = f / (2 + f), log(1 + f) = 2 atanh(s) = f - (f^2 / 2 - s (f^2 / 2 + R)), R =
+    2 s^2 / 3 + 2 s^4 / 5 + ...: the form of FreeBSD's e_log.c, with the series' own coefficients.
+    """
+    part, n = m.split(x)
+    low = part < SQRT_HALF
+    f = m.where(low, part + part, part) - 1.0
+    n = m.where(low, n - 1.0, n)
+    s = f / (f + 2.0)
+    z = s * s
+    R = LOG_COEFFICIENTS[0] * z + LOG_COEFFICIENTS[1]
+    for coefficient in LOG_COEFFICIENTS[2:]:
+        R = R * z + coefficient
+    half_square = f * f * 0.5
+    y = n * LN2_HIGH - ((half_square - (s * (half_square + R * z) + n * LN2_LOW)) - f)
+    special = m.where(x == 0, -math.inf, m.where(x == math.inf, x, x * math.nan))
+    return m.where((x > 0) & (x < math.inf), y, special)
+
+
+def log1p_formula(m: Maths, x: Array) -> Array:
+    """log(1 + x) as log(u) + c / u, where u is 1 + x as rounded, and c what that lost.
+
+    The first term of the series of log(u + c) (Higham 2002, §1.14.1 has another such).
+    """
+    u = 1.0 + x
+    whole = log_formula(m, u)
+    return m.where((u > 0) & (u < math.inf), whole + (x - (u - 1.0)) / u, whole)
+
+
+ELEMENTARY = {
+    "exp": exp_formula,
+    "expm1": expm1_formula,
+    "log": log_formula,
+    "log1p": log1p_formula,
+}
+"""The elementary functions as formulas of float64 numbers. Beside `where` they take of `m`
+``scale(a, n)``, a 2^n rounded once for an integer n in [-1080, 1030], and ``split(x)``, of which
+x = a 2^n with a in [1/2, 1] and an integer n, both floating point, for a finite x above 0."""
+
+
 @cache
 def _powers_of_two(xp: Namespace, device: Any) -> Array:
     """2^k for k from `LOWEST_POWER` to 1023."""
@@ -364,81 +442,72 @@ def _powers_of_two(xp: Namespace, device: Any) -> Array:
     return xp.asarray(powers, dtype=xp.float64, device=device)
 
 
-def _times_power_of_two(xp: Namespace, a: Array, n: Array) -> Array:
-    """A 2^n for integers n in [-1080, 1030], in two factors so that it rounds once."""
-    powers = _powers_of_two(xp, a.device)
+class _Float64(Mathematics):
+    """What `ELEMENTARY` takes, on arrays of float64."""
 
-    def power(k: Array) -> Array:
-        return xp.reshape(xp.take(powers, xp.reshape(k - LOWEST_POWER, (-1,)), axis=0), k.shape)
+    def __init__(self, xp: Namespace) -> None:
+        self.xp = xp
 
-    half = n // 2
-    return a * power(half) * power(n - half)
+    def where(self, condition: Array, a: Any, b: Any) -> Array:
+        a, b = (
+            self.xp.asarray(v, dtype=self.xp.float64, device=condition.device)
+            if isinstance(v, float)
+            else v
+            for v in (a, b)
+        )
+        return self.xp.where(condition, a, b)
+
+    def scale(self, a: Any, n: Array) -> Array:
+        xp, powers = self.xp, _powers_of_two(self.xp, n.device)
+        k = xp.astype(self.where(n == n, n, 0.0), xp.int64)  # NaN could not become an integer
+
+        def power(k: Array) -> Array:
+            places = xp.reshape(k - LOWEST_POWER, (-1,))
+            return xp.reshape(xp.take(powers, places, axis=0), k.shape)
+
+        half = k // 2
+        return a * power(half) * power(k - half)
+
+    def split(self, x: Array) -> tuple[Array, Array]:
+        xp = self.xp
+        x = self.where((x > 0) & (x < math.inf), x, 1.0)
+        huge = x > 2.0**900
+        x = xp.where(huge, x * 2.0**-200, x)
+        largest = power_of_two(xp, x)
+        # The logarithm of a power of two is an integer, whatever the library rounds it to.
+        n = xp.round(xp.log2(largest))
+        return x / largest, xp.where(huge, n + 200.0, n)
+
+
+def elementary(xp: Namespace, name: str, a: Array) -> Array:
+    """One of `ELEMENTARY` of each element, by separate multiplications and additions.
+
+    It is done in float64 for both dtypes: within 1 unit in the last place there (expm1 and log1p
+    within 2), and for float32 correctly rounded but for about one argument in 10^8.
+
+    Parameters
+    ----------
+    xp
+        The array namespace.
+    name
+        ``"exp"``, ``"expm1"``, ``"log"`` or ``"log1p"``.
+    a
+        float32 or float64, any shape.
+
+    Raises
+    ------
+    TypeError
+        `a` is of another dtype.
+    """
+    x = xp.astype(a, xp.float64)
+    return xp.astype(ELEMENTARY[name](_Float64(xp), x), _native(xp, a))
 
 
 def exp(xp: Namespace, a: Array) -> Array:
-    """e to the power of each element, by separate multiplications and additions.
-
-    x = n ln 2 + r with an integer n and |r| <= ln(2) / 2, and exp(x) = 2^n exp(r) with exp(r) =
-    1 + (r + r^2 (1/2! + r/3! + ...)) (Cody & Waite 1980, chapter 6). It is done in float64 for
-    both dtypes: within 1 unit in the last place there, and for float32 correctly rounded but for
-    about one argument in 10^8.
-
-    Parameters
-    ----------
-    xp
-        The array namespace.
-    a
-        float32 or float64, any shape.
-    """
-    x = xp.astype(a, xp.float64)
-    x = xp.where(x < EXP_LOWEST, xp.full_like(x, EXP_LOWEST), x)
-    x = xp.where(x > EXP_HIGHEST, xp.full_like(x, EXP_HIGHEST), x)
-    nan = xp.isnan(x)
-    x = xp.where(nan, xp.zeros_like(x), x)  # it could not become an integer
-    n = (x * LOG2_E + SHIFTER) - SHIFTER
-    r = (x - n * LN2_HIGH) - n * LN2_LOW
-    p = xp.full_like(r, EXP_COEFFICIENTS[0])
-    for coefficient in EXP_COEFFICIENTS[1:]:
-        p = p * r + coefficient
-    y = _times_power_of_two(xp, (r * r * p + r) + 1.0, xp.astype(n, xp.int64))
-    return xp.astype(xp.where(nan, xp.full_like(y, math.nan), y), _native(xp, a))
+    """e to the power of each element; see `elementary`."""
+    return elementary(xp, "exp", a)
 
 
 def log(xp: Namespace, a: Array) -> Array:
-    """Natural logarithm of each element, by separate multiplications and additions.
-
-    x = 2^n (1 + f) with an integer n and 1 + f in [sqrt(1/2), sqrt(2)]. With s = f / (2 + f),
-    log(1 + f) = 2 atanh(s) = f - (f^2 / 2 - s (f^2 / 2 + R)), R = 2 s^2 / 3 + 2 s^4 / 5 + ...:
-    the form of FreeBSD's e_log.c, with the series' own coefficients. It is done in float64 for
-    both dtypes: within 1 unit in the last place there.
-
-    Parameters
-    ----------
-    xp
-        The array namespace.
-    a
-        float32 or float64, any shape. log(0) is -inf, the logarithm of less is NaN.
-    """
-    x = xp.astype(a, xp.float64)
-    valid = (x > 0) & (x < math.inf)
-    x = xp.where(valid, x, xp.ones_like(x))
-    huge = x > 2.0**900
-    x = xp.where(huge, x * 2.0**-200, x)
-    power = power_of_two(xp, x)
-    # The logarithm of a power of two is an integer, whatever the library rounds it to.
-    n = xp.round(xp.log2(power))
-    m = x / power
-    low = m < math.sqrt(0.5)
-    m, n = xp.where(low, m + m, m), xp.where(low, n - 1.0, n)
-    n = xp.where(huge, n + 200.0, n)
-    f = m - 1.0
-    s = f / (f + 2.0)
-    z = s * s
-    R = xp.full_like(z, LOG_COEFFICIENTS[0])
-    for coefficient in LOG_COEFFICIENTS[1:]:
-        R = R * z + coefficient
-    half_square = f * f * 0.5
-    y = n * LN2_HIGH - ((half_square - (s * (half_square + R * z) + n * LN2_LOW)) - f)
-    special = xp.where(a == 0, xp.full_like(y, -math.inf), xp.full_like(y, math.nan))
-    special = xp.where(a == math.inf, xp.full_like(y, math.inf), special)
-    return xp.astype(xp.where(valid, y, special), _native(xp, a))
+    """Natural logarithm of each element, -inf of 0, NaN of less; see `elementary`."""
+    return elementary(xp, "log", a)

@@ -17,7 +17,7 @@ from typing import Any, Protocol, TypeAlias
 from xnet import perturbation
 from xnet.backend import Array, Backend, backend_of, compiler_of, dtype_name
 from xnet.errors import KinkWarning, RoundingWarning
-from xnet.perturbation import Step
+from xnet.formulas import Bounds
 
 DEFAULT_STEPS = {"float64": 1e-4, "float32": 5e-3}
 """h where none is given: the notes' own in float64, where it leaves f's rounding, 1e-12 |f|, far
@@ -404,8 +404,16 @@ def gradient_descent(
 class Differentiable(Protocol):
     """What `gradient_check` needs of a network."""
 
-    layers: list[Any]
     dtype: str
+
+    @property
+    def layers(self) -> Any:
+        """The layers."""
+        ...
+
+    def held(self) -> Any:
+        """A block in which training always computes one function."""
+        ...
 
     @property
     def params(self) -> Mapping[str, Array]:
@@ -462,7 +470,7 @@ class ParameterCheck:
 
 @dataclass(frozen=True)
 class Kink:
-    """A ReLU of which a perturbation reaches the kink at 0."""
+    """A layer of which a perturbation reaches a kink."""
 
     layer: int
     """Index in the network's layers."""
@@ -470,9 +478,14 @@ class Kink:
     """In how many samples."""
     units: int
     """In how many of the layer's units."""
+    operation: str
+    """What the layer computes."""
 
     def __str__(self) -> str:
-        return f"layers[{self.layer}], a ReLU ({self.samples} sample(s), {self.units} unit(s))"
+        return (
+            f"layers[{self.layer}], {self.operation} "
+            f"({self.samples} sample(s), {self.units} unit(s))"
+        )
 
 
 @dataclass(frozen=True)
@@ -546,8 +559,8 @@ def gradient_check(
     Warns
     -----
     KinkWarning
-        A perturbation may carry a ReLU's input across 0, where the loss has no derivative and
-        the two need not agree.
+        A perturbation may carry a number across a kink, ReLU's at 0, where the loss has no
+        derivative and the two need not agree.
 
     Notes
     -----
@@ -565,15 +578,16 @@ def gradient_check(
       8 sqrt(K) u of g, with the largest g of the parameter for g.
     """
     h = checked_step(h, network.dtype)
-    exact, numerical = network.gradient(x, t), network.numerical_gradient(x, t, h)
-    twice = network.numerical_gradient(x, t, 2 * h)
+    with network.held():
+        exact, numerical = network.gradient(x, t), network.numerical_gradient(x, t, h)
+        twice = network.numerical_gradient(x, t, 2 * h)
     scores = network.scores(x)
     backend = backend_of(scores=scores)
     with backend.running():
         xp = backend.xp
         u = float(xp.finfo(scores.dtype).eps) / 2
-        steps = [layer.step() for layer in network.layers]
-        chain = sum(W.shape[0] for step in steps if step and step[0] == "affine" for W in step[1:2])
+        widths = (v.operation.widths[0] for v in network.layers if v.operation is not None)
+        chain = sum(width for width in widths if width is not None)
         rounding = 8 * math.sqrt(chain + scores.shape[-1]) * u
         of_loss = rounding * (abs(network.loss(x, t)) + float(xp.max(xp.abs(scores)))) / h
         checks: dict[str, ParameterCheck] = {}
@@ -585,7 +599,7 @@ def gradient_check(
             checks[name] = _compared(backend, name, exact[name], numerical[name], allowed)
         rows = network.host_to_backend(x, "x", network.dtype)
         rows = xp.reshape(rows, (1 if rows.ndim == 1 else rows.shape[0], -1))
-        kinks = _kinks(backend, steps, rows, h)
+        kinks = _kinks(backend, network.layers, rows, h)
     for kink in kinks:
         warnings.warn(
             f"gradient_check: h={h} may cross the kink of {kink}, where the numerical gradient "
@@ -618,28 +632,40 @@ def _compared(
     )
 
 
-def _kinks(backend: Backend, steps: list[Step | None], z: Array, h: float) -> list[Kink]:
-    """The ReLUs that a perturbation of one parameter by h may carry across 0, for inputs z (N, D).
+def _kinks(backend: Backend, layers: Any, z: Array, h: float) -> list[Kink]:
+    """Where a perturbation of one parameter by h may carry a number across a kink, for z (N, D).
 
-    `own` bounds how far a parameter of the last affine layer moves its one unit, (N, 1), and
-    `everywhere` how far one before that moves each unit, (N, M). No activation is steeper than 1.
+    `own` bounds how far a parameter of the last product moves its one unit, (N, 1), and
+    `everywhere` how far one before that moves each unit, (N, M): the formulas carry it on.
     """
-    xp = backend.xp
+    xp, reach = backend.xp, Bounds(backend.xp, 0.0)
     own, everywhere = xp.zeros_like(z[:, :1]), xp.zeros_like(z)
     kinks: list[Kink] = []
-    for k, step in enumerate(steps):
-        if step is None:  # a layer from elsewhere: no telling what moves behind it
-            break
-        if step[0] == "affine":
-            W = xp.abs(step[1])
+    for k, layer in enumerate(layers):
+        operation = layer.operation
+        if layer.opaque or operation is None or operation.fuses not in ("product", "pointwise"):
+            break  # no telling what moves behind it
+        parameters = tuple(layer.params.values())
+        if operation.fuses == "product":
+            W = xp.abs(parameters[0])
             everywhere = xp.maximum(own * xp.max(W, axis=0), backend.matmul(everywhere, W))
             largest = xp.max(xp.abs(z), axis=1, keepdims=True)
             own = h * xp.maximum(largest, xp.ones_like(largest))
-        elif step[0] == "relu":
-            reach = xp.maximum(own, everywhere)
-            crossed = (xp.abs(z) <= reach) & (reach > 0)
+        else:
+            moved = xp.maximum(own, everywhere)
+            crossed = xp.zeros_like(z) > 0
+            for kink in operation.kinks:
+                crossed = crossed | (xp.abs(z - kink) <= moved)
+            crossed = crossed & (moved > 0)
             samples = int(xp.count_nonzero(xp.any(crossed, axis=1)))
             if samples:
-                kinks.append(Kink(k, samples, int(xp.count_nonzero(xp.any(crossed, axis=0)))))
-        z = perturbation.run(backend, [step], z)
+                name, units = type(operation).__name__, int(
+                    xp.count_nonzero(xp.any(crossed, axis=0))
+                )
+                kinks.append(Kink(k, samples, units, name))
+            own, everywhere = (
+                operation.forward(reach, reach.take(z, e)).e for e in (own + 0 * z, everywhere)
+            )
+            own = xp.max(own, axis=1, keepdims=True)
+        z = perturbation.through(backend, [(operation, parameters)], z)
     return kinks

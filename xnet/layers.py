@@ -1,17 +1,20 @@
 """Layers with forward and backward: the nodes of a computational graph (§5.4-§5.6).
 
-A layer is called for its output alone, ``layer(x)``. `forward` gives the same and remembers what
-`backward` will need; `backward` takes the gradient of the loss by the layer's output and returns
-the gradient by its input. No layer changes an array it is handed.
+What a layer computes is its operation; here is what every layer does around it: it holds the
+parameters, checks what it is given, and remembers from `forward` what `backward` will need. For
+every operation there is a layer of its name, ``layers.Tanh`` for ``operations.Tanh``. No layer
+changes an array it is handed.
 """
 
+import copy
 import math
-from typing import Any, ClassVar
+from functools import cache
+from typing import Any, ClassVar, Self
 
-from xnet.activations import relu, sigmoid, softmax
 from xnet.backend import Array, Backend, backend_of, dtype_name, float_dtype
-from xnet.losses import batch_and_targets, mean_squared_error
-from xnet.perturbation import Step
+from xnet.formulas import Arrays
+from xnet.losses import batch_and_targets
+from xnet.operations import OPERATIONS, Loss, Operation, registered
 
 
 class Mul:
@@ -28,7 +31,9 @@ class Mul:
 
     def backward(self, dout: Any) -> tuple[Any, Any]:
         """Gradients by x and y: `dout` times the other one."""
-        return dout * _remembered(self, self.y), dout * self.x
+        if self.y is None:
+            raise RuntimeError("Mul: backward was called before forward")
+        return dout * self.y, dout * self.x
 
 
 class Add:
@@ -44,48 +49,6 @@ class Add:
         return dout * 1, dout * 1
 
 
-class Layer:
-    """One step of a network: from (N, D) to (N, M), or for one sample from (D,) to (M,)."""
-
-    def __call__(self, x: Array) -> Array:
-        """The layer's output; nothing is remembered, so any number of threads may call."""
-        raise NotImplementedError
-
-    def forward(self, x: Array) -> Array:
-        """The layer's output, remembering what `backward` needs."""
-        raise NotImplementedError
-
-    def backward(self, dout: Array) -> Array:
-        """Gradient by the input of the last `forward`; `dout` has the shape of its output."""
-        raise NotImplementedError
-
-    def step(self) -> Step | None:
-        """The backend's kernel that this layer is, if it treats every row on its own.
-
-        ``("affine", W, b)``, or the name of an elementwise kernel alone. None keeps a network
-        from re-evaluating only what a perturbed weight changes.
-        """
-        return None
-
-    @property
-    def params(self) -> dict[str, Array]:
-        """The arrays that training changes, by name."""
-        return {}
-
-    @property
-    def grads(self) -> dict[str, Array]:
-        """The gradients by `params` that the last `backward` found."""
-        return {}
-
-    def config(self) -> dict[str, Any]:
-        """Arguments that make a layer like this one, its parameters aside."""
-        return {}
-
-    def __repr__(self) -> str:
-        arguments = ", ".join(str(value) for value in self.config().values())
-        return f"{type(self).__name__}({arguments})"
-
-
 def _check_one_shape(layer: object, x: Any, y: Any) -> None:
     """Refuse arrays of two shapes: broadcast, their gradients would not have those shapes."""
     shapes = [tuple(getattr(value, "shape", ())) for value in (x, y)]
@@ -94,306 +57,383 @@ def _check_one_shape(layer: object, x: Any, y: Any) -> None:
         raise ValueError(f"{name}: x has shape {shapes[0]}, y has {shapes[1]}, expected one shape")
 
 
-def _remembered(layer: object, value: Array) -> Array:
-    """`value`, which the layer's `forward` leaves for `backward`."""
-    if value is None:
-        raise RuntimeError(f"{type(layer).__name__}: backward was called before forward")
-    return value
+class Layer:
+    """One step of a network: from (N, D) to (N, M), or for one sample from (D,) to (M,).
 
+    `forward` trains: it remembers what `backward` will need, draws what is random and moves what
+    is kept between steps. A call, ``layer(x)``, predicts: nothing is remembered, so any number of
+    threads may call. What is computed is the layer's operation, with what `operations` says of it.
 
-def _check_gradient(layer: Layer, dout: Array, shape: tuple[int, ...], dtype: Any = None) -> None:
-    """Refuse a `dout` that has not the `shape` and `dtype` of the layer's output."""
-    if tuple(dout.shape) != tuple(shape):
-        raise ValueError(
-            f"{type(layer).__name__}: dout has shape {tuple(dout.shape)}, expected {tuple(shape)}"
-        )
-    if dtype is not None and dout.dtype != dtype:
-        raise ValueError(
-            f"{type(layer).__name__}: dout is {dtype_name(dout.dtype)}, "
-            f"expected {dtype_name(dtype)}"
-        )
+    A class of one's own that computes something else overrides `__call__`, `forward` and
+    `backward`, and leaves in `grads` the gradients by what it has in `params`: a network then asks
+    it layer by layer, and knows nothing of it but that.
 
-
-class Affine(Layer):
-    """Affine transformation x W + b (§5.6).
-
-    A tensor (N, d1, d2, ...) is flattened to (N, D) on the way in, and its gradient takes the
-    tensor's shape on the way back.
-
-    Parameters
+    Attributes
     ----------
-    inputs, outputs
-        Features per sample before and after, D and M.
-    weight_init_std
-        Standard deviation of the normal distribution that W is drawn from: a number (the notes'
-        0.01), ``"he"`` for sqrt(2 / D) (He et al. 2015, for ReLU) or ``"xavier"`` for
-        sqrt(2 / (D + M)) (Glorot & Bengio 2010, for sigmoid). b starts at 0.
-
-    Notes
-    -----
-    The parameters come into being when a `Network` takes the layer, or `initialize` is called.
-
-    Raises
-    ------
-    ValueError
-        A size below 1, or an unknown `weight_init_std`.
+    operation
+        What it computes; None for a class that says so itself.
+    params, grads, state
+        By name: what training changes, the gradients by them that the last `backward` found, and
+        what training leaves for predictions. ``layer.W`` and ``layer.dW`` read and write them.
+    trainable
+        Whether training changes the parameters; a frozen layer's stay as they are.
     """
 
-    def __init__(self, inputs: int, outputs: int, weight_init_std: float | str = 0.01) -> None:
-        for name, size in {"inputs": inputs, "outputs": outputs}.items():
-            if size < 1:
-                raise ValueError(f"Affine: {name} is {size}, expected at least 1")
-        self.inputs, self.outputs = inputs, outputs
-        self.weight_init_std = weight_init_std
-        self._initial_std()  # an unknown name fails here, not when the network is built
-        self.W: Array = None
-        self.b: Array = None
-        self.dW: Array = None
-        self.db: Array = None
-        self.x: Array = None
+    operation_class: ClassVar[type[Operation] | None] = None
+    opaque: ClassVar[bool] = False
+    """Whether a subclass computes otherwise than its operation says."""
+
+    params: dict[str, Array]
+    grads: dict[str, Array]
+    state: dict[str, Array]
+    trainable: bool = True
+    owner: Any = None
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if {"__call__", "forward", "backward"} & vars(cls).keys():
+            cls.opaque = True
+
+    def __new__(cls, *_: Any, **__: Any) -> Self:
+        layer = super().__new__(cls)
+        vars(layer).update(params={}, grads={}, state={}, operation=None, _memory=None)
+        return layer
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        made = type(self).operation_class
+        if made is None:
+            if arguments or settings:
+                raise TypeError(f"{type(self).__name__} takes no arguments")
+            return
+        for argument in arguments:
+            if hasattr(argument, "dtype"):
+                raise TypeError(
+                    f"{type(self).__name__}: an array was given where a setting is expected; "
+                    f"{type(self).__name__}.from_params makes a layer of its parameters"
+                )
+        self._set(made(*arguments, **settings))
+
+    @property
+    def operation(self) -> Operation | None:
+        """What the layer computes."""
+        return vars(self)["operation"]
+
+    def _set(self, operation: Operation) -> None:
+        vars(self)["operation"] = operation
+        self.params.update(dict.fromkeys(operation.parameters))
 
     @classmethod
-    def from_params(cls, W: Array, b: Array) -> "Affine":
-        """A layer with these parameters, W (D, M) and b (M,), both float32 or both float64.
+    def of(cls, operation: Operation) -> "Layer":
+        """The layer that computes an operation."""
+        layer = object.__new__(layer_class(type(operation)))
+        vars(layer).update(params={}, grads={}, state={}, _memory=None)
+        layer._set(operation)
+        return layer
+
+    @classmethod
+    def from_params(cls, *arrays: Array, **settings: Any) -> Self:
+        """A layer with these parameters, in the operation's order; sizes are read off them.
+
+        Parameters
+        ----------
+        arrays
+            For `Affine` W (D, M) and b (M,); all float32 or all float64.
+        settings
+            What else the operation takes.
 
         Raises
         ------
         ValueError
             Shapes or dtypes that do not fit each other.
         """
-        backend_of(W=W, b=b)
-        if W.ndim != 2 or 0 in W.shape:
-            raise ValueError(f"Affine: W has shape {tuple(W.shape)}, expected (D, M)")
-        if tuple(b.shape) != (W.shape[1],):
-            raise ValueError(
-                f"Affine: b has shape {tuple(b.shape)}, expected ({W.shape[1]},) for W's columns"
-            )
-        if float_dtype(W.dtype, "dtype of W") != float_dtype(b.dtype, "dtype of b"):
-            raise ValueError(f"Affine: W is {dtype_name(W.dtype)}, b is {dtype_name(b.dtype)}")
-        layer = cls(int(W.shape[0]), int(W.shape[1]))
-        layer.W, layer.b = W, b
+        name, made = cls.__name__, cls.operation_class
+        if made is None or len(arrays) != len(made.parameters):
+            takes = ", ".join(made.parameters) if made else "no parameters"
+            raise TypeError(f"{name}: {len(arrays)} arrays were given, expected {takes}")
+        given = dict(zip(made.parameters, arrays, strict=True))
+        backend_of(**given)
+        sizes: dict[str, int] = {}
+        first, *others = given
+        for key, array in given.items():
+            expected = made.parameters[key]
+            shape = tuple(sizes.get(size, size) for size in expected)
+            if array.ndim != len(expected) or 0 in array.shape or any(
+                isinstance(size, int) and size != n
+                for size, n in zip(shape, array.shape, strict=True)
+            ):
+                text = ", ".join(map(str, shape)) + ("," if len(shape) == 1 else "")
+                raise ValueError(f"{name}: {key} has shape {tuple(array.shape)}, expected ({text})")
+            sizes |= dict(zip(expected, map(int, array.shape), strict=True))
+        for key in others:
+            one, other = given[first], given[key]
+            if float_dtype(one.dtype, f"dtype of {first}") != float_dtype(
+                other.dtype, f"dtype of {key}"
+            ):
+                raise ValueError(
+                    f"{name}: {first} is {dtype_name(one.dtype)}, {key} is {dtype_name(other.dtype)}"
+                )
+        layer = cls(**sizes, **settings)
+        layer.params.update(given)
         return layer
 
-    def _initial_std(self) -> float:
-        std = self.weight_init_std
-        if std == "he":
-            return math.sqrt(2 / self.inputs)
-        if std == "xavier":
-            return math.sqrt(2 / (self.inputs + self.outputs))
-        if isinstance(std, str) or not (math.isfinite(std) and std >= 0):
-            raise ValueError(
-                f"weight_init_std is {std!r}, expected a number of at least 0, 'he' or 'xavier'"
-            )
-        return float(std)
-
     def initialize(self, rng: Any, dtype: Any, backend: Backend) -> None:
-        """Draw the parameters, on the host by the `numpy.random.Generator` `rng`."""
-        values = self._initial_std() * rng.standard_normal((self.inputs, self.outputs))
-        self.W = backend.asarray(values, dtype)
-        self.b = backend.asarray([0.0] * self.outputs, dtype)
+        """Draw the parameters that are missing, on the host by the `numpy.random.Generator` `rng`.
+
+        State begins as the operation says.
+        """
+        operation = self.operation
+        if operation is None:
+            return
+
+        def shape(sizes: tuple[str, ...]) -> tuple[int, ...]:
+            return tuple(getattr(operation, size) for size in sizes)
+
+        for name, sizes in operation.parameters.items():
+            if self.params[name] is None:
+                mean, std = operation.initial(name)
+                values: Any = backend.xp.full(shape(sizes), mean, dtype=backend.xp.float64)
+                if std:
+                    values = mean + std * rng.standard_normal(shape(sizes))
+                self.params[name] = backend.asarray(values, dtype)
+        for name, (sizes, value) in operation.state.items():
+            if name not in self.state:
+                full = backend.xp.full(shape(sizes), value, dtype=backend.xp.float64)
+                self.state[name] = backend.asarray(full, dtype)
+
+    def copy(self) -> Self:
+        """A layer like this one, with copies of its parameters, that belongs to no network."""
+        return copy.deepcopy(self)
+
+    # -- computing
 
     def __call__(self, x: Array) -> Array:
-        if self.W is None:
+        """The layer's output."""
+        operation, backend, rows = self._prepared(x)
+        m = Arrays(backend, state=self.state) if operation.state else None
+        with backend.running():
+            out = backend.run(operation, rows, *self.params.values(), m=m)
+            return out if rows is x else self._shaped(x, out)
+
+    def forward(self, x: Array) -> Array:
+        """The layer's output, remembering what `backward` needs."""
+        operation, backend, rows = self._prepared(x)
+        draw = self.owner().draw if self.owner is not None and self.owner() else _draw
+        m = Arrays(backend, training=True, state=self.state, draw=draw)
+        with backend.running():
+            out = backend.run(operation, rows, *self.params.values(), m=m)
+            self._memory = m, x, rows, out
+            if m.moved and (self.owner is None or not self.owner() or self.owner().moves):
+                self.state.update(m.moved)
+            return out if rows is x else self._shaped(x, out)
+
+    def backward(self, dout: Array) -> Array:
+        """Gradient by the input of the last `forward`; `dout` has the shape of its output."""
+        if self._memory is None:
+            raise RuntimeError(f"{type(self).__name__}: backward was called before forward")
+        m, x, rows, out = self._memory
+        operation: Any = self.operation
+        backend = backend_of(dout=dout, x=x)
+        shape = tuple(out.shape) if rows.ndim == x.ndim or x.ndim > 2 else tuple(out.shape)[1:]
+        if tuple(dout.shape) != shape:
+            raise ValueError(
+                f"{type(self).__name__}: dout has shape {tuple(dout.shape)}, expected {shape}"
+            )
+        if dout.dtype != out.dtype:
+            raise ValueError(
+                f"{type(self).__name__}: dout is {dtype_name(dout.dtype)}, "
+                f"expected {dtype_name(out.dtype)}"
+            )
+        with backend.running():
+            dout = backend.xp.reshape(dout, out.shape)
+            dx, *found = backend.run_backward(
+                operation, dout, rows, out, *self.params.values(), m=m
+            )
+            self.grads = dict(zip(self.params, found, strict=True))
+            return dx if rows is x else backend.xp.reshape(dx, x.shape)
+
+    def _prepared(self, x: Array) -> tuple[Operation, Backend, Array]:
+        """The operation, the backend that owns the arrays, and x as it takes it, checked."""
+        operation = self.operation
+        if operation is None:
+            raise NotImplementedError(f"{type(self).__name__} says not what it computes")
+        if any(W is None for W in self.params.values()):
             raise RuntimeError(
                 f"{self} has no parameters yet: put it in a Network, call initialize, "
-                "or make it with Affine.from_params"
+                f"or make it with {type(self).__name__}.from_params"
             )
-        backend = backend_of(x=x, W=self.W)
-        with backend.running():
-            out = backend.affine(self.flattened(x), self.W, self.b)
-            return out[0, ...] if x.ndim == 1 else out
+        backend = backend_of(x=x, **self.params)
+        float_dtype(x.dtype, "dtype of x")
+        return operation, backend, self.rows(x)
 
-    def forward(self, x: Array) -> Array:
-        out = self(x)
-        self.x = x
-        return out
-
-    def backward(self, dout: Array) -> Array:
-        backend, rows = self._rows(dout)
-        with backend.running():
-            dx, self.dW, self.db = backend.affine_backward(rows, self.flattened(self.x), self.W)
-            return backend.xp.reshape(dx, self.x.shape)
-
-    def backward_of_first(self, dout: Array) -> None:
-        """As `backward`, without the gradient by x, which nobody asks of a first layer."""
-        backend, rows = self._rows(dout)
-        with backend.running():
-            self.dW, self.db = backend.affine_gradients(rows, self.flattened(self.x))
-
-    def _rows(self, dout: Array) -> tuple[Backend, Array]:
-        """`dout` as (N, M), checked against the last `forward`, with the backend that owns it."""
-        x = _remembered(self, self.x)
-        backend = backend_of(dout=dout, W=self.W)
-        _check_gradient(self, dout, (*x.shape[: x.ndim > 1], self.outputs), self.W.dtype)
-        with backend.running():
-            return backend, backend.xp.reshape(dout, (-1, self.outputs))
-
-    def flattened(self, x: Array) -> Array:
-        """`x` as (N, D), checked against W."""
+    def rows(self, x: Array) -> Array:
+        """`x` as the operation takes it, checked: as (N, D), but where it takes any shape."""
+        operation: Any = self.operation
+        if operation.fuses == "pointwise" and not self.params:
+            return x
+        name, width = type(self).__name__, operation.widths[0]
         if x.ndim == 0:
-            raise ValueError(f"Affine: x has shape (), expected ({self.inputs},) or (N, ...)")
+            raise ValueError(f"{name}: x has shape (), expected ({width or 'D'},) or (N, ...)")
         features = math.prod(x.shape[1:]) if x.ndim > 1 else x.shape[0]
-        if features != self.inputs:
-            raise ValueError(f"Affine: x has {features} features, W expects {self.inputs}")
-        if x.dtype != self.W.dtype:
-            raise ValueError(
-                f"Affine: x is {dtype_name(x.dtype)}, W is {dtype_name(self.W.dtype)}; "
-                "nothing is converted silently"
-            )
+        if width is not None and features != width:
+            first = next(iter(self.params), "it")
+            raise ValueError(f"{name}: x has {features} features, {first} expects {width}")
+        for key, array in self.params.items():
+            if x.dtype != array.dtype:
+                raise ValueError(
+                    f"{name}: x is {dtype_name(x.dtype)}, {key} is {dtype_name(array.dtype)}; "
+                    "nothing is converted silently"
+                )
+            break
         if x.ndim == 2:
             return x
-        shape = (1 if x.ndim == 1 else x.shape[0], self.inputs)
-        return backend_of(x=x).xp.reshape(x, shape)
+        return backend_of(x=x).xp.reshape(x, (1 if x.ndim == 1 else x.shape[0], features))
 
-    def step(self) -> Step:
-        return "affine", self.W, self.b
+    def _shaped(self, x: Array, out: Array) -> Array:
+        return out[0, ...] if x.ndim == 1 else out
 
-    @property
-    def params(self) -> dict[str, Array]:
-        """W (D, M) and b (M,)."""
-        return {"W": self.W, "b": self.b}
+    # -- names
 
-    @property
-    def grads(self) -> dict[str, Array]:
-        """Gradients by W (D, M) and b (M,)."""
-        return {"W": self.dW, "b": self.db}
+    def __getattr__(self, name: str) -> Any:
+        values = vars(self)
+        for found in (values.get("params", {}), values.get("state", {})):
+            if name in found:
+                return found[name]
+        if name[:1] == "d" and name[1:] in values.get("params", {}):
+            return self.grads.get(name[1:])
+        settings = values.get("operation")
+        if settings is not None and name in settings.settings():
+            return getattr(settings, name)
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
-    def config(self) -> dict[str, Any]:
-        """The sizes."""
-        return {"inputs": self.inputs, "outputs": self.outputs}
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in self.params:
+            self.params[name] = value
+        elif name[:1] == "d" and name[1:] in self.params:
+            self.grads[name[1:]] = value
+        else:
+            object.__setattr__(self, name, value)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy belongs to no network, and has seen nothing.
+        return vars(self) | {"owner": None, "_memory": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+
+    def settings(self) -> dict[str, Any]:
+        """Arguments that make a layer like this one, its parameters aside."""
+        return {} if self.operation is None else self.operation.settings()
+
+    def __repr__(self) -> str:
+        if self.operation is None:
+            return f"{type(self).__name__}()"
+        arguments = repr(self.operation)
+        return type(self).__name__ + arguments[arguments.index("(") :]
 
 
-class ReLU(Layer):
-    """Rectified linear unit max(0, x) (§5.5.1)."""
+def _draw(shape: tuple[int, ...]) -> Any:
+    """Random numbers for a layer that stands in no network: fresh ones every time."""
+    import numpy as np  # random numbers come from the host on every backend
 
-    mask: Array = None
-    """Where the input of the last `forward` was <= 0: bool."""
-
-    def __call__(self, x: Array) -> Array:
-        return relu(x)
-
-    def step(self) -> Step:
-        return ("relu",)
-
-    def forward(self, x: Array) -> Array:
-        out = self(x)
-        with backend_of(x=x).running():
-            self.mask = x <= 0
-        return out
-
-    def backward(self, dout: Array) -> Array:
-        mask = _remembered(self, self.mask)
-        backend = backend_of(dout=dout, mask=mask)
-        _check_gradient(self, dout, mask.shape)
-        return backend.relu_backward(dout, mask)
-
-
-class Sigmoid(Layer):
-    """Sigmoid 1 / (1 + exp(-x)) (§5.5.2)."""
-
-    y: Array = None
-    """Output of the last `forward`."""
-
-    def __call__(self, x: Array) -> Array:
-        return sigmoid(x)
-
-    def step(self) -> Step:
-        return ("sigmoid",)
-
-    def forward(self, x: Array) -> Array:
-        self.y = self(x)
-        return self.y
-
-    def backward(self, dout: Array) -> Array:
-        y = _remembered(self, self.y)
-        backend = backend_of(dout=dout, y=y)
-        _check_gradient(self, dout, y.shape, y.dtype)
-        return backend.sigmoid_backward(dout, y)
+    return np.random.default_rng().random(shape)
 
 
 class LossLayer:
     """The end of a network: from scores (N, C) and labels to one number, averaged over N.
 
-    Called with the scores alone it gives what the network predicts.
+    Called with the scores alone it gives what the network predicts. A class of one's own that
+    computes something else overrides `__call__`, `forward` and `backward`.
     """
 
-    row_loss: ClassVar[str | None] = None
-    """What `Backend.row_losses` calls this loss; None if it is none of those."""
+    operation_class: ClassVar[type[Loss] | None] = None
+    opaque: ClassVar[bool] = False
 
     y: Array = None
-    """Predictions of the last `forward`, (N, C)."""
+    """Scores of the last `forward`, (N, C)."""
     t: Array = None
-    """Targets of the last `forward`, (N, C), of y's dtype."""
+    """Targets of the last `forward`, (N, C), of the scores' dtype."""
     shape: tuple[int, ...] = ()
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if {"__call__", "forward", "backward"} & vars(cls).keys():
+            cls.opaque = True
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        made = type(self).operation_class
+        self.operation = None if made is None else made(*arguments, **settings)
+
+    @property
+    def loss(self) -> Loss:
+        """The operation."""
+        if self.operation is None:
+            raise NotImplementedError(f"{type(self).__name__} says not what it computes")
+        return self.operation
+
+    @property
+    def classes(self) -> bool:
+        """Whether the scores are those of classes."""
+        return self.operation is not None and self.operation.classes
 
     def __call__(self, x: Array) -> Array:
         """Predictions from scores (C,) or (N, C)."""
-        raise NotImplementedError
+        return backend_of(x=x).predicted(self.loss, x)
 
     def forward(self, x: Array, t: Array) -> Array:
         """The loss, 0-d, of scores x (C,) or (N, C); labels t as the functions in `losses`."""
-        raise NotImplementedError
+        backend, self.y, t = batch_and_targets(x, t)
+        self.shape = x.shape
+        with backend.running():
+            self.t = self.loss.targets(backend.maths, t)
+            losses = backend.row_losses(self.loss, self.y, self.t)
+            return backend.sum(losses) / self.y.shape[0]
 
     def backward(self, dout: float = 1.0) -> Array:
         """Gradient by the scores of the last `forward`, in their shape, times `dout`."""
-        raise NotImplementedError
+        if self.y is None:
+            raise RuntimeError(f"{type(self).__name__}: backward was called before forward")
+        backend = backend_of(y=self.y)
+        with backend.running():
+            dx = backend.loss_and_delta(self.loss, self.y, self.t)[1]
+            dx = dx if dout == 1 else dx * float(dout)
+            return backend.xp.reshape(dx, self.shape)
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}()"
+        return f"{type(self).__name__}()" if self.operation is None else repr(self.operation)
 
 
-class SoftmaxWithLoss(LossLayer):
-    """Softmax followed by the cross-entropy error (§5.6.3), for classification.
+@cache
+def layer_class(operation: type[Operation]) -> type[Any]:
+    """The layer, or the loss layer, that computes an operation, under its name."""
+    base: type[Any] = LossLayer if issubclass(operation, Loss) else Layer
+    members = {"operation_class": operation, "__doc__": operation.__doc__, "__module__": __name__}
+    return type(operation.__name__, (base,), members)
 
-    Notes
-    -----
-    `backward` is the derivative of the loss as it is computed, 1e-7 in the logarithm included;
-    the book's (y - t) / N leaves that out. The two differ by a factor y / (y + 1e-7) of the
-    right class's probability y, where t is one-hot.
+
+def named(name: str, *kinds: str | None) -> type[Any]:
+    """The layer of the operation of this name, in whichever case; of these kinds, if any are named.
+
+    Raises
+    ------
+    ValueError
+        There is none: what there is is listed.
     """
-
-    row_loss = "cross_entropy"
-
-    def __call__(self, x: Array) -> Array:
-        return softmax(x)
-
-    def forward(self, x: Array, t: Array) -> Array:
-        backend, rows, self.t = batch_and_targets(x, t)
-        loss, self.y = backend.softmax_with_loss(rows, self.t)
-        self.shape = x.shape
-        return loss
-
-    def backward(self, dout: float = 1.0) -> Array:
-        y = _remembered(self, self.y)
-        backend = backend_of(y=y)
-        with backend.running():
-            dx = backend.softmax_with_loss_backward(y, self.t, float(dout))
-            return backend.xp.reshape(dx, self.shape)
+    known = {
+        key: cls for key, cls in registered().items() if not kinds or cls.fuses in kinds
+    }
+    found = known.get(name) or {k.lower(): v for k, v in known.items()}.get(name.lower())
+    if found is None:
+        what = "/".join(str(kind) for kind in kinds) or "operation"
+        raise ValueError(f"{name!r} is no {what}, expected one of {', '.join(known)}")
+    return layer_class(found)
 
 
-class IdentityWithLoss(LossLayer):
-    """Identity followed by the mean squared error (§3.5.2, §4.2.1), for regression."""
-
-    row_loss = "squared_error"
-
-    def __call__(self, x: Array) -> Array:
-        return x
-
-    def forward(self, x: Array, t: Array) -> Array:
-        _, self.y, self.t = batch_and_targets(x, t)
-        self.shape = x.shape
-        return mean_squared_error(self.y, self.t)
-
-    def backward(self, dout: float = 1.0) -> Array:
-        y = _remembered(self, self.y)
-        backend = backend_of(y=y)
-        with backend.running():
-            dx = (y - self.t) * (float(dout) / y.shape[0])
-            return backend.xp.reshape(dx, self.shape)
+def __getattr__(name: str) -> type[Any]:
+    # Every operation is a layer by being defined: xnet.layers.Tanh, or a user's own.
+    if name in OPERATIONS:
+        return layer_class(OPERATIONS[name])
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-LAYERS: dict[str, type[Layer]] = {cls.__name__: cls for cls in (Affine, ReLU, Sigmoid)}
-LOSSES: dict[str, type[LossLayer]] = {
-    cls.__name__: cls for cls in (SoftmaxWithLoss, IdentityWithLoss)
-}
-ACTIVATIONS: dict[str, type[Layer]] = {"sigmoid": Sigmoid, "relu": ReLU}
+def __dir__() -> list[str]:
+    return [*globals(), *OPERATIONS]

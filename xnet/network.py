@@ -2,14 +2,16 @@
 
 import contextlib
 import warnings
-from collections.abc import Callable, Generator, Iterator, MutableMapping, Sequence
-from functools import cache
-from typing import Any
+import weakref
+from collections.abc import Callable, Generator, ItemsView, Iterator, MutableMapping, MutableSequence
+from collections.abc import Sequence
+from typing import Any, overload
 
+from xnet import perturbation
 from xnet.backend import (
     Array,
     Backend,
-    Stack,
+    Run,
     dtype_name,
     float_dtype,
     owner_of,
@@ -18,65 +20,80 @@ from xnet.backend import (
 )
 from xnet.errors import BackendError, NaiveGradientWarning
 from xnet.gradient import checked_step, numerical_gradient
-from xnet.layers import ACTIVATIONS, Affine, Layer, LossLayer, ReLU, Sigmoid, SoftmaxWithLoss
+from xnet.layers import Layer, LossLayer, layer_class, named
 from xnet.losses import batch_and_targets, targets_for
-from xnet.optimizers import SGD, Optimizer
+from xnet.operations import Affine, Loss, Operation, SoftmaxWithLoss
+from xnet.optimizers import Optimizer
+from xnet.plan import Part, Plan, is_plain
 
 
 class Parameters(MutableMapping[str, Array]):
-    """A network's live parameters by name: W1, b1, W2, ...
+    """A network's live parameters by name: W1, b1, W2, ..., whatever its layers are by now.
 
-    Setting one gives it those numbers: they are written to the layer's own array or, where a
-    backend's arrays cannot be written, replace it. Shape, dtype and device stay what they were.
+    A name's number counts the layers that have a parameter of that name. Setting one gives it those
+    numbers: they are written to the layer's own array or, where a backend's arrays cannot be
+    written, replace it. Shape, dtype and device stay what they were.
     """
 
-    def __init__(self, network: "Network") -> None:
-        self._network = network
-        parametrised = [layer for layer in network.layers if layer.params]
-        self._places = {
-            f"{name}{number}": (layer, name)
-            for number, layer in enumerate(parametrised, start=1)
-            for name in layer.params
-        }
+    def __init__(self, network: "Network", kind: str = "params") -> None:
+        self._network, self._kind = network, kind
+
+    def _places(self) -> dict[str, tuple[dict[str, Array], str]]:
+        counts: dict[str, int] = {}
+        found: dict[str, tuple[dict[str, Array], str]] = {}
+        for layer in self._network.layers:
+            arrays = getattr(layer, self._kind)
+            for name in arrays:
+                counts[name] = counts.get(name, 0) + 1
+                found[f"{name}{counts[name]}"] = arrays, name
+        return found
+
+    def place(self, key: str) -> tuple[dict[str, Array], str]:
+        """The layer's own dictionary that holds a parameter, and its name there."""
+        return self._places()[key]
 
     def __getitem__(self, key: str) -> Array:
-        layer, name = self._places[key]
-        return getattr(layer, name)
+        arrays, name = self._places()[key]
+        return arrays[name]
 
     def __setitem__(self, key: str, value: Array) -> None:
-        layer, name = self._places[key]
-        old = getattr(layer, name)
-        if not self._network.backend.owns(value):
+        arrays, name = self._places()[key]
+        old, backend = arrays[name], self._network.backend
+        if not backend.owns(value):
             raise BackendError(
                 f"params[{key!r}] is a {type(value).__name__}, expected an array of backend "
-                f"{self._network.backend.label}"
+                f"{backend.label}"
             )
         if value.shape != old.shape or value.dtype != old.dtype:
             raise ValueError(
                 f"params[{key!r}] is {dtype_name(value.dtype)} {tuple(value.shape)}, "
                 f"expected {dtype_name(old.dtype)} {tuple(old.shape)}"
             )
-        setattr(layer, name, self._network.backend.overwrite(old, value))
+        if backend.writable(old):
+            old[...] = value
+        else:
+            arrays[name] = value
 
     def __delitem__(self, key: str) -> None:
         raise TypeError("a network's parameters can be replaced, not deleted")
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._places)
+        return iter(self._places())
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._places())
+
+    def items(self) -> ItemsView[str, Array]:
+        """Names and arrays."""
+        return {key: arrays[name] for key, (arrays, name) in self._places().items()}.items()
 
     def __repr__(self) -> str:
         return f"Parameters({ {name: tuple(array.shape) for name, array in self.items()} })"
 
     def keep(self, kept: dict[str, Array]) -> None:
-        """Have `kept` hold these numbers, whatever is written to the parameters then."""
-        backend = self._network.backend
-        for name, W in self.items():
-            old = kept.get(name)
-            new = backend.xp.asarray(W, copy=True) if old is None else backend.overwrite(old, W)
-            kept[name] = new
+        """Have `kept` hold copies of these numbers, whatever is written to the parameters then."""
+        xp = self._network.backend.xp
+        kept.update({name: xp.asarray(W, copy=True) for name, W in self.items()})
 
     def restore(self, kept: dict[str, Array]) -> None:
         """Put back what `keep` kept, in full even if Ctrl-C comes meanwhile."""
@@ -86,9 +103,48 @@ class Parameters(MutableMapping[str, Array]):
             self.update(kept)
             raise
 
-    def gradients(self) -> dict[str, Array]:
-        """What the layers' last `backward` found, by the same names."""
-        return {key: layer.grads[name] for key, (layer, name) in self._places.items()}
+
+class Layers(MutableSequence[Layer]):
+    """A network's layers. Whatever is put here becomes the network's, or the attempt is refused.
+
+    An operation stands for its layer. What is put in place of another keeps the sizes around it.
+    """
+
+    def __init__(self, network: "Network") -> None:
+        self._network = network
+
+    @overload
+    def __getitem__(self, index: int) -> Layer: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Layer]: ...
+    def __getitem__(self, index: int | slice) -> Layer | list[Layer]:
+        return self._network._layers[index]  # pyright: ignore[reportPrivateUsage]
+
+    def __len__(self) -> int:
+        return len(self._network._layers)  # pyright: ignore[reportPrivateUsage]
+
+    def _changed(self, change: Callable[[list[Any]], None]) -> None:
+        new: list[Any] = list(self)
+        change(new)
+        self._network._take(new)  # pyright: ignore[reportPrivateUsage]
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        self._changed(lambda layers: layers.__setitem__(index, value))
+
+    def __delitem__(self, index: Any) -> None:
+        self._changed(lambda layers: layers.__delitem__(index))
+
+    def insert(self, index: int, value: Any) -> None:
+        """Put a layer before the one at an index."""
+        self._changed(lambda layers: layers.insert(index, value))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+    __hash__ = None  # pyright: ignore[reportAssignmentType]
+
+    def __repr__(self) -> str:
+        return repr(list(self))
 
 
 class Network:
@@ -97,12 +153,13 @@ class Network:
     Parameters
     ----------
     layers
-        From input to scores. Those that have no parameters yet get them here.
+        From input to scores: layers, or operations, which stand for theirs. Those that have no
+        parameters yet get them here.
     loss
         What turns scores into predictions and a loss; softmax with cross-entropy by default.
     seed
-        For the initial parameters: an int, a `numpy.random.Generator`, or None for fresh ones
-        every time.
+        For the initial parameters, and for what layers draw in training: an int, a
+        `numpy.random.Generator`, or None for fresh ones every time.
     dtype
         ``"float32"`` or ``"float64"``; None takes that of the parameters given with
         `Affine.from_params`, else float64.
@@ -111,25 +168,30 @@ class Network:
 
     Notes
     -----
-    The layers become the network's own; it trains copies of the arrays they came with. Predictions
-    can be asked for by many threads at once; training, and `gradient`, take one thread, for the
-    layers remember.
+    The layers become the network's own, and no other's; it trains copies of the arrays they came
+    with. `layers` can be changed like a list: what a network consists of is said by its layers
+    alone, and `params`, saving, hashes and optimizers follow. Predictions can be asked for by many
+    threads at once; training, and `gradient`, take one thread, for the layers remember.
 
     NumPy arrays and nested lists handed to the methods below are moved to the network's backend
     and dtype: that is the one door. Arrays of another device are an error.
+
+    `predict`, `scores`, `loss` and `accuracy` predict; `gradient` and `train_step` train. They
+    differ for layers that draw, as `Dropout`, or that look at the whole batch, as `BatchNorm`.
 
     Raises
     ------
     BackendError
         The backend is unknown or unusable.
     ValueError
-        No layers, sizes of neighbouring layers that do not fit, or an unusable dtype.
+        No layers, sizes of neighbouring layers that do not fit, a layer that belongs to another
+        network, or an unusable dtype.
     """
 
     def __init__(
         self,
-        layers: Sequence[Layer],
-        loss: LossLayer | None = None,
+        layers: Sequence[Layer | Operation],
+        loss: LossLayer | Loss | None = None,
         *,
         seed: Any = 0,
         dtype: Any = None,
@@ -138,41 +200,153 @@ class Network:
         # Random numbers come from the host on every backend: here NumPy itself is the point.
         import numpy as np
 
+        self._layers: list[Layer] = []
+        self._plan: Plan | None = None
+        self._held: Any = None
+        self._rng = np.random.default_rng(seed)
+        self._draws: Any = None
+        self.backend = resolve(backend)
+        self.loss_layer = SoftmaxWithLoss() if loss is None else loss
+        given = [
+            array
+            for layer in layers
+            if isinstance(layer, Layer)
+            for array in layer.params.values()
+            if array is not None
+        ]
+        self.dtype = float_dtype(dtype or _common_dtype(given))
+        self._take(list(layers))
+
+    # -- what it consists of
+
+    @property
+    def layers(self) -> Layers:
+        """The layers, from input to scores."""
+        return Layers(self)
+
+    @layers.setter
+    def layers(self, layers: Sequence[Layer | Operation]) -> None:
+        self._take(list(layers))
+
+    @property
+    def loss_layer(self) -> LossLayer:
+        """What turns scores into predictions and a loss."""
+        return self._loss_layer
+
+    @loss_layer.setter
+    def loss_layer(self, loss: LossLayer | Loss) -> None:
+        if isinstance(loss, Loss):
+            made = layer_class(type(loss))()
+            made.operation = loss
+            loss = made
+        _check_instance("loss", loss, LossLayer)
+        self._loss_layer: LossLayer = loss
+        self._plan = None
+
+    def _take(self, layers: list[Any]) -> None:
+        """Consist of these layers from now on, or raise and stay as before."""
         if not layers:
             raise ValueError("Network: layers is empty, expected at least one")
         for index, layer in enumerate(layers):
-            _check_instance(f"layers[{index}]", layer, Layer)
-        if loss is not None:
-            _check_instance("loss", loss, LossLayer)
-        self.layers = list(layers)
-        self.loss_layer = SoftmaxWithLoss() if loss is None else loss
-        self._kept_plan: _Plan | None = None
-        self._before_step: dict[str, Array] = {}
-        self.backend = resolve(backend)
-        given = [array for layer in layers for array in layer.params.values() if array is not None]
-        self.dtype = float_dtype(dtype or _common_dtype(given))
-        self._check_sizes()
-        rng = np.random.default_rng(seed)
+            if isinstance(layer, Operation) and not isinstance(layer, Loss):
+                layers[index] = Layer.of(layer)
+            _check_instance(f"layers[{index}]", layers[index], Layer)
+        self._check_sizes(layers)
+        new = [layer for layer in layers if not any(layer is old for old in self._layers)]
+        prepared: list[tuple[Layer, dict[str, Array], dict[str, Array]]] = []
         with self._running():
-            for layer in self.layers:
-                if isinstance(layer, Affine) and layer.W is None:
-                    layer.initialize(rng, self.dtype, self.backend)
-            self._params = Parameters(self)
-            self._move_parameters(self._own_copy)
+            for layer in new:
+                before = dict(layer.params), dict(layer.state)
+                try:
+                    layer.initialize(self._rng, self.dtype, self.backend)
+                    params = {k: self._own_copy(W, k) for k, W in layer.params.items()}
+                    state = {k: self._own_copy(W, k) for k, W in layer.state.items()}
+                finally:  # until all of them are known to fit, none is changed
+                    vars(layer).update(params=before[0], state=before[1])
+                prepared.append((layer, params, state))
+        for layer, params, state in prepared:
+            vars(layer).update(params=params, state=state, owner=weakref.ref(self))
+        for layer in self._layers:
+            if not any(layer is kept for kept in layers):
+                layer.owner = None
+        self._layers, self._plan = layers, None
+        if self._draws is None and any(v.operation and v.operation.random for v in layers):
+            import numpy as np
 
-    def _check_sizes(self) -> None:
+            self._draws = np.random.default_rng(self._rng.integers(2**63))
+
+    def _check_sizes(self, layers: Sequence[Layer]) -> None:
         features = None
-        for index, layer in enumerate(self.layers):
+        for index, layer in enumerate(layers):
             # A layer remembers one input: its first backward would use the second place's.
-            if any(layer is earlier for earlier in self.layers[:index]):
+            if any(layer is earlier for earlier in layers[:index]):
                 raise ValueError(f"layers[{index}]: {layer} stands at two places of the network")
-            if isinstance(layer, Affine):
-                if features is not None and features != layer.inputs:
-                    raise ValueError(
-                        f"layers[{index}]: {layer} takes {layer.inputs} features, "
-                        f"the layers before it give {features}"
-                    )
-                features = layer.outputs
+            owner = layer.owner and layer.owner()
+            if owner is not None and owner is not self:
+                raise ValueError(
+                    f"layers[{index}]: {layer} belongs to another network, which would be trained "
+                    "with this one; take layer.copy()"
+                )
+            takes, gives = (None, None) if layer.operation is None else layer.operation.widths
+            if None not in (features, takes) and features != takes:
+                raise ValueError(
+                    f"layers[{index}]: {layer} takes {takes} features, "
+                    f"the layers before it give {features}"
+                )
+            features = None if layer.opaque or layer.operation is None else gives or features
+
+    def _own_copy(self, array: Array, name: str) -> Array:
+        """A parameter as this network's own: training writes to it, and not to what was given."""
+        here = self.host_to_backend(array, name, self.dtype)
+        return self.backend.xp.asarray(here, copy=True)
+
+    @property
+    def params(self) -> Parameters:
+        """The live parameters: W1, b1, W2, ... Set one by its name."""
+        return Parameters(self)
+
+    @property
+    def state(self) -> Parameters:
+        """What training left for predictions, such as running means, by name."""
+        return Parameters(self, "state")
+
+    def to(self, backend: str | Backend) -> "Network":
+        """Move this network to another backend; returns the network itself.
+
+        A name keeps the network's mode, reproducible or fast; a `Backend` brings its own.
+
+        Raises
+        ------
+        BackendError
+            The backend is unknown or unusable; the network stays where it was.
+        """
+        mode = None if isinstance(backend, Backend) else self.backend.reproducible
+        target = resolve(backend, mode)
+        moved = [
+            [{k: target.asarray(W) for k, W in arrays.items()} for arrays in (v.params, v.state)]
+            for v in self._layers
+        ]
+        for layer, (params, state) in zip(self._layers, moved, strict=True):
+            vars(layer).update(params=params, state=state)
+        self._plan = None
+        self.backend = target
+        return self
+
+    @property
+    def inputs(self) -> int | None:
+        """Features per sample that the network expects; None if it takes any number."""
+        return self._planned().inputs
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A plan may hold addresses of this network's arrays: a copy must make its own.
+        return vars(self) | {"_plan": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        for layer in self._layers:
+            layer.owner = weakref.ref(self)
+
+    # -- the one door
 
     @contextlib.contextmanager
     def _running(self) -> Generator[None]:
@@ -199,116 +373,25 @@ class Network:
         with self.backend.running():
             return self.backend.asarray(values, dtype)
 
-    def _batch(self, x: Any, t: Any) -> tuple[Array, Array]:
-        """A batch and its labels on this network's backend."""
-        plan, owns = self._kept_plan, self.backend.owns
+    def _batch(self, x: Any, t: Any) -> tuple[Array, Array, bool]:
+        """A batch (N, ...) and its labels here, and whether they were one sample."""
+        plan, owns = self._plan, self.backend.owns
         if not (plan and owns(x) and x.ndim and x.dtype == plan.dtype):
             x = self.host_to_backend(x, "x", self.dtype)
         if not (owns(t) and t.ndim):
             t = self.host_to_backend(t, "t")
         if x.ndim and x.shape[0] == 0:
             raise ValueError(f"x has shape {tuple(x.shape)}: the batch is empty")
-        return x, t
+        return (x[None, ...], t[None, ...], True) if x.ndim == 1 else (x, t, False)
 
-    def _move_parameters(self, move: Callable[[Array], Array]) -> None:
-        moved = [
-            (layer, name, move(array))
-            for layer in self.layers
-            for name, array in layer.params.items()
-        ]
-        for layer, name, array in moved:  # all of them or, if one cannot be moved, none
-            setattr(layer, name, array)
-
-    def _own_copy(self, array: Array) -> Array:
-        """A parameter as this network's own: training writes to it, and not to what was given."""
-        here = self.host_to_backend(array, "W", self.dtype)
-        return self.backend.xp.asarray(here, copy=True)
-
-    @property
-    def params(self) -> Parameters:
-        """The live parameters: W1, b1, W2, ... Set one by its name."""
-        return self._params
-
-    def to(self, backend: str | Backend) -> "Network":
-        """Move this network to another backend; returns the network itself.
-
-        A name keeps the network's mode, reproducible or fast; a `Backend` brings its own.
-
-        Raises
-        ------
-        BackendError
-            The backend is unknown or unusable; the network stays where it was.
-        """
-        mode = None if isinstance(backend, Backend) else self.backend.reproducible
-        target = resolve(backend, mode)
-        self._move_parameters(target.asarray)
-        self._kept_plan, self._before_step = None, {}
-        self.backend = target
-        return self
-
-    @property
-    def inputs(self) -> int | None:
-        """Features per sample that the first `Affine` expects; None if there is none."""
-        return next((layer.inputs for layer in self.layers if isinstance(layer, Affine)), None)
-
-    def scores(self, x: Any) -> Array:
-        """What enters the loss layer: (N, C) from x (N, D), or (C,) from one sample (D,).
-
-        Raises
-        ------
-        ValueError
-            x does not have the features that the first layer expects.
-        BackendError
-            x is on another device.
-        """
-        return self._evaluate(x, probabilities=False)
-
-    def _evaluate(self, x: Any, probabilities: bool) -> Array:
-        """`scores` or, with `probabilities`, `predict`: in one call of the backend if it can be."""
-        plan = self._kept_plan  # as `_plan_kept`, without a call: this is all of a small prediction
-        if plan is None or not plan.describes(self):
-            plan = self._plan()
-        if plan is None:
-            with self._running():
-                x = self._scores(self.host_to_backend(x, "x", self.dtype))
-                return self.loss_layer(x) if probabilities else x
-        backend = self.backend
-        here = backend.owns(x) and x.dtype == plan.dtype
-        if here and x.ndim == 2 and x.shape[1] == plan.inputs:
-            out = backend.forward(x, plan.stack, probabilities and plan.softmax)
-        else:
-            if not here:
-                x = self.host_to_backend(x, "x", self.dtype)
-            rows = plan.first.flattened(x)
-            out = backend.forward(rows, plan.stack, probabilities and plan.softmax)
-            if x.ndim == 1:
-                out = out[0, ...]
-        if probabilities and not plan.softmax:
-            with self._running():
-                return self.loss_layer(out)
-        return out
-
-    def __getstate__(self) -> dict[str, Any]:
-        # A plan may hold addresses of this network's arrays: a copy must make its own.
-        return vars(self) | {"_kept_plan": None, "_before_step": {}}
-
-    def _plan_kept(self) -> "_Plan | None":
-        plan = self._kept_plan
-        return plan if plan is not None and plan.describes(self) else self._plan()
-
-    def _plan(self) -> "_Plan | None":
-        """The layers as one stack of kernels, None if one of them may be anything else.
-
-        One that lasts is kept until a layer or a parameter is replaced.
-        """
-        plan = _Plan(self) if _Plan.possible(self) else None
-        self._kept_plan = plan if plan is not None and plan.lasts else None
+    def _planned(self) -> Plan:
+        """The layers as the backend takes them; made anew when a layer or parameter is replaced."""
+        plan = self._plan
+        if plan is None or plan.is_stale():
+            plan = self._plan = Plan(self.backend, self._layers, self._loss_layer)
         return plan
 
-    def _scores(self, x: Array) -> Array:
-        for layer in self.layers:
-            x = layer(x)
-        return x
+    # -- predicting
 
     def predict(self, x: Any) -> Array:
         """What the network says of x: probabilities after softmax, outputs after identity.
@@ -330,7 +413,50 @@ class Network:
         BackendError
             x is on another device.
         """
-        return self._evaluate(x, probabilities=True)
+        return self._evaluate(x, predicts=True)
+
+    def scores(self, x: Any) -> Array:
+        """What enters the loss layer: (N, C) from x (N, D), or (C,) from one sample (D,).
+
+        Raises
+        ------
+        ValueError
+            x does not have the features that the first layer expects.
+        BackendError
+            x is on another device.
+        """
+        return self._evaluate(x, predicts=False)
+
+    def _evaluate(self, x: Any, predicts: bool) -> Array:
+        """`scores`, or what the loss predicts of them: in one call of the backend if it can be."""
+        plan = self._plan  # as `_planned`, without a call: this is all of a small prediction
+        if plan is None or plan.is_stale():
+            plan = self._planned()
+        backend, loss = self.backend, plan.loss if predicts else None
+        here = backend.owns(x)
+        if here and x.ndim == 2 and x.dtype == plan.dtype and x.shape[1] == plan.inputs:
+            if plan.whole is not None and (loss is not None or not predicts):
+                return backend.forward(plan.whole, x, loss)
+        else:
+            x = self.host_to_backend(x, "x", self.dtype)
+        one = x.ndim == 1
+        with self._running():
+            out = self._through(plan, x[None, ...] if one else x, loss)
+            if predicts and loss is None:
+                out = self._loss_layer(out)
+        return out[0, ...] if one else out
+
+    def _through(self, plan: Plan, x: Array, loss: Loss | None) -> Array:
+        *others, last = plan.segments
+        for segment in others:
+            x = self._segment(segment, x, None)
+        x = self._segment(last, x, loss)
+        return x if loss is None or isinstance(last, Part) else self.backend.predicted(loss, x)
+
+    def _segment(self, segment: Any, x: Array, loss: Loss | None) -> Array:
+        if isinstance(segment, Part):
+            return self.backend.forward(segment.run, segment.layers[0].rows(x), loss)
+        return segment(x)
 
     def loss(self, x: Any, t: Any) -> float:
         """Loss of the network on x (N, D) with labels t, averaged over the batch.
@@ -350,8 +476,8 @@ class Network:
             An array on another device.
         """
         with self._running():
-            x, t = self._batch(x, t)
-            return float(self.loss_layer.forward(self._evaluate(x, probabilities=False), t))
+            x, t, _ = self._batch(x, t)
+            return float(self._loss_layer.forward(self._through(self._planned(), x, None), t))
 
     def accuracy(self, x: Any, t: Any) -> float:
         """Share of the samples whose most probable class is the labelled one.
@@ -359,11 +485,13 @@ class Network:
         Parameters and errors as in `loss`.
         """
         with self._running():
-            x, t = self._batch(x, t)
-            backend, y, targets = batch_and_targets(self._evaluate(x, probabilities=True), t)
+            x, t, _ = self._batch(x, t)
+            backend, y, targets = batch_and_targets(self._evaluate(x, predicts=True), t)
             xp = backend.xp
             right = xp.argmax(y, axis=1) == xp.argmax(targets, axis=1)
             return int(xp.sum(xp.astype(right, xp.int64))) / y.shape[0]
+
+    # -- training
 
     def gradient(self, x: Any, t: Any) -> dict[str, Array]:
         """Gradients of the loss by every parameter, by backpropagation (§5.7).
@@ -373,50 +501,90 @@ class Network:
         Returns
         -------
         dict
-            The keys and shapes of `params`.
+            The keys and shapes of `params`, less those of frozen layers.
         """
         return self.loss_and_gradient(x, t)[1]
 
     def loss_and_gradient(self, x: Any, t: Any) -> tuple[float, dict[str, Array]]:
-        """`loss` and `gradient` from the same forward pass."""
+        """The loss in training, and its `gradient`, from the same forward pass."""
         with self._running():
-            x, t = self._batch(x, t)
-            plan = self._plan_kept()
-            if plan is not None and plan.loss:
-                return self._planned_gradient(plan, x, t)
-            for layer in self.layers:
-                x = layer.forward(x)
-            loss = float(self.loss_layer.forward(x, t))
-            dout = self.loss_layer.backward()
-            first, *others = self.layers
-            for layer in reversed(others):
-                dout = layer.backward(dout)
-            if isinstance(first, Affine) and _speaks_for(first, "backward_of_first", "backward"):
-                first.backward_of_first(dout)
+            x, t, _ = self._batch(x, t)
+            self._begin()
+            plan, backend = self._planned(), self.backend
+            kept: list[Any] = []
+            dout: Array = None
+            *others, last = plan.segments
+            for segment in others:
+                if isinstance(segment, Part):
+                    rows = segment.layers[0].rows(x)
+                    out, memory = backend.forward_keeping(segment.run, rows)
+                    kept.append((memory, x.shape))
+                    x = out
+                else:
+                    kept.append(None)
+                    x = segment.forward(x)
+            if isinstance(last, Part) and plan.loss is not None:
+                rows = last.layers[0].rows(x)
+                targets = self._targets(plan, last.run, rows, t)
+                loss, dout, found = backend.loss_and_gradients(
+                    last.run, rows, targets, plan.loss, not others
+                )
+                dout = dout if dout is None else backend.xp.reshape(dout, x.shape)
+                self._hand_out(last, found)
+                loss = float(loss)
             else:
-                first.backward(dout)
-            return loss, self.params.gradients()
+                if isinstance(last, Part):
+                    rows = last.layers[0].rows(x)
+                    scores, memory = backend.forward_keeping(last.run, rows)
+                    kept.append((memory, x.shape))
+                else:
+                    scores = last.forward(x)
+                    kept.append(None)
+                others = plan.segments
+                loss = float(self._loss_layer.forward(scores, t))
+                dout = self._loss_layer.backward()
+            for k in reversed(range(len(others))):
+                segment = others[k]
+                if isinstance(segment, Part):
+                    memory, shape = kept[k]
+                    dout, found = backend.backward(segment.run, memory, dout, k == 0)
+                    dout = dout if dout is None else backend.xp.reshape(dout, shape)
+                    self._hand_out(segment, found)
+                else:
+                    dout = segment.backward(dout)
+            return loss, self._gradients()
 
-    def _planned_gradient(
-        self, plan: "_Plan", x: Array, t: Array
-    ) -> tuple[float, dict[str, Array]]:
-        """`loss_and_gradient` in one call of the backend."""
-        loss, found = self.backend.loss_and_gradients(*plan.batch(x, t), plan.stack, plan.loss)
-        for (layer, _, _), (dW, db) in zip(plan.affine, found, strict=True):
-            layer.dW, layer.db = dW, db
-        return float(loss), self.params.gradients()
+    def _targets(self, plan: Plan, run: Run, rows: Array, t: Array) -> Array:
+        """The targets (N, C) as the loss takes them."""
+        loss: Any = plan.loss
+        classes = plan.outputs if plan.outputs is not None else rows.shape[1]
+        targets = targets_for(self.backend, t, (rows.shape[0], classes), rows.dtype)
+        return loss.targets(self.backend.maths, targets)
+
+    def _hand_out(self, part: Part, gradients: Sequence[tuple[Array, ...]]) -> None:
+        for layer, found in zip(part.layers, gradients, strict=True):
+            layer.grads = dict(zip(layer.params, found, strict=True))
+
+    def _gradients(self) -> dict[str, Array]:
+        """What the layers' last `backward` found, by the parameters' names; of frozen ones none."""
+        by_id = {id(layer.params): layer for layer in self._layers}
+        places = ((key, by_id[id(arrays)], name) for key, (arrays, name) in self._places())
+        return {key: layer.grads[name] for key, layer, name in places if layer.trainable}
+
+    def _places(self) -> Any:
+        return self.params._places().items()  # pyright: ignore[reportPrivateUsage]
 
     def train_step(self, x: Any, t: Any, optimizer: Optimizer) -> float:
         """One training step: the loss, its gradient by backpropagation, and the optimizer's update.
 
-        Ctrl-C, or an error in the optimizer, leaves the parameters as they were before it.
+        Ctrl-C, or an error in the optimizer, leaves parameters and optimizer as they were before.
 
         Parameters
         ----------
         x, t
             As in `loss`.
         optimizer
-            Plain `SGD` is part of the backend's call where its arrays can be written.
+            How to step; part of the backend's call where that takes the network whole.
 
         Returns
         -------
@@ -428,34 +596,77 @@ class Network:
         ValueError, BackendError
             As in `loss`.
         """
-        with self._running():
-            x, t = self._batch(x, t)
-            plan = self._plan_kept() if type(optimizer) is SGD else None
-            if plan is not None and plan.loss:
-                batch = plan.batch(x, t)
-                loss = self.backend.train_step(*batch, plan.stack, plan.loss, optimizer.lr)
+        plan = self._planned()
+        if plan.whole is not None and plan.loss is not None and self._all_train():
+            with self._running():
+                rows, labels, _ = self._batch(x, t)
+                rows = self._layers[0].rows(rows)
+                targets = self._targets(plan, plan.whole, rows, labels)
+                names = list(self.params)
+                loss = self.backend.train_step(
+                    plan.whole, rows, targets, plan.loss, optimizer, names
+                )
                 if loss is not None:
                     return float(loss)
-            loss, gradients = self.loss_and_gradient(x, t)
-            self.update(optimizer, gradients)
-            return loss
+        loss, gradients = self.loss_and_gradient(x, t)
+        self.update(optimizer, gradients)
+        return loss
+
+    def _all_train(self) -> bool:
+        return all(layer.trainable for layer in self._layers)
 
     def update(self, optimizer: Optimizer, gradients: dict[str, Array]) -> None:
         """Have the optimizer take a step, in full or, if Ctrl-C or an error comes, not at all."""
         with self._running():
-            self.params.keep(self._before_step)
-            try:
-                optimizer.update(self.params, gradients)
-            except BaseException:
-                self.params.restore(self._before_step)
-                raise
+            optimizer.update(self.params, gradients)
+
+    # -- what is random
+
+    def draw(self, shape: tuple[int, ...]) -> Any:
+        """Random numbers in [0, 1) for a layer that trains, on the host."""
+        return self._draws.random(shape)
+
+    @property
+    def moves(self) -> bool:
+        """Whether training moves the layers' state: not where the network is held."""
+        return self._held is None
+
+    def _begin(self) -> None:
+        """Begin a pass in training: where the network is held, with the same draws as the last."""
+        if self._held is not None and self._draws is not None:
+            self._draws.bit_generator.state = self._held
+
+    @contextlib.contextmanager
+    def held(self) -> Generator[None]:
+        """Block in which training always computes one function: the same draws, and no state moves.
+
+        So `gradient` and differences of losses are of the same thing, whatever its layers draw.
+        """
+        before, state = self._held, self._draws and self._draws.bit_generator.state
+        self._held = before or state or {}
+        try:
+            yield
+        finally:
+            self._held = before
+            if before is None and state is not None:
+                self._draws.bit_generator.state = state
+
+    def _training_loss(self, x: Array, t: Array) -> float:
+        """The loss as `gradient` takes it."""
+        self._begin()
+        for layer in self._layers:
+            x = layer.forward(x)
+        return float(self._loss_layer.forward(x, t))
+
+    # -- by differences
 
     def numerical_gradient(
         self, x: Any, t: Any, h: float | None = None, *, method: str | None = None
     ) -> dict[str, Array]:
         """Gradients of the loss by every parameter, by central differences (§4.5.1).
 
-        Two losses are evaluated for every parameter, each at the perturbed parameter itself.
+        Two losses are evaluated for every parameter, each at the perturbed parameter itself. Where
+        layers draw or move state in training, it is the loss in training, of one draw.
 
         Parameters
         ----------
@@ -467,7 +678,7 @@ class Network:
         method
             ``"naive"`` evaluates every loss from the beginning, as the notes do.
             ``"incremental"`` re-evaluates only what a perturbation changes. None takes
-            incremental where the layers allow it, which xnet's own all do, and warns where not.
+            incremental where the layers allow it, and warns where not.
 
         Returns
         -------
@@ -491,132 +702,66 @@ class Network:
         obstacle = self._obstacle()
         if method == "incremental" and obstacle is not None:
             raise ValueError(
-                f"method='incremental': {obstacle} may mix rows or is none of xnet's own; "
+                f"method='incremental': {obstacle} may mix rows or keeps something; "
                 "use method='naive'"
             )
         if method is None and obstacle is not None:
             warnings.warn(
-                f"{obstacle} may mix rows or is none of xnet's own: every loss is evaluated from "
+                f"{obstacle} may mix rows or keeps something: every loss is evaluated from "
                 "the beginning, hundreds of times slower; method='naive' accepts that",
                 NaiveGradientWarning,
                 stacklevel=2,
             )
         with self._running():
-            x, t = self._batch(x, t)
+            x, t, _ = self._batch(x, t)
             if method == "naive" or obstacle is not None:
-                return {
-                    name: numerical_gradient(lambda _: self.loss(x, t), array, h)
-                    for name, array in self.params.items()
-                }
+                trains = any(v.operation and not is_plain(v) for v in self._layers)
+                loss = self._training_loss if trains else self.loss
+                with self.held():
+                    return {
+                        name: numerical_gradient(lambda _: loss(x, t), array, h)
+                        for name, array in self.params.items()
+                    }
             return self._incremental_gradient(x, t, h)
 
     def _obstacle(self) -> Layer | LossLayer | None:
         """The first layer, or the loss, of which it is not known what a perturbed row changes."""
-        if self.loss_layer.row_loss is None or not _speaks_for(self.loss_layer, "row_loss"):
-            return self.loss_layer
-        layers = (v for v in self.layers if v.step() is None or not _speaks_for(v, "step"))
-        return next(layers, None)
+        if self._loss_layer.opaque or self._loss_layer.operation is None:
+            return self._loss_layer
+        return next((layer for layer in self._layers if not is_plain(layer)), None)
 
     def _incremental_gradient(self, x: Array, t: Array, h: float) -> dict[str, Array]:
-        xp = self.backend.xp
-        if x.ndim == 1:
-            x, t = xp.expand_dims(x, axis=0), xp.expand_dims(t, axis=0)
-        outputs = [x]
-        for layer in self.layers:
-            outputs.append(layer(outputs[-1]))
-        _, _, targets = batch_and_targets(outputs[-1], t)
-        loss = self.loss_layer.row_loss or ""
-        gradients: list[Array] = []
-        for k, layer in enumerate(self.layers):
-            if isinstance(layer, Affine):
-                inputs = xp.reshape(outputs[k], (x.shape[0], -1))
-                steps = [later.step() or () for later in self.layers[k + 1 :]]
-                differences = self.backend.loss_differences(
-                    inputs, outputs[k + 1], steps, loss, targets, h
+        backend, plan = self.backend, self._planned()
+        loss: Any = plan.loss
+        x = self._layers[0].rows(x)
+        steps: list[Any] = [(v.operation, tuple(v.params.values())) for v in self._layers]
+        inputs = [x]
+        for step in steps:
+            inputs.append(perturbation.through(backend, [step], inputs[-1]))
+        _, _, t = batch_and_targets(inputs[-1], t)
+        t = loss.targets(backend.maths, t)
+        found: list[Array] = []
+        for k, (operation, parameters) in enumerate(steps):
+            if operation.fuses == "product":
+                behind = steps[k + 1 :]
+                rest = Run([o for o, _ in behind], [p for _, p in behind])
+                differences = backend.loss_differences(
+                    inputs[k], inputs[k + 1], rest, loss, t, h
                 ) / (2 * h)
-                gradients += [differences[:-1, :], differences[-1, :]]
-        return dict(zip(self.params, gradients, strict=True))
+                found += [differences[:-1, :], differences[-1, :]]
+            elif parameters:
+                differences = perturbation.parameter_differences(
+                    backend, inputs[k], steps[k:], loss, t, h
+                )
+                found += [difference / (2 * h) for difference in differences]
+        return dict(zip(self.params, found, strict=True))
 
     def __repr__(self) -> str:
-        layers = ", ".join(map(repr, self.layers))
+        layers = ", ".join(map(repr, self._layers))
         return (
-            f"{type(self).__name__}([{layers}], {self.loss_layer}, "
+            f"{type(self).__name__}([{layers}], {self._loss_layer}, "
             f"dtype={self.dtype}, backend={self.backend.label})"
         )
-
-
-class _Plan:
-    """A network's layers and parameters at one time, as the backend's fused kernels take them."""
-
-    def __init__(self, network: Network) -> None:
-        self.layers = list(network.layers)
-        self.backend, self.loss_layer = network.backend, network.loss_layer
-        self.affine = [(v, v.W, v.b) for v in self.layers if isinstance(v, Affine)]
-        self.first = self.affine[0][0]
-        self.dtype, self.inputs = self.first.W.dtype, self.first.inputs
-        self.softmax = type(self.loss_layer).__call__ is SoftmaxWithLoss.__call__
-        self.stack = Stack([layer.step() or () for layer in self.layers])
-        self.classes = self.affine[-1][0].outputs
-        fusible = all(_speaks_for(v, "step", "backward", "grads") for v in self.layers)
-        fusible = fusible and _speaks_for(self.loss_layer, "row_loss", "backward")
-        known = all(type(v).step in _OWN_STEPS for v in self.layers)
-        self.loss = (self.loss_layer.row_loss if fusible and known else None) or ""
-        """As `Backend.loss_and_gradients` calls it; empty if the layers may compute another."""
-        # What a layer of a user's own makes of its parameters may change with every call.
-        self.lasts = known
-
-    def batch(self, x: Array, t: Array) -> tuple[Array, Array]:
-        """A batch (N, D) and its targets (N, C), checked."""
-        if x.ndim == 1:
-            x, t = x[None, ...], t[None, ...]
-        x = self.first.flattened(x)
-        return x, targets_for(self.backend, t, (x.shape[0], self.classes), x.dtype)
-
-    @staticmethod
-    def possible(network: Network) -> bool:
-        """Whether the layers are kernels of the backend, with arrays that fit each other."""
-        features, dtype = None, None
-        for layer in network.layers:
-            step = layer.step() if _speaks_for(layer, "step") else None
-            if step is None:
-                return False
-            if isinstance(layer, Affine):
-                _, W, b = step
-                if W.ndim != 2 or features not in (None, W.shape[0]) or b.shape != W.shape[1:]:
-                    return False
-                if W is not layer.W or not W.dtype == b.dtype == (
-                    W.dtype if features is None else dtype
-                ):
-                    return False
-                features, dtype = W.shape[1], W.dtype
-        return isinstance(network.layers[0], Affine)
-
-    def describes(self, network: Network) -> bool:
-        """Whether the network is still made of the same layers and arrays."""
-        for layer, W, b in self.affine:
-            if layer.W is not W or layer.b is not b:
-                return False
-        if network.layers != self.layers or network.backend is not self.backend:
-            return False
-        return network.loss_layer is self.loss_layer
-
-
-_OWN_STEPS = (Affine.step, ReLU.step, Sigmoid.step)
-
-
-def _speaks_for(layer: Layer | LossLayer, name: str, *others: str) -> bool:
-    """Whether the layer's `name` describes what it computes, which a subclass may have changed.
-
-    That is, whether no subclass has a `__call__`, a `forward` or one of the `others` of its own.
-    """
-    return _class_speaks_for(type(layer), name, others)
-
-
-@cache
-def _class_speaks_for(layer: type[Any], name: str, others: tuple[str, ...]) -> bool:
-    computing = {"__call__", "forward", *others}
-    cls = next(c for c in layer.__mro__ if vars(c).keys() & {name, *computing})
-    return name in vars(cls)
 
 
 def _check_instance(name: str, value: object, kind: type) -> None:
@@ -643,7 +788,7 @@ class TwoLayerNet(Network):
     weight_init_std
         Standard deviation of the initial weights: a number, ``"he"`` or ``"xavier"``.
     activation
-        ``"sigmoid"`` or ``"relu"``.
+        The name of a pointwise operation: ``"sigmoid"``, ``"relu"``, ``"tanh"``, ...
     seed, dtype, backend
         As in `Network`.
 
@@ -664,13 +809,9 @@ class TwoLayerNet(Network):
         dtype: Any = "float64",
         backend: str | Backend | None = None,
     ) -> None:
-        if activation not in ACTIVATIONS:
-            raise ValueError(
-                f"activation is {activation!r}, expected one of {', '.join(ACTIVATIONS)}"
-            )
         layers = [
             Affine(input_size, hidden_size, weight_init_std),
-            ACTIVATIONS[activation](),
+            named(activation, "pointwise")(),
             Affine(hidden_size, output_size, weight_init_std),
         ]
-        super().__init__(layers, SoftmaxWithLoss(), seed=seed, dtype=dtype, backend=backend)
+        super().__init__(layers, seed=seed, dtype=dtype, backend=backend)

@@ -1,137 +1,197 @@
 """Optimizers: how gradients change parameters.
 
-`update` writes to the arrays of `params`, as the book's do (§6.1); where a backend's arrays cannot
-be written, it replaces them. What an optimizer remembers between steps it keeps by the parameter's
-name.
+Each is one equation, `step`, in the mathematics of `operations`: backends compile it into one pass
+over memory. `update` writes to the arrays of `params`, as the book's do (§6.1); where a backend's
+arrays cannot be written, it replaces them. What an optimizer remembers between steps it keeps by
+the parameter's name.
 """
 
+import dataclasses
 import math
-from collections.abc import Mapping, MutableMapping
-from typing import Any
+import operator
+from collections import deque
+from collections.abc import Mapping, MutableMapping, Sequence
+from itertools import repeat
+from typing import Any, ClassVar, Self, dataclass_transform
 
 from xnet.backend import Array, Backend, backend_of, get_backend
+from xnet.operations import Maths, Value
 
 Params = MutableMapping[str, Array]
 Grads = Mapping[str, Array]
 
+OPTIMIZERS: dict[str, type["Optimizer"]] = {}
+"""Every optimizer there is, by the name of its class in small letters."""
 
-def _check(name: str, value: float, below: float = math.inf) -> float:
-    """`value` as Python's own float if it lies in [0, below), for the argument `name`.
 
-    NumPy's float64 would widen a float32 parameter.
+def assign(places: Sequence[tuple[Any, Any, Any]]) -> None:
+    """``container[key] = value`` for each, all of them or, if Ctrl-C comes before, none.
+
+    One call in C: between two of its assignments Python hears no signal.
     """
-    if not 0 <= value < below:
-        limit = "finite" if below == math.inf else f"below {below}"
-        raise ValueError(f"{name} is {value}, expected at least 0 and {limit}")
-    return float(value)
+    deque(map(operator.setitem, *zip(*places, strict=True)), maxlen=0)
 
 
-def _power(base: float, n: int) -> float:
-    """Base to the n-th by multiplications alone: a library's pow depends on the processor."""
-    result = 1.0
-    while n:
-        if n & 1:
-            result *= base
-        base *= base
-        n >>= 1
-    return result
-
-
+@dataclass_transform(eq_default=False, field_specifiers=(dataclasses.field,))
+@dataclasses.dataclass(eq=False, repr=False)
 class Optimizer:
     """Base: what every optimizer does around its own formula.
+
+    A class's annotated attributes are its settings; each can be set at any time. A class registers
+    by being defined.
 
     Parameters
     ----------
     lr
         Learning rate, the factor of the step.
+    weight_decay
+        Adds this times W to the gradient, as half the squared weights in the loss would; or, where
+        the class is `decoupled`, shrinks W by lr times it before the step (Loshchilov & Hutter
+        2019). None for none.
+
+    Attributes
+    ----------
+    slots
+        How many arrays are remembered for each parameter; they start at 0.
+    fractions
+        The settings that lie within [0, 1).
+    decoupled
+        How `weight_decay` is meant.
 
     Raises
     ------
     ValueError
-        A negative or infinite learning rate, or a decay outside [0, 1).
+        A negative or infinite setting, or a fraction outside [0, 1).
     """
 
-    slots = 0
-    """How many arrays are remembered for each parameter; they start at 0."""
+    lr: float = 0.01
+    weight_decay: float | None = dataclasses.field(default=None, kw_only=True)
 
-    def __init__(self, lr: float) -> None:
-        self.lr = _check("lr", lr)
-        self.memory: dict[str, tuple[int, list[Array]]] = {}
+    slots: ClassVar[int] = 0
+    fractions: ClassVar[tuple[str, ...]] = ()
+    decoupled: ClassVar[bool] = False
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        dataclasses.dataclass(eq=False, repr=False)(cls)
+        OPTIMIZERS[cls.__name__.lower()] = cls
+
+    def __new__(cls, *_: Any, **__: Any) -> Self:
+        optimizer = super().__new__(cls)
+        vars(optimizer).update(taken={}, memory={})
+        return optimizer
+
+    taken: ClassVar[dict[str, int]]
+    """How many steps each parameter has taken."""
+    memory: ClassVar[dict[str, list[Array]]]
+    """What is remembered of each parameter."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            below = 1.0 if name in self.fractions else math.inf
+            if not 0 <= value < below:
+                limit = "finite" if below == math.inf else f"below {below}"
+                raise ValueError(f"{name} is {value}, expected at least 0 and {limit}")
+            value = float(value)  # NumPy's float64 would widen a float32 parameter
+        object.__setattr__(self, name, value)
+
+    def step(self, m: Maths, n: Any, W: Value, g: Value, *memory: Value) -> Any:
+        """The n-th step of a parameter, n from 1: its new value and, in a tuple, the new memory."""
+        raise NotImplementedError
+
+    def formula(self, m: Maths, n: Any, W: Value, g: Value, *memory: Value) -> Any:
+        """`step` with the weight decay."""
+        if self.weight_decay is not None and self.decoupled:
+            W = W - (self.lr * self.weight_decay) * W
+        elif self.weight_decay is not None:
+            g = g + self.weight_decay * W
+        return self.step(m, n, W, g, *memory)
 
     def update(self, params: Params, grads: Grads) -> None:
-        """Take one step: `grads` has the keys and shapes of `params`.
+        """Take one step, all of it or, if Ctrl-C or an error comes, nothing.
+
+        `grads` has the keys and shapes of `params`, or of some of them.
 
         Raises
         ------
+        TypeError
+            A parameter that holds no floating-point numbers.
         ValueError
             A gradient that has not its parameter's shape.
         BackendError
             Parameter, gradient and what is remembered of it live on different devices.
         """
         current = get_backend()
+        place = getattr(params, "place", lambda name: (params, name))
+        assignments: list[tuple[Any, Any, Any]] = []
         with current.running():
             for name, gradient in grads.items():
                 W, backend = params[name], current
                 if not (backend.owns(W) and backend.owns(gradient)):
                     backend = backend_of(**{name: W, f"gradient of {name}": gradient})
+                if not backend.xp.isdtype(W.dtype, "real floating"):
+                    raise TypeError(f"{name} is {W.dtype}, expected float32 or float64")
                 if gradient.shape != W.shape:
                     raise ValueError(
                         f"gradient of {name} has shape {tuple(gradient.shape)}, "
                         f"expected {tuple(W.shape)}"
                     )
-                steps, memory = self.memory.get(name, (0, []))
-                for array in memory:
-                    backend_of(**{name: W, f"the optimizer's memory of {name}": array})
-                    if array.shape != W.shape:
-                        raise ValueError(
-                            f"{name} has shape {tuple(W.shape)}, the optimizer remembers one of "
-                            f"{tuple(array.shape)}: use a new optimizer for each network"
-                        )
-                with backend.running():
-                    memory = memory or [backend.xp.zeros_like(W) for _ in range(self.slots)]
-                    new, *memory = self.step(backend, steps + 1, W, gradient, *memory)
-                    if new is not W and (new := backend.overwrite(W, new)) is not W:
-                        params[name] = new
-                self.memory[name] = steps + 1, memory
+                memory, n = self.memory_of(name, W, backend), self.taken.get(name, 0) + 1
+                new, *remembered = backend.step(self, n, W, gradient, memory)
+                assignments += [
+                    (W, ..., new) if backend.writable(W) else (*place(name), new),
+                    (self.taken, name, n),
+                ]
+                for k, (old, value) in enumerate(zip(memory, remembered, strict=True)):
+                    to = (old, ...) if backend.writable(old) else (memory, k)
+                    assignments.append((*to, value))
+            assign(assignments)
 
-    def step(
-        self, backend: Backend, n: int, W: Array, g: Array, *memory: Array
-    ) -> tuple[Array, ...]:
-        """The n-th step of a parameter, n from 1: its new value, then the new memory.
+    def memory_of(self, name: str, W: Array, backend: Backend) -> list[Array]:
+        """What is remembered of a parameter, zeros at first."""
+        memory = self.memory.get(name)
+        if memory is None:
+            zeros = [backend.xp.zeros_like(W) for _ in range(self.slots)]
+            memory = self.memory.setdefault(name, zeros)
+        for array in memory:
+            if not backend.owns(array):
+                backend_of(**{name: W, f"the optimizer's memory of {name}": array})
+            if array.shape != W.shape:
+                raise ValueError(
+                    f"{name} has shape {tuple(W.shape)}, the optimizer remembers one of "
+                    f"{tuple(array.shape)}: use a new optimizer for each network"
+                )
+        return memory
 
-        W may have been overwritten by the new value, and is returned then; g and memory may not.
-        """
-        raise NotImplementedError
+    def settings(self) -> dict[str, Any]:
+        """Arguments that make an optimizer like this one, its memory aside."""
+        fields = dataclasses.fields(self)  # pyright: ignore[reportArgumentType]
+        return {field.name: getattr(self, field.name) for field in fields}
 
     def __repr__(self) -> str:
-        settings = ", ".join(f"{k}={v}" for k, v in vars(self).items() if isinstance(v, float))
-        return f"{type(self).__name__}({settings})"
+        given = {k: v for k, v in self.settings().items() if v is not None}
+        return f"{type(self).__name__}({', '.join(f'{k}={v}' for k, v in given.items())})"
 
 
 class SGD(Optimizer):
     """Stochastic gradient descent, W - lr g (Robbins & Monro 1951)."""
 
-    def __init__(self, lr: float = 0.01) -> None:
-        super().__init__(lr)
+    lr: float = 0.01
 
-    def step(
-        self, backend: Backend, n: int, W: Array, g: Array, *memory: Array
-    ) -> tuple[Array, ...]:
-        return (backend.descend(W, g, self.lr),)
+    def step(self, m: Maths, n: Any, W: Value, g: Value, *memory: Value) -> Any:
+        return W - self.lr * g
 
 
 class Momentum(Optimizer):
     """Classical momentum, v = momentum v - lr g, W + v (Polyak 1964)."""
 
+    lr: float = 0.01
+    momentum: float = 0.9
+
     slots = 1
+    fractions = ("momentum",)
 
-    def __init__(self, lr: float = 0.01, momentum: float = 0.9) -> None:
-        super().__init__(lr)
-        self.momentum = _check("momentum", momentum, 1)
-
-    def step(
-        self, backend: Backend, n: int, W: Array, g: Array, *memory: Array
-    ) -> tuple[Array, ...]:
+    def step(self, m: Maths, n: Any, W: Value, g: Value, *memory: Value) -> Any:
         (v,) = memory
         v = self.momentum * v - self.lr * g
         return W + v, v
@@ -144,9 +204,7 @@ class Nesterov(Momentum):
     stands for the point already moved ahead, so that the gradient is needed at W alone.
     """
 
-    def step(
-        self, backend: Backend, n: int, W: Array, g: Array, *memory: Array
-    ) -> tuple[Array, ...]:
+    def step(self, m: Maths, n: Any, W: Value, g: Value, *memory: Value) -> Any:
         (v,) = memory
         v = self.momentum * v - self.lr * g
         return W + (self.momentum * v - self.lr * g), v
@@ -155,18 +213,15 @@ class Nesterov(Momentum):
 class AdaGrad(Optimizer):
     """h = h + g^2, W - lr g / (sqrt(h) + eps) (Duchi, Hazan & Singer 2011)."""
 
+    lr: float = 0.01
+    eps: float = 1e-7
+
     slots = 1
 
-    def __init__(self, lr: float = 0.01, eps: float = 1e-7) -> None:
-        super().__init__(lr)
-        self.eps = _check("eps", eps)
-
-    def step(
-        self, backend: Backend, n: int, W: Array, g: Array, *memory: Array
-    ) -> tuple[Array, ...]:
+    def step(self, m: Maths, n: Any, W: Value, g: Value, *memory: Value) -> Any:
         (h,) = memory
         h = h + g * g
-        return W - self.lr * g / (backend.xp.sqrt(h) + self.eps), h
+        return W - self.lr * g / (m.sqrt(h) + self.eps), h
 
 
 class RMSProp(Optimizer):
@@ -175,45 +230,82 @@ class RMSProp(Optimizer):
     The lecture takes a decay of 0.9; 0.99 is the book's default (§6.1).
     """
 
+    lr: float = 0.01
+    decay: float = 0.99
+    eps: float = 1e-7
+
     slots = 1
+    fractions = ("decay",)
 
-    def __init__(self, lr: float = 0.01, decay: float = 0.99, eps: float = 1e-7) -> None:
-        super().__init__(lr)
-        self.decay = _check("decay", decay, 1)
-        self.eps = _check("eps", eps)
-
-    def step(
-        self, backend: Backend, n: int, W: Array, g: Array, *memory: Array
-    ) -> tuple[Array, ...]:
+    def step(self, m: Maths, n: Any, W: Value, g: Value, *memory: Value) -> Any:
         (h,) = memory
         h = self.decay * h + (1 - self.decay) * (g * g)
-        return W - self.lr * g / (backend.xp.sqrt(h) + self.eps), h
+        return W - self.lr * g / (m.sqrt(h) + self.eps), h
 
 
 class Adam(Optimizer):
-    """Adam (Kingma & Ba 2015, algorithm 1): bias-corrected moments m of g and v of g^2."""
+    """Adam (Kingma & Ba 2015, algorithm 1): bias-corrected moments p of g and q of g^2.
+
+    Parameters
+    ----------
+    epsilon_hat
+        Whether eps is added before the correction, as at the end of their section 2 and in the
+        book's code (§6.1.6, with an eps of 1e-7): W - lr sqrt(1 - beta2^n) / (1 - beta1^n)
+        p / (sqrt(q) + eps).
+    """
+
+    lr: float = 0.001
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    epsilon_hat: bool = False
 
     slots = 2
+    fractions = ("beta1", "beta2")
 
-    def __init__(
-        self, lr: float = 0.001, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8
-    ) -> None:
-        super().__init__(lr)
-        self.beta1 = _check("beta1", beta1, 1)
-        self.beta2 = _check("beta2", beta2, 1)
-        self.eps = _check("eps", eps)
-
-    def step(
-        self, backend: Backend, n: int, W: Array, g: Array, *memory: Array
-    ) -> tuple[Array, ...]:
-        m, v = memory
-        m = self.beta1 * m + (1 - self.beta1) * g
-        v = self.beta2 * v + (1 - self.beta2) * (g * g)
-        m_hat = m / (1 - _power(self.beta1, n))
-        v_hat = v / (1 - _power(self.beta2, n))
-        return W - self.lr * m_hat / (backend.xp.sqrt(v_hat) + self.eps), m, v
+    def step(self, m: Maths, n: Any, W: Value, g: Value, *memory: Value) -> Any:
+        p, q = memory
+        p = self.beta1 * p + (1 - self.beta1) * g
+        q = self.beta2 * q + (1 - self.beta2) * (g * g)
+        c1, c2 = 1 - m.power(self.beta1, n), 1 - m.power(self.beta2, n)
+        if self.epsilon_hat:
+            return W - (self.lr * m.sqrt(c2) / c1) * p / (m.sqrt(q) + self.eps), p, q
+        return W - self.lr * (p / c1) / (m.sqrt(q / c2) + self.eps), p, q
 
 
-OPTIMIZERS: dict[str, Any] = {
-    cls.__name__.lower(): cls for cls in (SGD, Momentum, Nesterov, AdaGrad, RMSProp, Adam)
-}
+class AdamW(Adam):
+    """Adam with decoupled weight decay (Loshchilov & Hutter 2019)."""
+
+    weight_decay: float | None = dataclasses.field(default=0.01, kw_only=True)
+
+    decoupled = True
+
+
+class Nadam(Adam):
+    """Adam with Nesterov's momentum (Dozat 2016), its momentum the same at every step."""
+
+    def step(self, m: Maths, n: Any, W: Value, g: Value, *memory: Value) -> Any:
+        p, q = memory
+        p = self.beta1 * p + (1 - self.beta1) * g
+        q = self.beta2 * q + (1 - self.beta2) * (g * g)
+        c1, c2 = 1 - m.power(self.beta1, n), 1 - m.power(self.beta2, n)
+        ahead = (self.beta1 * p + (1 - self.beta1) * g) / c1
+        return W - self.lr * ahead / (m.sqrt(q / c2) + self.eps), p, q
+
+
+class Lion(Optimizer):
+    """W - lr sign(beta1 p + (1 - beta1) g), p = beta2 p + (1 - beta2) g (Chen et al. 2023)."""
+
+    lr: float = 1e-4
+    beta1: float = 0.9
+    beta2: float = 0.99
+
+    slots = 1
+    fractions = ("beta1", "beta2")
+    decoupled = True
+
+    def step(self, m: Maths, n: Any, W: Value, g: Value, *memory: Value) -> Any:
+        (p,) = memory
+        c = self.beta1 * p + (1 - self.beta1) * g
+        sign = m.where(c > 0, 1, m.where(c < 0, -1, c))
+        return W - self.lr * sign, self.beta2 * p + (1 - self.beta2) * g

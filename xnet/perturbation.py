@@ -1,38 +1,41 @@
 """The loss at perturbed weights, re-evaluating only what a perturbation changes.
 
 A network's numerical gradient asks for two losses for every weight. Perturbing W[i, j] of one
-affine layer changes column j of its output, by h times column i of its input, and nothing before
+product changes column j of its output, by h times column i of its input, and nothing before
 it: so the forward pass need not begin again. The samples whose input i is 0 do not change at all.
-The next affine layer changes by a product of one column and one row. From there on every loss is
-evaluated in full.
+The next product changes by one column times one row. From there on every loss is evaluated in full.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
-from typing import Any, TypeAlias
-
-Step: TypeAlias = tuple[Any, ...]
-"""A kernel of the backend by name, and the arrays it takes after its input: ("affine", W, b)."""
+from typing import Any
 
 LARGEST_STACK = 1 << 21
 """Numbers, at most, in a stack of perturbed arrays: 16 MiB in float64."""
-
 
 SPARE = 1 << 20
 """Bytes, at most, for Python's own objects meanwhile."""
 
 
-def loss_differences(
-    backend: Any, x: Any, a: Any, steps: list[Step], loss: str, t: Any, h: float
-) -> Any:
-    """Generic form of `Backend.loss_differences`, in terms of the backend's kernels."""
+def split(operations: Sequence[Any]) -> int:
+    """How many pointwise operations there are before the first of another kind."""
+    kinds = (k for k, operation in enumerate(operations) if operation.fuses != "pointwise")
+    return next(kinds, len(operations))
+
+
+def loss_differences(backend: Any, x: Any, a: Any, rest: Any, loss: Any, t: Any, h: float) -> Any:
+    """Generic form of `Backend.loss_differences`: stacks of perturbed arrays."""
     xp = backend.xp
-    first = next((k for k, step in enumerate(steps) if step[0] == "affine"), len(steps))
-    before, rest = steps[:first], steps[first + 1 :]
-    W = steps[first][1] if first < len(steps) else None
-    z = run(backend, before, a)
-    after = z if W is None else backend.affine(z, *steps[first][1:])
-    widths = [after.shape[1], *(step[1].shape[1] for step in rest if step[0] == "affine")]
+    first = split(rest.operations)
+    before, behind = list(rest)[:first], list(rest)[first:]
+    W = None
+    z = through(backend, before, a)
+    after = z
+    if behind and behind[0][0].fuses == "product":
+        W, after = behind[0][1][0], through(backend, behind[:1], z)
+        behind = behind[1:]
+    widths = [after.shape[1], *(operation.widths[1] or 1 for operation, _ in behind)]
     unit = xp.eye(a.shape[1], dtype=xp.bool)
 
     def of_input(column: Any) -> Any:
@@ -45,13 +48,14 @@ def loss_differences(
         for start in range(0, a.shape[1], size):
             j = slice(start, min(start + size, a.shape[1]))
             # Axes: the sign of h, the sample, the perturbed column, then a layer's units.
-            column_z = run(backend, before, xp.stack([a_rows[:, j] + step, a_rows[:, j] - step]))
+            column_z = through(backend, before, xp.stack([a_rows[:, j] + step, a_rows[:, j] - step]))
             if W is None:
                 perturbed = xp.where(unit[j, :], column_z[..., None], z_rows[:, None, :])
             else:
                 change = column_z - z_rows[:, j]
                 perturbed = after_rows[:, None, :] + change[..., None] * W[j, :]
-            losses = backend.row_losses(run(backend, rest, perturbed), loss, t_rows[:, None, :])
+            scores = through(backend, behind, perturbed)
+            losses = backend.row_losses(loss, scores, t_rows[:, None, :])
             parts.append(backend.sum(losses[0, ...] - losses[1, ...], axis=0))
         return xp.concat(parts) / a.shape[0]
 
@@ -59,12 +63,39 @@ def loss_differences(
     return xp.stack([*map(of_input, inputs), of_input(xp.ones_like(a[:, 0]))])
 
 
+def parameter_differences(
+    backend: Any, x: Any, steps: list[Any], loss: Any, t: Any, h: float
+) -> list[Any]:
+    """L(w + h) - L(w - h) for every parameter w of the first of `steps`, whatever it is.
+
+    `steps` are operations with their parameters, from the perturbed one, whose input is x (N, D),
+    to the scores. Each loss is evaluated from that layer on.
+    """
+    xp = backend.xp
+    (operation, parameters), *rest = steps
+    found: list[Any] = []
+    for k, W in enumerate(parameters):
+        size = math.prod(W.shape)
+        flat, differences = xp.reshape(W, (-1,)), []
+        for i in range(size):
+            here = xp.arange(size, device=W.device) == i
+            losses: list[Any] = []
+            for sign in (h, -h):
+                moved = xp.reshape(xp.where(here, flat + sign, flat), W.shape)
+                changed = (*parameters[:k], moved, *parameters[k + 1 :])
+                scores = through(backend, [(operation, changed), *rest], x)
+                losses.append(backend.sum(backend.row_losses(loss, scores, t)))
+            differences.append((losses[0] - losses[1]) / x.shape[0])
+        found.append(xp.reshape(xp.stack(differences), W.shape))
+    return found
+
+
 def memory(samples: int, widths: Sequence[int], itemsize: int = 8) -> int:
     """How many bytes a numerical gradient takes at most, generic form, beside what was there.
 
-    For affine layers from `widths[0]` inputs to `widths[-1]` scores. A stack holds all perturbed
+    For products from `widths[0]` inputs to `widths[-1]` scores. A stack holds all perturbed
     columns of a layer for one of its inputs, with the widest of what lies behind for each; or
-    LARGEST_STACK numbers if that is less; or one column if that is more. At most six are alive at
+    LARGEST_STACK numbers if that is less; or one column if that is more. At most eight are alive at
     a time: a layer's input and output and what an activation, or the softmax, makes on the way.
     Beside them: a few copies of each layer's output and gradient, and Python's objects.
     """
@@ -74,15 +105,15 @@ def memory(samples: int, widths: Sequence[int], itemsize: int = 8) -> int:
         stack = max(stack, min(width * column, max(LARGEST_STACK, column)))
     outputs = samples * sum(widths)
     gradients = sum((inputs + 1) * width for inputs, width in pairwise(widths))
-    return itemsize * (6 * stack + 6 * outputs + 4 * gradients) + max(widths) ** 2 + SPARE
+    return itemsize * (8 * stack + 8 * outputs + 4 * gradients) + max(widths) ** 2 + SPARE
 
 
-def run(backend: Any, steps: list[Step], x: Any) -> Any:
-    """`x` (..., D) through the kernels that `steps` name."""
-    for name, *arrays in steps:
-        if name == "affine":
-            rows = backend.affine(backend.xp.reshape(x, (-1, x.shape[-1])), *arrays)
-            x = backend.xp.reshape(rows, (*x.shape[:-1], rows.shape[-1]))
+def through(backend: Any, steps: Iterable[Any], x: Any) -> Any:
+    """`x` (..., D) through operations with their parameters."""
+    for operation, parameters in steps:
+        if operation.fuses == "pointwise":
+            x = backend.run(operation, x, *parameters)
         else:
-            x = getattr(backend, name)(x)
+            rows = backend.run(operation, backend.xp.reshape(x, (-1, x.shape[-1])), *parameters)
+            x = backend.xp.reshape(rows, (*x.shape[:-1], rows.shape[-1]))
     return x

@@ -1,0 +1,729 @@
+"""Who interprets a formula: arrays, numbers with their rounding errors, and the trace.
+
+A formula of `operations` or `optimizers` is a method that takes `m`, the mathematics, and computes
+with what it is given. `Arrays` lets it compute, on any backend, in either mode. `Bounds` computes
+how far a computation in a given precision may be from it. `trace` has it write itself down as an
+expression, of which `Python` makes source for Numba and `Cuda` source for CUDA. Nothing here knows
+any one operation.
+"""
+
+import dataclasses
+import linecache
+import math
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any, TypeAlias
+
+Array: TypeAlias = Any
+
+
+class FormulaError(TypeError):
+    """A formula does what only a computation on arrays could: it cannot be compiled."""
+
+
+class Mathematics:
+    """What every interpreter derives from its own `where`, once for all."""
+
+    training = False
+
+    def where(self, condition: Any, a: Any, b: Any) -> Any:
+        """Element by element, a where the condition holds and b elsewhere."""
+        raise NotImplementedError
+
+    def maximum(self, a: Any, b: Any) -> Any:
+        """The larger of a and b; NaN if a is, or if b is."""
+        return self.where(a >= b, a, self.where(a != a, a, b))
+
+    def minimum(self, a: Any, b: Any) -> Any:
+        """The smaller of a and b; NaN if a is, or if b is."""
+        return self.where(a <= b, a, self.where(a != a, a, b))
+
+    def power(self, base: float, n: int) -> Any:
+        """`base` to the n-th, both numbers that no array has to do with."""
+        return power(base, n)
+
+
+def power(base: float, n: int) -> float:
+    """Base to the n-th by multiplications alone: a library's pow depends on the processor."""
+    result = 1.0
+    while n:
+        if n & 1:
+            result *= base
+        base *= base
+        n >>= 1
+    return result
+
+
+# -- arrays
+
+
+class Arrays(Mathematics):
+    """The arrays of a backend; in reproducible mode its exp, log, sums and products are exact.
+
+    Parameters
+    ----------
+    backend
+        Whose arrays they are: a `Backend`.
+    training
+        Whether a formula is to train: it may draw numbers, and move its state.
+    state
+        What the operation keeps between calls, by name.
+    draw
+        Makes random numbers in [0, 1) of a shape, on the host.
+    """
+
+    def __init__(
+        self,
+        backend: Any,
+        training: bool = False,
+        state: Mapping[str, Array] | None = None,
+        draw: Callable[[tuple[int, ...]], Any] | None = None,
+    ) -> None:
+        self.backend, self.xp = backend, backend.xp
+        self.training, self.state, self.draw = training, state or {}, draw
+        self.kept = SimpleNamespace()
+        self.moved: dict[str, Array] = {}
+        self.exp, self.log, self.matmul = backend.exp, backend.log, backend.matmul
+        self.expm1, self.log1p = backend.expm1, backend.log1p
+        self.abs = self.xp.abs
+
+    def sqrt(self, a: Any) -> Any:
+        """Of arrays, and of numbers that no array has to do with."""
+        return math.sqrt(a) if isinstance(a, float) else self.xp.sqrt(a)
+
+    def where(self, condition: Array, a: Any, b: Any) -> Array:
+        if isinstance(a, int | float):
+            a = self.xp.asarray(a, dtype=b.dtype, device=b.device)
+        elif isinstance(b, int | float):
+            b = self.xp.asarray(b, dtype=a.dtype, device=a.device)
+        return self.xp.where(condition, a, b)
+
+    def sum(self, a: Array) -> Array:
+        """Along each row: (N, 1)."""
+        return self.backend.sum(a, axis=-1, keepdims=True)
+
+    def max(self, a: Array) -> Array:
+        """Of each row: (N, 1); NaN if the row holds one."""
+        return self.xp.max(a, axis=-1, keepdims=True)
+
+    def width(self, a: Array) -> int:
+        """Numbers in a row."""
+        return a.shape[-1]
+
+    def total(self, a: Array) -> Array:
+        """The sum over the batch: (M,)."""
+        return self.backend.sum(a, axis=0)
+
+    def count(self, a: Array) -> int:
+        """Rows in the batch."""
+        return a.shape[0]
+
+    def T(self, a: Array) -> Array:  # noqa: N802  # the field's own name
+        """The transpose of a matrix."""
+        return a.T
+
+    def row(self, values: Sequence[float], like: Array) -> Array:
+        """Numbers as a row, of the dtype of `like` and where that is."""
+        return self.backend.asarray(list(values), like.dtype)
+
+    def uniform(self, like: Array) -> Array:
+        """Random numbers in [0, 1) of the shape and dtype of `like`, drawn on the host."""
+        if self.draw is None:
+            raise RuntimeError("random numbers are drawn in training, by a network")
+        return self.backend.asarray(self.draw(tuple(like.shape)), like.dtype)
+
+    def move(self, state: Mapping[str, Array], share: float) -> None:
+        """Move the state by a share of the way to these numbers, once the step is done."""
+        for name, new in state.items():
+            self.moved[name] = (1 - share) * self.state[name] + share * new
+
+
+# -- numbers with their rounding errors
+
+
+class Bounded:
+    """Numbers `v`, and how far `e` a computation in a precision of unit u may be from them.
+
+    The model is (a o b)(1 + d), |d| <= u, for + - * / and sqrt (Higham 2002, "Accuracy and Stability
+    of Numerical Algorithms", §2.2); errors are carried along as in his running analysis (§3.3).
+    """
+
+    __array_ufunc__ = None  # NumPy leaves the operators to this class
+
+    def __init__(self, v: Any, e: Any, u: float) -> None:
+        self.v, self.e, self.u = v, e, u
+
+    @property
+    def shape(self) -> Any:
+        """Of the numbers."""
+        return self.v.shape
+
+    def _rounded(self, v: Any, e: Any) -> "Bounded":
+        return Bounded(v, e + self.u * (abs(v) + e), self.u)
+
+    def _of(self, other: Any) -> "Bounded":
+        if isinstance(other, Bounded):
+            return other
+        # A Python number is rounded to the precision, unless it is a small whole one.
+        exact = isinstance(other, int) or float(other).is_integer()
+        return Bounded(other, 0.0 if exact else self.u * abs(other), self.u)
+
+    def __add__(self, other: Any) -> "Bounded":
+        o = self._of(other)
+        return self._rounded(self.v + o.v, self.e + o.e)
+
+    def __sub__(self, other: Any) -> "Bounded":
+        o = self._of(other)
+        return self._rounded(self.v - o.v, self.e + o.e)
+
+    def __mul__(self, other: Any) -> "Bounded":
+        o = self._of(other)
+        error = self.e * abs(o.v) + abs(self.v) * o.e + self.e * o.e
+        return self._rounded(self.v * o.v, error)
+
+    def __truediv__(self, other: Any) -> "Bounded":
+        o = self._of(other)
+        quotient, least = self.v / o.v, abs(o.v) - o.e
+        return self._rounded(quotient, (self.e + abs(quotient) * o.e) / (least * (least > 0)))
+
+    def __radd__(self, other: Any) -> "Bounded":
+        return self._of(other) + self
+
+    def __rsub__(self, other: Any) -> "Bounded":
+        return self._of(other) - self
+
+    def __rmul__(self, other: Any) -> "Bounded":
+        return self._of(other) * self
+
+    def __rtruediv__(self, other: Any) -> "Bounded":
+        return self._of(other) / self
+
+    def __neg__(self) -> "Bounded":
+        return Bounded(-self.v, self.e, self.u)
+
+    def _compared(self, other: Any, holds: Callable[[Any, Any], Any]) -> "Truth":
+        o = self._of(other)
+        return Truth(holds(self.v, o.v), abs(self.v - o.v) <= self.e + o.e)
+
+    def __lt__(self, other: Any) -> "Truth":
+        return self._compared(other, lambda a, b: a < b)
+
+    def __le__(self, other: Any) -> "Truth":
+        return self._compared(other, lambda a, b: a <= b)
+
+    def __gt__(self, other: Any) -> "Truth":
+        return self._compared(other, lambda a, b: a > b)
+
+    def __ge__(self, other: Any) -> "Truth":
+        return self._compared(other, lambda a, b: a >= b)
+
+    def __eq__(self, other: Any) -> Any:
+        return self._compared(other, lambda a, b: a == b)
+
+    def __ne__(self, other: Any) -> Any:
+        if other is self:  # whether it is NaN
+            return Truth(self.v != self.v, self.v != self.v)
+        return self._compared(other, lambda a, b: a != b)
+
+    __hash__ = object.__hash__
+
+
+@dataclasses.dataclass(frozen=True)
+class Truth:
+    """What comparisons of bounded numbers say, and where rounding may have them say otherwise."""
+
+    holds: Any
+    unsure: Any
+
+    def __and__(self, other: "Truth") -> "Truth":
+        return Truth(self.holds & other.holds, self.unsure | other.unsure)
+
+    def __or__(self, other: "Truth") -> "Truth":
+        return Truth(self.holds | other.holds, self.unsure | other.unsure)
+
+    def __invert__(self) -> "Truth":
+        return Truth(~self.holds, self.unsure)
+
+
+class Bounds(Mathematics):
+    """How far a computation in fast mode may be from the exact one, by the very formula.
+
+    Parameters
+    ----------
+    xp
+        The namespace of the arrays, float64, that stand for the exact numbers.
+    u
+        Half the distance from 1 to the next number: 2^-24 for float32, 2^-53 for float64. 0 leaves
+        the errors that the numbers came with.
+    ulps
+        How far, in units in the last place, a library's exp and log may be off.
+    """
+
+    def __init__(self, xp: Any, u: float, ulps: float = 4.0, training: bool = False) -> None:
+        self.xp, self.u, self.training = xp, u, training
+        self.off = 2 * ulps * u
+        self.kept = SimpleNamespace()
+
+    def take(self, v: Array, e: Any = 0.0) -> Bounded:
+        """Numbers that are off by e."""
+        return Bounded(v, self.xp.zeros_like(v) + e, self.u)
+
+    def gamma(self, n: int) -> float:
+        """n u / (1 - n u), the relative error of n roundings in a row (Higham 2002, §3.1)."""
+        return n * self.u / (1 - n * self.u)
+
+    def _function(self, v: Array, e: Any) -> Bounded:
+        return Bounded(v, e + self.off * (abs(v) + e), self.u)
+
+    def exp(self, a: Bounded) -> Bounded:
+        """Whose slope is itself."""
+        v = self.xp.exp(a.v)
+        return self._function(v, v * self.xp.expm1(a.e))
+
+    def expm1(self, a: Bounded) -> Bounded:
+        """As `exp`, with a smaller rounding near 0."""
+        return self._function(self.xp.expm1(a.v), self.xp.exp(a.v) * self.xp.expm1(a.e))
+
+    def log(self, a: Bounded) -> Bounded:
+        """Whose slope is the inverse."""
+        least = a.v - a.e
+        return self._function(self.xp.log(a.v), a.e / (least * (least > 0)))
+
+    def log1p(self, a: Bounded) -> Bounded:
+        """As `log` of one more, with a smaller rounding near 0."""
+        least = 1 + a.v - a.e
+        return self._function(self.xp.log1p(a.v), a.e / (least * (least > 0)))
+
+    def sqrt(self, a: Bounded) -> Bounded:
+        """Whose difference is that of the numbers over the sum of the roots."""
+        root = self.xp.sqrt(a.v)
+        e = self.xp.where(a.e > 0, a.e / (root + (a.e > 0) * self.xp.sqrt(a.e) * 0.5), 0 * a.e)
+        return Bounded(root, e + self.u * (root + e), self.u)
+
+    def abs(self, a: Bounded) -> Bounded:
+        """Exact."""
+        return Bounded(abs(a.v), a.e, self.u)
+
+    def where(self, condition: Truth, a: Any, b: Any) -> Bounded:
+        some = a if isinstance(a, Bounded) else b
+        a, b = some._of(a), some._of(b)  # pyright: ignore[reportPrivateUsage]
+        v = self.xp.where(condition.holds, a.v, b.v)
+        e = self.xp.where(condition.holds, a.e, b.e)
+        either = abs(a.v - b.v) + self.xp.maximum(a.e + 0 * v, b.e + 0 * v)
+        return Bounded(v, self.xp.where(condition.unsure, either, e), self.u)
+
+    def max(self, a: Bounded) -> Bounded:
+        """Of each row."""
+        return Bounded(*(v.max(axis=-1, keepdims=True) for v in (a.v, a.e)), self.u)
+
+    def sum(self, a: Bounded) -> Bounded:
+        """Along each row."""
+        return self._sum(a, -1, True)
+
+    def total(self, a: Bounded) -> Bounded:
+        """Over the batch."""
+        return self._sum(a, 0, False)
+
+    def _sum(self, a: Bounded, axis: int, keep: bool) -> Bounded:
+        v, e, size = (x.sum(axis=axis, keepdims=keep) for x in (a.v, a.e, abs(a.v) + a.e))
+        return Bounded(v, e + self.gamma(a.v.shape[axis]) * size, self.u)
+
+    def matmul(self, a: Bounded, b: Bounded) -> Bounded:
+        """Each number a sum of products, in any order."""
+        A, B = abs(a.v) + a.e, abs(b.v) + b.e
+        error = A @ b.e + a.e @ abs(b.v) + self.gamma(a.v.shape[1] + 1) * (A @ B)
+        return Bounded(a.v @ b.v, error, self.u)
+
+    def T(self, a: Bounded) -> Bounded:  # noqa: N802
+        """The transpose of a matrix."""
+        return Bounded(a.v.T, a.e.T, self.u)
+
+    def width(self, a: Bounded) -> int:
+        """Numbers in a row."""
+        return a.v.shape[-1]
+
+    def count(self, a: Bounded) -> int:
+        """Rows in the batch."""
+        return a.v.shape[0]
+
+    def row(self, values: Sequence[float], like: Bounded) -> Bounded:
+        """Numbers as a row, rounded."""
+        v = self.xp.asarray(list(values))
+        return Bounded(v, self.u * abs(v), self.u)
+
+
+# -- the trace
+
+
+CALLS = ("exp", "log", "expm1", "log1p")
+"""What a compiled formula calls that is no single instruction."""
+
+
+class _Symbol:
+    """What stands for a number in a formula that is being traced; it has no value to look at."""
+
+    def _refuse(self, what: str, cure: str) -> Any:
+        frame: Any = sys._getframe(2)  # pyright: ignore[reportPrivateUsage]
+        while frame.f_globals.get("__name__") == __name__ and frame.f_back is not None:
+            frame = frame.f_back
+        file, line = frame.f_code.co_filename, frame.f_lineno
+        text = linecache.getline(file, line).strip()
+        raise FormulaError(f"{file}, line {line}: `{text}` {what}; {cure}")
+
+    def __bool__(self) -> bool:
+        return self._refuse(
+            "branches on a number that is not known when the formula is compiled",
+            "use m.where(condition, a, b), with & | ~ for and, or, not",
+        )
+
+    def __iter__(self) -> Iterator[Any]:
+        return self._refuse(
+            "loops over an array", "a formula is of single numbers: use m.sum or m.max along a row"
+        )
+
+    def __getitem__(self, key: Any) -> Any:
+        return self._refuse(
+            "takes elements of an array",
+            "a formula is of single numbers: use m.where, or m.sum or m.max along a row",
+        )
+
+    def __len__(self) -> int:
+        return self._refuse("asks for a length", "use m.width(a), how many numbers a row has")
+
+    def __float__(self) -> float:
+        return self._refuse("makes a number of a symbol", "use m.exp, m.log, ... for math's")
+
+    __int__ = __index__ = __complex__ = __float__  # pyright: ignore[reportAssignmentType]
+
+    def __array_ufunc__(self, function: Any, *_: Any, **__: Any) -> Any:
+        return self._refuse(f"calls NumPy's {function.__name__}", "use m's own functions")
+
+    def __array__(self, *_: Any, **__: Any) -> Any:
+        return self._refuse("makes an array of a symbol", "use m's own functions")
+
+    def __pow__(self, other: Any) -> Any:
+        return self._refuse("takes a power", "multiply, or use m.exp(p * m.log(x))")
+
+    __rpow__ = __pow__
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return self._refuse(f"asks a number for `{name}`", "use m's own functions")
+
+
+def _binary(sign: str, swapped: bool = False) -> Any:
+    def method(self: _Symbol, other: Any) -> _Symbol:
+        if not isinstance(other, int | float | _Symbol):
+            return NotImplemented
+        return _combined(sign, other, self) if swapped else _combined(sign, self, other)
+
+    return method
+
+
+for _name, _sign in {"add": "+", "sub": "-", "mul": "*", "truediv": "/"}.items():
+    setattr(_Symbol, f"__{_name}__", _binary(_sign))
+    setattr(_Symbol, f"__r{_name}__", _binary(_sign, swapped=True))
+for _name, _sign in {"lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==", "ne": "!="}.items():
+    setattr(_Symbol, f"__{_name}__", _binary(_sign))
+for _name, _sign in {"and": "&", "or": "|"}.items():
+    setattr(_Symbol, f"__{_name}__", _binary(_sign))
+setattr(_Symbol, "__neg__", lambda self: _combined("neg", self))
+setattr(_Symbol, "__invert__", lambda self: _combined("~", self))
+setattr(_Symbol, "__abs__", lambda self: _combined("abs", self))
+_Symbol.__hash__ = object.__hash__
+
+
+class Number(_Symbol):
+    """A number of the host: of settings, literals and how many steps have been taken.
+
+    Compiled code gets it as an argument. It is kept as Python source, of `s` for the settings'
+    owner, `n` for the step, and `power`.
+    """
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+
+
+class Node(_Symbol):
+    """A number of the arrays' own type, or a truth: what is done to which others.
+
+    Attributes
+    ----------
+    operator
+        ``"input"``, ``"+"``, ``"<="``, ``"where"``, ``"exp"``, ``"sum"``, ...
+    arguments
+        Nodes, `Number`s and literals; of an input, its name.
+    varies
+        Whether it is another number at each place of a row; sums and maxima of a row are not.
+    """
+
+    def __init__(self, operator: str, arguments: tuple[Any, ...], varies: bool) -> None:
+        self.operator, self.arguments, self.varies = operator, arguments, varies
+
+
+def _combined(operator: str, *arguments: Any) -> _Symbol:
+    if any(isinstance(a, Node) for a in arguments):
+        return Node(operator, arguments, any(isinstance(a, Node) and a.varies for a in arguments))
+    texts = [a.source if isinstance(a, Number) else repr(float(a)) for a in arguments]
+    if operator == "neg":
+        return Number(f"(-{texts[0]})")
+    if operator == "sqrt":
+        return Number(f"sqrt({texts[0]})")
+    if operator not in ("+", "-", "*", "/"):
+        arguments[0]._refuse(
+            "compares settings", "decide it where the operation is made, in __post_init__"
+        )
+    return Number(f"({texts[0]} {operator} {texts[1]})")
+
+
+class Trace(Mathematics):
+    """Writes a formula down instead of computing it.
+
+    Parameters
+    ----------
+    functions
+        What the compiled code can call.
+    """
+
+    def __init__(self, functions: Sequence[str] = (*CALLS, "abs", "sqrt")) -> None:
+        self.functions = functions
+        self.kept = SimpleNamespace()
+
+    def where(self, condition: Any, a: Any, b: Any) -> Any:
+        return _combined("where", condition, a, b)
+
+    def power(self, base: Any, n: Any) -> Any:
+        texts = (v.source if isinstance(v, Number) else repr(v) for v in (base, n))
+        return Number(f"power({', '.join(texts)})")
+
+    def sum(self, a: Any) -> Any:
+        """Along a row."""
+        return Node("sum", (a,), False)
+
+    def max(self, a: Any) -> Any:
+        """Along a row."""
+        return Node("max", (a,), False)
+
+    def width(self, a: Any) -> Any:
+        """Numbers in a row: known when the compiled code is called."""
+        return Node("width", (), False)
+
+    def split(self, a: Any) -> Any:
+        """What `exact.ELEMENTARY` needs."""
+        return _combined("fraction", a), _combined("exponent", a)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self.functions:
+            return lambda *arguments: _combined(name, *arguments)
+        raise FormulaError(
+            f"m.{name} is not for a formula that is to be compiled: it may use "
+            f"{', '.join(self.functions)}, where, maximum, minimum, sum, max and width"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Formula:
+    """A formula as an expression.
+
+    Attributes
+    ----------
+    inputs
+        The names of its inputs, in order.
+    results
+        What it gives.
+    numbers
+        Python source of the numbers that it takes from the host, in the order of their use.
+    """
+
+    inputs: tuple[str, ...]
+    results: tuple[Any, ...]
+    numbers: tuple[str, ...]
+
+    def uses(self, name: str) -> bool:
+        """Whether it depends on an input."""
+        return any(n.operator == "input" and n.arguments[0] == name for n in nodes(self.results))
+
+    @property
+    def by_rows(self) -> bool:
+        """Whether a number depends on others of its row."""
+        return any(n.operator in ("sum", "max", "width") for n in nodes(self.results))
+
+    def values(self) -> Callable[[Any, int], tuple[float, ...]]:
+        """A function of the settings' owner and the step: the numbers to be handed over."""
+        sources = "".join(f"{source}, " for source in self.numbers)
+        return eval(f"lambda s, n=0: ({sources})", {"power": power, "sqrt": math.sqrt})
+
+
+def symbolic(owner: Any) -> Any:
+    """An operation like this one, whose numbers are `Number`s; what is no number stays."""
+    shadow = object.__new__(type(owner))
+    floats = {name for cls in type(owner).__mro__ for name, kind in _annotations(cls) if kind}
+    for name, value in vars(owner).items():
+        number = isinstance(value, float) or (name in floats and isinstance(value, int))
+        object.__setattr__(shadow, name, Number(f"s.{name}") if number else value)
+    return shadow
+
+
+def _annotations(cls: type) -> Iterable[tuple[str, bool]]:
+    for name, kind in vars(cls).get("__annotations__", {}).items():
+        yield name, kind in (float, "float")
+
+
+def trace(formula: Callable[..., Any], *inputs: str, m: Any = None) -> Formula:
+    """A bound method, or a function of `m` and numbers, as an expression of the named inputs.
+
+    Settings of the method's owner become arguments of what is compiled. An input named ``"n"``
+    stands for the step, a whole number of the host.
+
+    Raises
+    ------
+    FormulaError
+        It branches on a number, loops over an array, or uses what cannot be compiled: with the
+        line, and what to write instead.
+    """
+    owner = getattr(formula, "__self__", None)
+    if owner is not None:
+        formula = getattr(symbolic(owner), formula.__name__)
+    given = [Number("n") if name == "n" else Node("input", (name,), True) for name in inputs]
+    found = formula(m or Trace(), *given)
+    results = _shared(found if isinstance(found, tuple) else (found,))
+    numbers = dict.fromkeys(
+        a.source
+        for node in nodes(results)
+        for a in (node.arguments if node.operator != "input" else ())
+        if isinstance(a, Number)
+    )
+    numbers |= dict.fromkeys(r.source for r in results if isinstance(r, Number))
+    names = tuple(name for name in inputs if name != "n")
+    return Formula(names, results, tuple(numbers))
+
+
+def _shared(results: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The same expressions, each that occurs twice computed once."""
+    known: dict[Any, Node] = {}
+    same: dict[int, Node] = {}
+
+    def of(value: Any) -> Any:
+        return same[id(value)] if isinstance(value, Node) else value
+
+    for node in nodes(results):
+        arguments = node.arguments if node.operator == "input" else tuple(map(of, node.arguments))
+        key = node.operator, *(
+            (type(a), getattr(a, "source", repr(a))) if not isinstance(a, Node) else id(a)
+            for a in arguments
+        )
+        new = known.setdefault(key, Node(node.operator, arguments, node.varies))
+        same[id(node)] = new
+    return tuple(map(of, results))
+
+
+def nodes(results: Iterable[Any]) -> list[Node]:
+    """Every node that these are made of, each after its arguments."""
+    found: dict[int, Node] = {}
+
+    def visit(value: Any) -> None:
+        if isinstance(value, Node) and id(value) not in found:
+            if value.operator != "input":
+                for argument in value.arguments:
+                    visit(argument)
+            found[id(value)] = value
+
+    for result in results:
+        visit(result)
+    return list(found.values())
+
+
+class Python:
+    """Source for Numba. `kind` is the type of the numbers, c0, c1, ... the host's numbers."""
+
+    assign = "{name} = {text}"
+    words: Mapping[str, str] = {"abs": "abs", "sqrt": "math.sqrt", "&": "&", "|": "|"}
+    choice = "{1} if {0} else {2}"
+    negation = "not {0}"
+
+    @classmethod
+    def literal(cls, value: float) -> str:
+        """A number that stands in the formula."""
+        text = repr(float(value))
+        return f"kind({text.replace('inf', 'math.inf').replace('nan', 'math.nan')})"
+
+    @classmethod
+    def truth(cls, name: str, text: str) -> str:
+        """A line that names a truth."""
+        return f"{name} = {text}"
+
+
+class Cuda(Python):
+    """Source for CUDA C++. `T` is the type of the numbers, `Math` has exp, log and sums."""
+
+    assign = "T {name} = {text};"
+    words: Mapping[str, str] = {
+        **{"abs": "fabs", "sqrt": "sqrt", "&": "&&", "|": "||"},
+        **{name: f"Math::{name}" for name in CALLS},
+    }
+    choice = "{0} ? {1} : {2}"
+    negation = "!{0}"
+
+    @classmethod
+    def literal(cls, value: float) -> str:
+        text = float(value).hex() if value == value and abs(value) != math.inf else repr(value)
+        return f"T({text.replace('inf', 'infinity()').replace('nan', 'not_a_number()')})"
+
+    @classmethod
+    def truth(cls, name: str, text: str) -> str:
+        return f"bool {name} = {text};"
+
+
+def spelled(
+    language: type[Python], formula: Formula, node: Node, names: Mapping[int, str]
+) -> str:
+    """A node's expression, its arguments by their `names`, of each node's id."""
+
+    def name(value: Any) -> str:
+        if isinstance(value, Number):
+            return f"c{formula.numbers.index(value.source)}"
+        return names[id(value)] if isinstance(value, Node) else language.literal(value)
+
+    arguments = [name(argument) for argument in node.arguments]
+    operator = language.words.get(node.operator, node.operator)
+    if node.operator == "where":
+        return language.choice.format(*arguments)
+    if node.operator == "~":
+        return language.negation.format(*arguments)
+    if node.operator == "neg":
+        return f"-{arguments[0]}"
+    if operator in INFIX:
+        return f"{arguments[0]} {operator} {arguments[1]}"
+    return f"{operator}({', '.join(arguments)})"
+
+
+INFIX = ("+", "-", "*", "/", "<", "<=", ">", ">=", "==", "!=", "&", "|", "&&", "||")
+TRUTHS = ("<", "<=", ">", ">=", "==", "!=", "&", "|", "~")
+
+
+def lines(language: type[Python], formula: Formula) -> tuple[list[str], list[str]]:
+    """The lines of a formula of single numbers, and the names of its results."""
+    names: dict[int, str] = {}
+    written: list[str] = []
+    for node in nodes(formula.results):
+        if node.operator == "input":
+            names[id(node)] = node.arguments[0]
+            continue
+        text = spelled(language, formula, node, names)
+        name = f"v{len(written)}"
+        names[id(node)] = name
+        if node.operator in TRUTHS:
+            written.append(language.truth(name, text))
+        else:
+            written.append(language.assign.format(name=name, text=text))
+    results = [
+        names[id(r)]
+        if isinstance(r, Node)
+        else f"c{formula.numbers.index(r.source)}"
+        if isinstance(r, Number)
+        else language.literal(r)
+        for r in formula.results
+    ]
+    return written, results

@@ -1,0 +1,713 @@
+"""Every operation of a network, once: forward, backward, and the facts about it.
+
+An operation is a class whose fields are its settings and whose `forward` and `backward` are the
+equations. They are written with `m`, the mathematics to be used, which is whoever interprets them:
+a backend's arrays, numbers that carry their rounding errors, or the trace from which compiled loops
+and CUDA are written (`formulas`). A formula uses
+
+- ``+ - * /``, comparisons, ``& | ~`` of these, and numbers;
+- ``m.exp``, ``m.log``, ``m.expm1``, ``m.log1p``, ``m.sqrt``, ``m.abs``, ``m.where(c, a, b)``,
+  ``m.maximum``, ``m.minimum``;
+- along a row, kept as a column (N, 1): ``m.sum(a)``, ``m.max(a)``; and ``m.width(a)``, how many
+  numbers a row has.
+
+That is all that a formula may use which is to be compiled: pointwise ones, rows, losses and the
+steps of `optimizers`. One that is not has besides ``m.matmul``, ``m.T``, ``m.total(a)``, the sum
+over the batch (M,), ``m.count(a)``, the samples in it, ``m.training``, ``m.uniform(a)``, random
+numbers of a's shape, ``m.state`` and, for its own `backward`, ``m.kept``.
+
+Every class registers by being defined: a user's is a layer, a loss, and saved, as xnet's are.
+"""
+
+import dataclasses
+import math
+from functools import cache
+from typing import Any, ClassVar, TypeAlias, dataclass_transform
+
+Value: TypeAlias = Any
+"""What an interpreter computes with: an array, a bounded array, a node of a trace."""
+Maths: TypeAlias = Any
+"""Who interprets a formula; see `formulas`."""
+
+ENTRY_POINT_GROUP = "xnet.operations"
+"""A package names here the modules that define its operations."""
+
+OPERATIONS: dict[str, type["Operation"]] = {}
+"""Every operation there is, by the name of its class."""
+
+
+@dataclass_transform(frozen_default=True, eq_default=False)
+class Operation:
+    """y = forward(m, x, *parameters), and the gradients by x and by each parameter.
+
+    A class's annotated attributes are its settings, as a frozen dataclass's are; what is a
+    `ClassVar` is a fact about it. A class is registered under its name.
+
+    Attributes
+    ----------
+    fuses
+        What a backend may take it as: ``"product"`` for x W + b, ``"pointwise"`` for a formula of
+        single numbers, ``"rows"`` for one along rows, ``"loss"``; None for none of these.
+    parameters
+        What training changes: by name, the shape, each size named by the setting that holds it.
+    state
+        What training leaves for predictions: by name, the shape and the initial number.
+    mixes
+        Whether a row of the output depends on other rows of the input, in training.
+    random
+        Whether training draws random numbers.
+    """
+
+    fuses: ClassVar[str | None] = None
+    parameters: ClassVar[dict[str, tuple[str, ...]]] = {}
+    state: ClassVar[dict[str, tuple[tuple[str, ...], float]]] = {}
+    mixes: ClassVar[bool] = False
+    random: ClassVar[bool] = False
+
+    def __init_subclass__(cls, abstract: bool = False) -> None:
+        super().__init_subclass__()
+        dataclasses.dataclass(frozen=True, eq=False, repr=False)(cls)
+        if abstract:
+            return
+        known = OPERATIONS.get(cls.__name__)
+        if known is not None and known.__module__ != cls.__module__:
+            raise TypeError(
+                f"an operation named {cls.__name__} is defined in {known.__module__} already: "
+                "a saved network could not tell the two apart; take another name"
+            )
+        OPERATIONS[cls.__name__] = cls
+
+    def forward(self, m: Maths, x: Value, *parameters: Value) -> Value:
+        """The output of x; of a loss, which is given targets t for parameters, that of each row."""
+        raise NotImplementedError
+
+    def backward(self, m: Maths, dout: Value, x: Value, y: Value, *parameters: Value) -> Any:
+        """The gradient by x and, in a tuple with it, by each parameter; y is forward's output."""
+        raise NotImplementedError
+
+    def initial(self, name: str) -> tuple[float, float]:
+        """Mean and standard deviation of the normal numbers that a parameter begins as."""
+        return 0.0, 0.0
+
+    @property
+    def widths(self) -> tuple[int | None, int | None]:
+        """How many numbers of a sample it takes and gives; None for any, and for as many."""
+        return None, None
+
+    @property
+    def kinks(self) -> tuple[float, ...]:
+        """The inputs at which the slope jumps."""
+        return ()
+
+    def settings(self) -> dict[str, Any]:
+        """Arguments that make an operation like this one."""
+        fields = dataclasses.fields(self)  # pyright: ignore[reportArgumentType]
+        return {field.name: getattr(self, field.name) for field in fields}
+
+    def __repr__(self) -> str:
+        values = ", ".join(str(value) for value in self.settings().values())
+        return f"{type(self).__name__}({values})"
+
+
+@cache
+def _load_packages() -> None:
+    from importlib.metadata import entry_points
+
+    for entry in entry_points(group=ENTRY_POINT_GROUP):
+        entry.load()
+
+
+def registered() -> dict[str, type[Operation]]:
+    """Every operation by name, those of installed packages loaded."""
+    _load_packages()
+    return OPERATIONS
+
+
+# -- products
+
+
+class Affine(Operation):
+    """Affine transformation x W + b (§5.6).
+
+    A tensor (N, d1, d2, ...) is flattened to (N, D) on the way in, and its gradient takes the
+    tensor's shape on the way back.
+
+    Parameters
+    ----------
+    inputs, outputs
+        Features per sample before and after, D and M.
+    weight_init_std
+        Standard deviation of the normal distribution that W is drawn from: a number (the notes'
+        0.01), ``"he"`` for sqrt(2 / D) (He et al. 2015, for ReLU) or ``"xavier"`` for
+        sqrt(2 / (D + M)) (Glorot & Bengio 2010, for sigmoid). b starts at 0.
+
+    Raises
+    ------
+    ValueError
+        A size below 1, or an unknown `weight_init_std`.
+    """
+
+    inputs: int
+    outputs: int
+    weight_init_std: float | str = 0.01
+
+    fuses = "product"
+    parameters: ClassVar = {"W": ("inputs", "outputs"), "b": ("outputs",)}
+
+    def __post_init__(self) -> None:
+        for name, size in {"inputs": self.inputs, "outputs": self.outputs}.items():
+            if size < 1:
+                raise ValueError(f"Affine: {name} is {size}, expected at least 1")
+        self.initial("W")  # an unknown name fails here, not when the network is built
+
+    def forward(self, m: Maths, x: Value, *parameters: Value) -> Value:
+        W, b = parameters
+        return m.matmul(x, W) + b
+
+    def backward(self, m: Maths, dout: Value, x: Value, y: Value, *parameters: Value) -> Any:
+        W, _ = parameters
+        return m.matmul(dout, m.T(W)), *self.backward_parameters(m, dout, x)
+
+    def backward_parameters(self, m: Maths, dout: Value, x: Value) -> tuple[Value, Value]:
+        """The gradients by W and b alone, for a first layer: nobody asks for the one by x."""
+        return m.matmul(m.T(x), dout), m.total(dout)
+
+    def initial(self, name: str) -> tuple[float, float]:
+        std = self.weight_init_std
+        if name == "b":
+            return 0.0, 0.0
+        if std == "he":
+            return 0.0, math.sqrt(2 / self.inputs)
+        if std == "xavier":
+            return 0.0, math.sqrt(2 / (self.inputs + self.outputs))
+        if isinstance(std, str) or not (math.isfinite(std) and std >= 0):
+            raise ValueError(
+                f"weight_init_std is {std!r}, expected a number of at least 0, 'he' or 'xavier'"
+            )
+        return 0.0, float(std)
+
+    @property
+    def widths(self) -> tuple[int | None, int | None]:
+        return self.inputs, self.outputs
+
+    def __repr__(self) -> str:
+        return f"Affine({self.inputs}, {self.outputs})"
+
+
+# -- pointwise: activations
+
+
+class Pointwise(Operation, abstract=True):
+    """A formula of single numbers: y = forward(m, x), dx = backward(m, dout, x, y)."""
+
+    fuses = "pointwise"
+
+
+def sigmoid(m: Maths, x: Value) -> Value:
+    """1 / (1 + exp(-x)); exp only ever sees -|x|: it cannot overflow."""
+    z = m.exp(-m.abs(x))
+    y = 1 / (1 + z)
+    return m.where(x >= 0, y, z * y)
+
+
+def softplus(m: Maths, x: Value) -> Value:
+    """log(1 + exp(x)), as max(x, 0) + log(1 + exp(-|x|))."""
+    return m.maximum(x, 0) + m.log1p(m.exp(-m.abs(x)))
+
+
+def tanh(m: Maths, x: Value) -> Value:
+    """-z / (2 + z) with z = exp(-2|x|) - 1, and the sign of x: exact near 0, no overflow."""
+    z = m.expm1(-2 * m.abs(x))
+    y = -z / (2 + z)
+    return m.where(x < 0, -y, y)
+
+
+class Sigmoid(Pointwise):
+    """Sigmoid 1 / (1 + exp(-x)) (§3.2.4, §5.5.2)."""
+
+    def forward(self, m: Maths, x: Value) -> Value:
+        return sigmoid(m, x)
+
+    def backward(self, m: Maths, dout: Value, x: Value, y: Value) -> Value:
+        return dout * (1 - y) * y
+
+
+class ReLU(Pointwise):
+    """Rectified linear unit max(0, x) (§3.2.7, §5.5.1); NaN stays NaN."""
+
+    def forward(self, m: Maths, x: Value) -> Value:
+        return m.where(x <= 0, 0, x)
+
+    def backward(self, m: Maths, dout: Value, x: Value, y: Value) -> Value:
+        return m.where(y <= 0, 0, dout)
+
+    @property
+    def kinks(self) -> tuple[float, ...]:
+        return (0.0,)
+
+
+class Tanh(Pointwise):
+    """Hyperbolic tangent."""
+
+    def forward(self, m: Maths, x: Value) -> Value:
+        return tanh(m, x)
+
+    def backward(self, m: Maths, dout: Value, x: Value, y: Value) -> Value:
+        return dout * ((1 - y) * (1 + y))
+
+
+class LeakyReLU(Pointwise):
+    """x where x > 0, slope x elsewhere (Maas, Hannun & Ng 2013)."""
+
+    slope: float = 0.01
+
+    def forward(self, m: Maths, x: Value) -> Value:
+        return m.where(x > 0, x, self.slope * x)
+
+    def backward(self, m: Maths, dout: Value, x: Value, y: Value) -> Value:
+        return m.where(x > 0, dout, self.slope * dout)
+
+    @property
+    def kinks(self) -> tuple[float, ...]:
+        return (0.0,)
+
+
+class ELU(Pointwise):
+    """x where x > 0, alpha (exp(x) - 1) elsewhere (Clevert, Unterthiner & Hochreiter 2016)."""
+
+    alpha: float = 1.0
+
+    def forward(self, m: Maths, x: Value) -> Value:
+        return m.where(x > 0, x, self.alpha * m.expm1(m.minimum(x, 0)))
+
+    def backward(self, m: Maths, dout: Value, x: Value, y: Value) -> Value:
+        return m.where(x > 0, dout, dout * (y + self.alpha))
+
+    @property
+    def kinks(self) -> tuple[float, ...]:
+        return () if self.alpha == 1 else (0.0,)
+
+
+class SELU(Pointwise):
+    """scale times ELU, which keeps mean 0 and variance 1 (Klambauer et al. 2017)."""
+
+    alpha: float = 1.6732632423543772
+    scale: float = 1.0507009873554805
+
+    def forward(self, m: Maths, x: Value) -> Value:
+        return self.scale * m.where(x > 0, x, self.alpha * m.expm1(m.minimum(x, 0)))
+
+    def backward(self, m: Maths, dout: Value, x: Value, y: Value) -> Value:
+        return dout * m.where(x > 0, self.scale, y + self.scale * self.alpha)
+
+    @property
+    def kinks(self) -> tuple[float, ...]:
+        return (0.0,)
+
+
+class Softplus(Pointwise):
+    """log(1 + exp(x)), a smooth ReLU (Dugas et al. 2001)."""
+
+    def forward(self, m: Maths, x: Value) -> Value:
+        return softplus(m, x)
+
+    def backward(self, m: Maths, dout: Value, x: Value, y: Value) -> Value:
+        return dout * -m.expm1(-y)
+
+
+class SiLU(Pointwise):
+    """x sigmoid(x), also called swish (Elfwing, Uchibe & Doya 2018)."""
+
+    def forward(self, m: Maths, x: Value) -> Value:
+        return x * sigmoid(m, x)
+
+    def backward(self, m: Maths, dout: Value, x: Value, y: Value) -> Value:
+        s = sigmoid(m, x)
+        return dout * (s + y * (1 - s))
+
+
+class GELU(Pointwise):
+    """x Phi(x) in the form with tanh (Hendrycks & Gimpel 2016).
+
+    Their x (1 + tanh(v)) / 2 with v = sqrt(2 / pi) (x + 0.044715 x^3) is x sigmoid(2 v).
+    """
+
+    def forward(self, m: Maths, x: Value) -> Value:
+        return x * sigmoid(m, 1.5957691216057308 * (x + 0.044715 * (x * x * x)))
+
+    def backward(self, m: Maths, dout: Value, x: Value, y: Value) -> Value:
+        square = x * x
+        s = sigmoid(m, 1.5957691216057308 * (x + 0.044715 * (x * square)))
+        slope = 1.5957691216057308 * (1 + 0.134145 * square)
+        return dout * (s + x * (s * (1 - s) * slope))
+
+
+class HardSigmoid(Pointwise):
+    """The line x / 6 + 1/2, kept within 0 and 1."""
+
+    def forward(self, m: Maths, x: Value) -> Value:
+        return m.where(x <= -3, 0, m.where(x >= 3, 1, x / 6 + 0.5))
+
+    def backward(self, m: Maths, dout: Value, x: Value, y: Value) -> Value:
+        return m.where((x <= -3) | (x >= 3), 0, dout / 6)
+
+    @property
+    def kinks(self) -> tuple[float, ...]:
+        return (-3.0, 3.0)
+
+
+class HardTanh(Pointwise):
+    """x, kept within -1 and 1 (Collobert 2004)."""
+
+    def forward(self, m: Maths, x: Value) -> Value:
+        return m.where(x <= -1, -1, m.where(x >= 1, 1, x))
+
+    def backward(self, m: Maths, dout: Value, x: Value, y: Value) -> Value:
+        return m.where((x <= -1) | (x >= 1), 0, dout)
+
+    @property
+    def kinks(self) -> tuple[float, ...]:
+        return (-1.0, 1.0)
+
+
+class Mish(Pointwise):
+    """x tanh(softplus(x)) (Misra 2019)."""
+
+    def forward(self, m: Maths, x: Value) -> Value:
+        return x * self.gate(m, x)
+
+    def backward(self, m: Maths, dout: Value, x: Value, y: Value) -> Value:
+        t = self.gate(m, x)
+        return dout * (t + x * ((1 - t) * (1 + t) * sigmoid(m, x)))
+
+    def gate(self, m: Maths, x: Value) -> Value:
+        """tanh(log(1 + e^x)): with z = e^-|x| (1 + 2 z) / (1 + 2 z + 2 z^2), and its mirror."""
+        z = m.exp(-m.abs(x))
+        up, down = 1 + 2 * z, z * (z + 2)
+        return m.where(x >= 0, up / (up + 2 * (z * z)), down / (down + 2))
+
+
+# -- rows: a formula along each row
+
+
+class Rows(Operation, abstract=True):
+    """A formula along each row: y = forward(m, x), dx = backward(m, dout, x, y)."""
+
+    fuses = "rows"
+
+
+def softmax(m: Maths, x: Value) -> Value:
+    """exp(x) / sum of exp(x) along a row (§3.5.3); the maximum goes first."""
+    e = m.exp(x - m.max(x))
+    return e / m.sum(e)
+
+
+def log_softmax(m: Maths, x: Value) -> Value:
+    """The logarithm of the softmax, as x - max - log sum exp(x - max): it never vanishes."""
+    s = x - m.max(x)
+    return s - m.log(m.sum(m.exp(s)))
+
+
+class Softmax(Rows):
+    """Softmax of each row (§3.5.3)."""
+
+    def forward(self, m: Maths, x: Value) -> Value:
+        return softmax(m, x)
+
+    def backward(self, m: Maths, dout: Value, x: Value, y: Value) -> Value:
+        return y * (dout - m.sum(dout * y))
+
+
+# -- losses
+
+
+class Loss(Operation, abstract=True):
+    """The loss of each row of scores x against targets t of x's shape, and its gradient by x.
+
+    ``forward(m, x, t)`` is a column of numbers, ``backward(m, x, t)`` has the shape of x. The mean
+    over the batch is not the operation's. Both take what `targets` makes of the labels.
+
+    Attributes
+    ----------
+    classes
+        Whether the columns are the scores of classes, of which the largest is meant.
+    """
+
+    fuses = "loss"
+    classes: ClassVar[bool] = True
+
+    def predict(self, m: Maths, x: Value) -> Value:
+        """What the network says where the scores are x."""
+        return x
+
+    def targets(self, m: Maths, t: Value) -> Value:
+        """What `forward` and `backward` take for targets t (N, C)."""
+        return t
+
+    def forward(self, m: Maths, x: Value, t: Value) -> Value:
+        raise NotImplementedError
+
+    def backward(self, m: Maths, x: Value, t: Value) -> Value:
+        raise NotImplementedError
+
+
+class SoftmaxWithLoss(Loss):
+    """Cross-entropy of the softmax, for classification: -sum(t log softmax(x)) (§5.6.3).
+
+    The logarithm of the softmax is computed as such, and the gradient is the book's y - t: it does
+    not vanish where the network is confidently wrong, as that of the notes' -log(y + 1e-7) does.
+
+    Parameters
+    ----------
+    label_smoothing
+        Share of each label that is given to all classes alike (Szegedy et al. 2016), in [0, 1).
+    class_weights
+        A factor for the loss of each class; None for 1. The mean is over the samples, weighted or
+        not.
+    """
+
+    label_smoothing: float = 0.0
+    class_weights: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"label_smoothing is {self.label_smoothing}, expected within [0, 1)")
+        if self.class_weights is not None:
+            values = tuple(float(v) for v in self.class_weights)
+            if not all(math.isfinite(v) and v >= 0 for v in values):
+                raise ValueError(f"class_weights is {values}, expected numbers of at least 0")
+            object.__setattr__(self, "class_weights", values)
+
+    def predict(self, m: Maths, x: Value) -> Value:
+        return softmax(m, x)
+
+    def targets(self, m: Maths, t: Value) -> Value:
+        if self.label_smoothing:
+            t = (1 - self.label_smoothing) * t + self.label_smoothing * m.sum(t) / m.width(t)
+        return t if self.class_weights is None else t * m.row(self.class_weights, t)
+
+    def forward(self, m: Maths, x: Value, t: Value) -> Value:
+        return -m.sum(m.where(t == 0, 0, t * log_softmax(m, x)))
+
+    def backward(self, m: Maths, x: Value, t: Value) -> Value:
+        return softmax(m, x) * m.sum(t) - t
+
+    def __repr__(self) -> str:
+        changed = {k: v for k, v in self.settings().items() if v}
+        return f"SoftmaxWithLoss({', '.join(f'{k}={v}' for k, v in changed.items())})"
+
+
+class IdentityWithLoss(Loss):
+    """Half the squared error of each row, for regression: sum((x - t)^2) / 2 (§3.5.2, §4.2.1)."""
+
+    classes = False
+
+    def forward(self, m: Maths, x: Value, t: Value) -> Value:
+        difference = x - t
+        return 0.5 * m.sum(difference * difference)
+
+    def backward(self, m: Maths, x: Value, t: Value) -> Value:
+        return x - t
+
+
+class AbsoluteError(Loss):
+    """The sum of |x - t| of each row; its slope jumps where they are equal."""
+
+    classes = False
+
+    def forward(self, m: Maths, x: Value, t: Value) -> Value:
+        return m.sum(m.abs(x - t))
+
+    def backward(self, m: Maths, x: Value, t: Value) -> Value:
+        return m.where(x > t, 1, m.where(x < t, -1, x - t))
+
+
+class Huber(Loss):
+    """Squared near the target, absolute beyond `delta` (Huber 1964)."""
+
+    delta: float = 1.0
+    classes = False
+
+    def forward(self, m: Maths, x: Value, t: Value) -> Value:
+        d = m.abs(x - t)
+        return m.sum(m.where(d <= self.delta, 0.5 * (d * d), self.delta * (d - 0.5 * self.delta)))
+
+    def backward(self, m: Maths, x: Value, t: Value) -> Value:
+        return m.maximum(m.minimum(x - t, self.delta), -self.delta)
+
+
+class Hinge(Loss):
+    """sum of max(0, margin + x_j - x_t) over the other classes j (Weston & Watkins 1999)."""
+
+    margin: float = 1.0
+
+    def forward(self, m: Maths, x: Value, t: Value) -> Value:
+        excess = x - m.sum(t * x) + self.margin
+        return m.sum((1 - t) * m.maximum(excess, 0))
+
+    def backward(self, m: Maths, x: Value, t: Value) -> Value:
+        excess = x - m.sum(t * x) + self.margin
+        active = m.where(excess > 0, 1 - t, 0)
+        return active - t * m.sum(active)
+
+
+class BinaryCrossEntropy(Loss):
+    """Of each score x with sigmoid(x) and a target t of 0 to 1, summed along the row.
+
+    -t log y - (1 - t) log(1 - y) for y = sigmoid(x), as softplus(x) - t x: it never vanishes.
+    """
+
+    classes = False
+
+    def predict(self, m: Maths, x: Value) -> Value:
+        return sigmoid(m, x)
+
+    def forward(self, m: Maths, x: Value, t: Value) -> Value:
+        return m.sum(m.maximum(x, 0) - t * x + m.log1p(m.exp(-m.abs(x))))
+
+    def backward(self, m: Maths, x: Value, t: Value) -> Value:
+        return sigmoid(m, x) - t
+
+
+class KullbackLeibler(Loss):
+    """sum(t log(t / softmax(x))) of each row, for targets that are probabilities."""
+
+    def predict(self, m: Maths, x: Value) -> Value:
+        return softmax(m, x)
+
+    def forward(self, m: Maths, x: Value, t: Value) -> Value:
+        log_t = m.log(m.where(t > 0, t, 1))
+        return m.sum(m.where(t == 0, 0, t * (log_t - log_softmax(m, x))))
+
+    def backward(self, m: Maths, x: Value, t: Value) -> Value:
+        return softmax(m, x) * m.sum(t) - t
+
+
+class Focal(Loss):
+    """Cross-entropy of the softmax with (1 - y)^gamma for a weight (Lin et al. 2017).
+
+    What is learnt already counts for less. 1 - y is held above 1e-30.
+    """
+
+    gamma: float = 2.0
+
+    def predict(self, m: Maths, x: Value) -> Value:
+        return softmax(m, x)
+
+    def forward(self, m: Maths, x: Value, t: Value) -> Value:
+        log_y = log_softmax(m, x)
+        weight = m.exp(self.gamma * self.log_rest(m, log_y))
+        return -m.sum(m.where(t == 0, 0, t * (weight * log_y)))
+
+    def backward(self, m: Maths, x: Value, t: Value) -> Value:
+        log_y = log_softmax(m, x)
+        y, log_rest = m.exp(log_y), self.log_rest(m, log_y)
+        weight = m.exp(self.gamma * log_rest)
+        steeper = m.exp(self.gamma * log_rest - log_rest)
+        slope = t * (self.gamma * (y * steeper * m.where(t == 0, 0, log_y)) - weight)
+        return slope - y * m.sum(slope)
+
+    def log_rest(self, m: Maths, log_y: Value) -> Value:
+        """log(1 - y), as log(-(exp(log y) - 1))."""
+        return m.log(m.maximum(-m.expm1(log_y), 1e-30))
+
+
+# -- layers that keep something, draw something, or mix the rows of a batch
+
+
+class Dropout(Operation):
+    """x kept with probability 1 - ratio and scaled by 1 / (1 - ratio), in training alone (§6.4.3).
+
+    Scaled in training, as is usual, so that predictions need nothing; the book scales those.
+    """
+
+    ratio: float = 0.5
+    random = True
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.ratio < 1:
+            raise ValueError(f"Dropout: ratio is {self.ratio}, expected within [0, 1)")
+
+    def forward(self, m: Maths, x: Value, *parameters: Value) -> Value:
+        if not m.training:
+            return x
+        m.kept.dropped = m.uniform(x) < self.ratio
+        return m.where(m.kept.dropped, 0, x / (1 - self.ratio))
+
+    def backward(self, m: Maths, dout: Value, x: Value, y: Value, *parameters: Value) -> Any:
+        return m.where(m.kept.dropped, 0, dout / (1 - self.ratio)) if m.training else dout
+
+
+class BatchNorm(Operation):
+    """gamma (x - mean) / sqrt(variance + eps) + beta over the batch (§6.3; Ioffe & Szegedy 2015).
+
+    Predictions take running means of both, which move by `1 - decay` a training step.
+    """
+
+    units: int
+    decay: float = 0.9
+    eps: float = 1e-5
+
+    parameters: ClassVar = {"gamma": ("units",), "beta": ("units",)}
+    state: ClassVar = {"mean": (("units",), 0.0), "variance": (("units",), 1.0)}
+    mixes = True
+
+    def forward(self, m: Maths, x: Value, *parameters: Value) -> Value:
+        gamma, beta = parameters
+        mean, variance = m.state["mean"], m.state["variance"]
+        if m.training:
+            mean = m.total(x) / m.count(x)
+            variance = m.total((x - mean) * (x - mean)) / m.count(x)
+            m.move({"mean": mean, "variance": variance}, 1 - self.decay)
+        m.kept.std = m.sqrt(variance + self.eps)
+        m.kept.normal = (x - mean) / m.kept.std
+        return gamma * m.kept.normal + beta
+
+    def backward(self, m: Maths, dout: Value, x: Value, y: Value, *parameters: Value) -> Any:
+        gamma, _ = parameters
+        normal, std = m.kept.normal, m.kept.std
+        by_gamma, by_beta = m.total(dout * normal), m.total(dout)
+        d = dout
+        if m.training:
+            d = dout - by_beta / m.count(x) - normal * (by_gamma / m.count(x))
+        return d * (gamma / std), by_gamma, by_beta
+
+    def initial(self, name: str) -> tuple[float, float]:
+        return float(name == "gamma"), 0.0
+
+    @property
+    def widths(self) -> tuple[int | None, int | None]:
+        return self.units, self.units
+
+
+class LayerNorm(Operation):
+    """gamma (x - mean) / sqrt(variance + eps) + beta along each row (Ba, Kiros & Hinton 2016)."""
+
+    units: int
+    eps: float = 1e-5
+
+    parameters: ClassVar = {"gamma": ("units",), "beta": ("units",)}
+
+    def forward(self, m: Maths, x: Value, *parameters: Value) -> Value:
+        gamma, beta = parameters
+        return gamma * self.normal(m, x)[0] + beta
+
+    def backward(self, m: Maths, dout: Value, x: Value, y: Value, *parameters: Value) -> Any:
+        gamma, _ = parameters
+        normal, std = self.normal(m, x)
+        d = dout * gamma
+        inner = d - m.sum(d) / m.width(x) - normal * (m.sum(d * normal) / m.width(x))
+        return inner / std, m.total(dout * normal), m.total(dout)
+
+    def normal(self, m: Maths, x: Value) -> tuple[Value, Value]:
+        """x less its mean, over its standard deviation; and the latter."""
+        d = x - m.sum(x) / m.width(x)
+        std = m.sqrt(m.sum(d * d) / m.width(x) + self.eps)
+        return d / std, std
+
+    def initial(self, name: str) -> tuple[float, float]:
+        return float(name == "gamma"), 0.0
+
+    @property
+    def widths(self) -> tuple[int | None, int | None]:
+        return self.units, self.units
