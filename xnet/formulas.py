@@ -184,8 +184,8 @@ class Bounded:
 
     def __truediv__(self, other: Any) -> "Bounded":
         o = self._of(other)
-        quotient, least = self.v / o.v, abs(o.v) - o.e
-        return self._rounded(quotient, (self.e + abs(quotient) * o.e) / (least * (least > 0)))
+        quotient, least = self.v / o.v, _above_zero(abs(o.v) - o.e)
+        return self._rounded(quotient, (self.e + abs(quotient) * o.e) / least)
 
     def __radd__(self, other: Any) -> "Bounded":
         return self._of(other) + self
@@ -227,6 +227,11 @@ class Bounded:
         return self._compared(other, lambda a, b: a != b)
 
     __hash__ = object.__hash__
+
+
+def _above_zero(a: Any) -> Any:
+    """a, or 0 where it is less: an error divided by that has no bound."""
+    return (a + abs(a)) / 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -287,18 +292,16 @@ class Bounds(Mathematics):
 
     def log(self, a: Bounded) -> Bounded:
         """Whose slope is the inverse."""
-        least = a.v - a.e
-        return self._function(self.xp.log(a.v), a.e / (least * (least > 0)))
+        return self._function(self.xp.log(a.v), a.e / _above_zero(a.v - a.e))
 
     def log1p(self, a: Bounded) -> Bounded:
         """As `log` of one more, with a smaller rounding near 0."""
-        least = 1 + a.v - a.e
-        return self._function(self.xp.log1p(a.v), a.e / (least * (least > 0)))
+        return self._function(self.xp.log1p(a.v), a.e / _above_zero(1 + a.v - a.e))
 
     def sqrt(self, a: Bounded) -> Bounded:
-        """Whose difference is that of the numbers over the sum of the roots."""
+        """Whose difference is that of the numbers over the sum of the roots, at most its root."""
         root = self.xp.sqrt(a.v)
-        e = self.xp.where(a.e > 0, a.e / (root + (a.e > 0) * self.xp.sqrt(a.e) * 0.5), 0 * a.e)
+        e = self.xp.where(a.e > 0, a.e / self.xp.maximum(root, self.xp.sqrt(a.e)), 0 * a.e)
         return Bounded(root, e + self.u * (root + e), self.u)
 
     def abs(self, a: Bounded) -> Bounded:
@@ -315,7 +318,8 @@ class Bounds(Mathematics):
 
     def max(self, a: Bounded) -> Bounded:
         """Of each row."""
-        return Bounded(*(v.max(axis=-1, keepdims=True) for v in (a.v, a.e)), self.u)
+        v, e = (self.xp.max(x, axis=-1, keepdims=True) for x in (a.v, a.e))
+        return Bounded(v, e, self.u)
 
     def sum(self, a: Bounded) -> Bounded:
         """Along each row."""
@@ -326,7 +330,8 @@ class Bounds(Mathematics):
         return self._sum(a, 0, False)
 
     def _sum(self, a: Bounded, axis: int, keep: bool) -> Bounded:
-        v, e, size = (x.sum(axis=axis, keepdims=keep) for x in (a.v, a.e, abs(a.v) + a.e))
+        parts = a.v, a.e, abs(a.v) + a.e
+        v, e, size = (self.xp.sum(x, axis=axis, keepdims=keep) for x in parts)
         return Bounded(v, e + self.gamma(a.v.shape[axis]) * size, self.u)
 
     def matmul(self, a: Bounded, b: Bounded) -> Bounded:
