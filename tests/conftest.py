@@ -1,5 +1,6 @@
-"""What every test shares: the backends, and the data."""
+"""What every test shares: the backends, the registries' operations, and the data."""
 
+import dataclasses
 import os
 import signal
 import sys
@@ -14,7 +15,8 @@ from hypothesis import HealthCheck, settings
 sys.path.insert(0, str(Path(__file__).parent / "packages"))
 
 import xnet
-from xnet import datasets
+from xnet import datasets, operations
+from xnet.layers import Layer, layer_class
 
 BACKENDS = tuple(info.name for info in xnet.backends())  # every registered one takes part
 ON_HOST = "cupy, its kernels on the host"
@@ -23,6 +25,56 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 DTYPES = ("float32", "float64")
+
+REGISTERED = tuple(operations.registered().values())
+"""Every operation, before a test defines one of its own."""
+
+SIZES = (6, 4)
+"""What operations with sizes get for them, in order: inputs, and outputs if there are such."""
+
+
+def variants(*kinds, altered=True):
+    """Operations of these kinds, all if none is named: as they are, and with other numbers."""
+    found = []
+    for cls in REGISTERED:
+        if kinds and cls.fuses not in kinds:
+            continue
+        fields = dataclasses.fields(cls)
+        sizes = [field.name for field in fields if field.default is dataclasses.MISSING]
+        required = dict(zip(sizes, SIZES, strict=False))
+        found.append(cls(**required))
+        numbers = {f.name: 0.7 * f.default + 0.05 for f in fields if type(f.default) is float}
+        if altered and numbers:
+            found.append(cls(**required, **numbers))
+    return found
+
+
+LAYER_KINDS = ("product", "pointwise", "rows", None)
+"""What `fuses` says of operations that are layers."""
+
+
+def make_layer(operation, backend, rng, dtype="float64"):
+    """The layer of an operation, its parameters normal numbers that take part in everything."""
+    layer = Layer.of(operation)
+    for name, sizes in operation.parameters.items():
+        shape = [getattr(operation, size) for size in sizes]
+        layer.params[name] = backend.asarray(rng.normal(size=shape), dtype)
+    layer.initialize(rng, dtype, backend)
+    return layer
+
+
+def make_loss(operation):
+    """The loss layer of a loss."""
+    layer = layer_class(type(operation))()
+    layer.operation = operation
+    return layer
+
+
+def smooth(x, *operations, margin=0.01):
+    """`x` moved away from where these have kinks, and from 0, where slopes' slopes jump."""
+    for kink in {0.0, *(kink for operation in operations for kink in operation.kinks)}:
+        x = np.where(abs(x - kink) < margin, kink + np.copysign(2 * margin, x - kink), x)
+    return x
 
 
 property_settings = settings(

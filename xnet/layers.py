@@ -148,7 +148,7 @@ class Layer:
         """
         name, made = cls.__name__, cls.operation_class
         if made is None or len(arrays) != len(made.parameters):
-            takes = ", ".join(made.parameters) if made else "no parameters"
+            takes = ", ".join(made.parameters if made else ()) or "none"
             raise TypeError(f"{name}: {len(arrays)} arrays were given, expected {takes}")
         given = dict(zip(made.parameters, arrays, strict=True))
         backend_of(**given)
