@@ -1,9 +1,11 @@
-"""Numba: NumPy arrays, compiled kernels.
+"""Numba: NumPy arrays, compiled loops.
 
-The kernels are in `kernels.py`, imported on first use. Each runs on one thread where the work is
-small and on all of Numba's where it pays; compiled code is cached on disk.
+Compiled code is imported on first use and cached on disk. What a loop computes is written from the
+operations' formulas (`generated`); products and passes through whole runs of layers are written by
+hand (`products`, `passes`).
 """
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
 from importlib import import_module
@@ -12,11 +14,12 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
-from xnet_numpy import Silence, affine, affine_gradients, overwrite, product, train_step
+from xnet_numpy import Silence, product
 
 from xnet import threads
-from xnet.backend import Array, Backend, Stack
-from xnet.perturbation import Step
+from xnet.backend import Array, Backend, Gradients, Run
+from xnet.formulas import Arrays
+from xnet.operations import Loss, Operation
 
 ARRAYS = (np.ndarray, np.generic)
 LITTLE = 12_000
@@ -30,7 +33,7 @@ REQUIRED = ("numba", "scipy", "threadpoolctl")
 
 
 class NumbaBackend(Backend):
-    """NumPy arrays on the host, kernels compiled by Numba."""
+    """NumPy arrays on the host, loops compiled by Numba."""
 
     name = "numba"
     xp: Any = np
@@ -49,12 +52,22 @@ class NumbaBackend(Backend):
 
     @cached_property
     def kernels(self) -> ModuleType:
-        """The compiled functions, of one name and meaning in both modes."""
-        return import_module("xnet_numba.exact" if self.reproducible else "xnet_numba.kernels")
+        """The compiled products, of one name and meaning in both modes."""
+        return import_module("xnet_numba.exact" if self.reproducible else "xnet_numba.fused")
+
+    @cached_property
+    def loops(self) -> Any:
+        """The loops of operations."""
+        return import_module("xnet_numba.kernels").Loops(
+            "exact" if self.reproducible else "fast"
+        )
 
     def owns(self, array: object) -> bool:
         """Whether `array` is a NumPy array or scalar."""
         return isinstance(array, ARRAYS)
+
+    def writable(self, array: Array) -> bool:
+        return array.flags.writeable
 
     def threads(self) -> int:
         """How many threads Numba's parallel kernels use."""
@@ -65,60 +78,86 @@ class NumbaBackend(Backend):
         """Block without NumPy's warnings of overflow, of division by 0 and of NaN."""
         return Silence()
 
-    # NumPy's own are the fast ones.
+    # In fast mode NumPy's own are the fast ones.
 
     def matmul(self, a: Array, b: Array) -> Array:
-        if self.reproducible:
-            return self.kernels.matmul(_packed(a), _packed(b))
-        return super().matmul(a, b)
+        return self.kernels.matmul(_packed(a), _packed(b)) if self.reproducible else product(a, b)
 
     def sum(self, a: Array, axis: int | None = None, keepdims: bool = False) -> Array:
         if self.reproducible:
             return self.kernels.sum(_packed(a), axis, keepdims)
-        return super().sum(a, axis, keepdims)
+        return np.add.reduce(a, axis=axis, keepdims=keepdims)
 
     def exp(self, a: Array) -> Array:
-        return self.kernels.exp(_packed(a)) if self.reproducible else super().exp(a)
+        return self.kernels.exp(_packed(a)) if self.reproducible else np.exp(a)
+
+    def expm1(self, a: Array) -> Array:
+        return self.kernels.expm1(_packed(a)) if self.reproducible else np.expm1(a)
 
     def log(self, a: Array) -> Array:
-        return self.kernels.log(_packed(a)) if self.reproducible else super().log(a)
+        return self.kernels.log(_packed(a)) if self.reproducible else np.log(a)
 
-    def affine(self, x: Array, W: Array, b: Array) -> Array:
-        if not self.reproducible and (len(x) == 1 or x.size * b.size < LITTLE):
-            return affine(x, W, b)
-        return self.kernels.affine(_packed(x), _packed(W), _packed(b))
+    def log1p(self, a: Array) -> Array:
+        return self.kernels.log1p(_packed(a)) if self.reproducible else np.log1p(a)
 
-    def affine_backward(self, dout: Array, x: Array, W: Array) -> tuple[Array, Array, Array]:
-        few = len(x) < FEW_ROWS or x.size * W.shape[1] < LITTLE
-        if few and not self.reproducible:
-            return product(dout, W.T), *self.affine_gradients(dout, x)
-        return self.kernels.affine_backward(_packed(dout), _packed(x), _packed(W))
+    def run(
+        self, operation: Operation, x: Array, *parameters: Array, m: Arrays | None = None
+    ) -> Array:
+        if operation.fuses == "product":
+            W, b = parameters
+            if not self.reproducible and (len(x) == 1 or x.size * b.size < LITTLE):
+                return product(x, W) + b
+            return self.kernels.affine(_packed(x), _packed(W), _packed(b))
+        if operation.fuses == "pointwise" and not parameters:
+            return self.loops.forward(operation, x)
+        if operation.fuses == "rows" and not parameters:
+            return self.loops.rows_forward(operation, x)
+        return super().run(operation, x, *parameters, m=m)
 
-    def affine_gradients(self, dout: Array, x: Array) -> tuple[Array, Array]:
+    def run_backward(
+        self,
+        operation: Operation,
+        dout: Array,
+        x: Array,
+        y: Array,
+        *parameters: Array,
+        m: Arrays | None = None,
+    ) -> tuple[Array, ...]:
+        if operation.fuses == "product":
+            W, _ = parameters
+            few = len(x) < FEW_ROWS or x.size * W.shape[1] < LITTLE
+            if few and not self.reproducible:
+                return product(dout, W.T), product(x.T, dout), np.add.reduce(dout, axis=0)
+            return self.kernels.affine_backward(_packed(dout), _packed(x), _packed(W))
+        if operation.fuses == "pointwise" and not parameters:
+            return (self.loops.backward(operation, dout, x, y),)
+        if operation.fuses == "rows" and not parameters:
+            return (self.loops.rows_backward(operation, dout, x, y),)
+        return super().run_backward(operation, dout, x, y, *parameters, m=m)
+
+    def parameter_gradients(
+        self, operation: Operation, dout: Array, x: Array, y: Array, *parameters: Array
+    ) -> tuple[Array, ...]:
+        if operation.fuses != "product":
+            return super().parameter_gradients(operation, dout, x, y, *parameters)
         if not self.reproducible and x.size * dout.shape[1] < LITTLE:
-            return affine_gradients(dout, x)
+            return product(x.T, dout), np.add.reduce(dout, axis=0)
         return self.kernels.affine_gradients(_packed(dout), _packed(x))
 
-    def sigmoid(self, x: Array) -> Array:
-        return self.kernels.sigmoid(_packed(x))
+    def predicted(self, loss: Loss, x: Array) -> Array:
+        return self.loops.predicted(loss, x)
 
-    def sigmoid_backward(self, dout: Array, y: Array) -> Array:
-        return self.kernels.sigmoid_backward(_packed(dout), _packed(y))
+    def row_losses(self, loss: Loss, x: Array, t: Array) -> Array:
+        return self.loops.row_losses(loss, x, np.broadcast_to(t, x.shape))
 
-    def relu(self, x: Array) -> Array:
-        return self.kernels.relu(_packed(x))
+    def loss_and_delta(self, loss: Loss, x: Array, t: Array) -> tuple[Array, Array]:
+        losses, delta = self.loops.loss_and_delta(loss, x, t)
+        return self.sum(losses) / len(x), delta
 
-    def relu_backward(self, dout: Array, mask: Array) -> Array:
-        return self.kernels.relu_backward(_packed(dout), _packed(mask))
-
-    def softmax(self, x: Array) -> Array:
-        return self.kernels.softmax(_packed(x))
-
-    def softmax_with_loss(self, x: Array, t: Array) -> tuple[Array, Array]:
-        return self.kernels.softmax_with_loss(_packed(x), _packed(t))
-
-    def softmax_with_loss_backward(self, y: Array, t: Array, dout: float = 1.0) -> Array:
-        return self.kernels.softmax_with_loss_backward(_packed(y), _packed(t), dout)
+    def step(
+        self, update: Any, n: int, W: Array, g: Array, memory: Sequence[Array]
+    ) -> tuple[Array, ...]:
+        return self.loops.step(update, n, W, g, memory)
 
     def one_hot(self, t: Array, classes: int, dtype: Any) -> Array:
         labels = np.asarray(t, np.int64, order="C")
@@ -128,51 +167,66 @@ class NumbaBackend(Backend):
             return out
         return super().one_hot(t, classes, dtype)
 
-    def overwrite(self, old: Array, new: Array) -> Array:
-        return overwrite(old, new)
+    # -- runs
 
-    def descend(self, W: Array, g: Array, lr: float) -> Array:
-        if not (W.flags.c_contiguous and W.flags.writeable and W.dtype.isnative):
-            return super().descend(W, g, lr)
-        self.kernels.descend(W, _packed(g), lr)
-        return W
+    def takes(self, run: Run) -> int:
+        if self.reproducible:
+            return super().takes(run)
+        count = import_module("xnet_numba.fused").takes(run)
+        return count if count else int(run.operations[0].fuses is None)
 
-    def forward(self, x: Array, stack: Stack, probabilities: bool) -> Array:
-        prepared = self._prepared(stack) if stack.prepared is None else stack.prepared
+    def forward(self, run: Run, x: Array, loss: Loss | None = None) -> Array:
+        prepared = run.prepared
+        if prepared is None:
+            prepared = self._prepared(run)
         if prepared:
-            return prepared.forward(x if x.flags.c_contiguous else _packed(x), probabilities)
-        return super().forward(x, stack, probabilities)
+            return prepared.forward(x if x.flags.c_contiguous else _packed(x), loss)
+        return super().forward(run, x, loss)
+
+    def forward_keeping(self, run: Run, x: Array) -> tuple[Array, Any]:
+        prepared = self._prepared(run)
+        return prepared.forward_keeping(_packed(x)) if prepared else super().forward_keeping(run, x)
+
+    def backward(
+        self, run: Run, kept: Any, dout: Array, first: bool
+    ) -> tuple[Array | None, Gradients]:
+        prepared = self._prepared(run)
+        if prepared:
+            return prepared.backward(kept, _packed(dout), first)
+        return super().backward(run, kept, dout, first)
 
     def loss_and_gradients(
-        self, x: Array, t: Array, stack: Stack, loss: str
-    ) -> tuple[Array, list[tuple[Array, Array]]]:
-        prepared = self._prepared(stack)
+        self, run: Run, x: Array, t: Array, loss: Loss, first: bool
+    ) -> tuple[Array, Array | None, Gradients]:
+        prepared = self._prepared(run)
         if prepared:
-            return prepared.loss_and_gradients(_packed(x), _packed(t), loss)
-        return super().loss_and_gradients(x, t, stack, loss)
+            return prepared.loss_and_gradients(_packed(x), _packed(t), loss, first)
+        return super().loss_and_gradients(run, x, t, loss, first)
 
-    def train_step(self, x: Array, t: Array, stack: Stack, loss: str, lr: float) -> Array | None:
-        prepared = self._prepared(stack)
+    def train_step(
+        self, run: Run, x: Array, t: Array, loss: Loss, update: Any, names: Sequence[str]
+    ) -> Array | None:
+        prepared = self._prepared(run)
         if prepared:
-            return prepared.train_step(_packed(x), _packed(t), loss, lr)
-        return train_step(self, x, t, stack, loss, lr)
+            return prepared.train_step(_packed(x), _packed(t), loss, update, names, self)
+        return super().train_step(run, x, t, loss, update, names)
 
-    def _prepared(self, stack: Stack) -> Any:
-        """The stack for `fused`; False if that takes no such one, or not in this mode."""
-        if self.reproducible:
-            return False
-        if stack.prepared is None:
-            stack.prepared = import_module("xnet_numba.fused").prepared(stack.steps)
-        return stack.prepared
+    def _prepared(self, run: Run) -> Any:
+        """The run for `fused`; False if it is none for that, or not in this mode."""
+        if run.prepared is None:
+            run.prepared = not self.reproducible and import_module("xnet_numba.fused").prepared(run)
+        return run.prepared
 
     def loss_differences(
-        self, x: Array, a: Array, steps: list[Step], loss: str, t: Array, h: float
+        self, x: Array, a: Array, rest: Run, loss: Loss, t: Array, h: float
     ) -> Array:
         # In float32 a difference of two losses is rounding noise however fast it comes.
         if self.reproducible or x.dtype != np.float64:
-            return super().loss_differences(x, a, steps, loss, t, h)
+            return super().loss_differences(x, a, rest, loss, t, h)
         compiled: Any = import_module("xnet_numba.perturbation")
-        return compiled.loss_differences(self, x, a, steps, loss, t, h)
+        if not compiled.takes(rest):
+            return super().loss_differences(x, a, rest, loss, t, h)
+        return compiled.loss_differences(self, x, a, rest, loss, t, h)
 
     @classmethod
     def compiles(cls, f: object) -> bool:
@@ -182,15 +236,9 @@ class NumbaBackend(Backend):
     def compiled_values(
         self, f: Any, x: Array, up: Array, down: Array, span: range
     ) -> tuple[Array, Array]:
-        compiled: Any = import_module("xnet_numba.differences")
-        return compiled.compiled_values(f, x, up, down, span)
+        return import_module("xnet_numba.differences").compiled_values(f, x, up, down, span)
 
 
 def _packed(array: Array) -> Array:
-    """`array` in C order and the machine's byte order, which the kernels are compiled for.
-
-    No copy is made where it is so already.
-    """
-    if not array.dtype.isnative:
-        array = array.astype(array.dtype.newbyteorder("="))
-    return np.asarray(array, order="C")
+    """`array` in C order and the machine's own byte order: no copy where it is so already."""
+    return np.asarray(array, array.dtype.newbyteorder("="), order="C")

@@ -56,14 +56,16 @@ _strict_parallel = njit(cache=True, error_model="numpy", parallel=True)
 
 
 @cache
-def routine(function, *arguments, options=None):
+def routine(function, *arguments, options=None, cache=True):
     """Where a function without result is, compiled for these types; its callers need not know it.
 
     Fast mode's options, or others, hold for it alone: called by its address, it is never part of
     what calls it. The address is this process's: it is handed to compiled code and not kept in it.
     """
     options = OPTIONS if options is None else dict(options)
-    _routines.append(cfunc(types.void(*arguments), cache=True, **options)(function))
+    if "fastmath" in options:
+        options["fastmath"] = set(options["fastmath"])
+    _routines.append(cfunc(types.void(*arguments), cache=cache, **options)(function))
     return _routines[-1].address
 
 

@@ -1,8 +1,10 @@
 # pyright: basic, reportAttributeAccessIssue=false, reportCallIssue=false
-"""exp, 2^y and log for compiled loops: no branch, no call, so that LLVM vectorises them.
+"""exp, expm1, log and log1p for compiled loops: no branch, no call, so that LLVM vectorises them.
 
-`_exp` serves every number of both precisions; the others, in float64, the ranges that the numerical
-gradient's loss has, and each says which.
+`exp`, `expm1`, `log` and `log1p` serve every number of both precisions, in fast mode. `exp` has a
+polynomial for each precision; the others are the formulas of `xnet.exact`, in float64. `_exp2` and
+`_exp_to_500` serve, in float64, the ranges that the numerical gradient's loss has, and each says
+which. `exactly` has those of reproducible mode.
 """
 
 import math
@@ -14,15 +16,15 @@ import numpy as np
 from numba import types
 from numba.extending import overload
 
+from xnet import exact
+from xnet.formulas import Python, Trace, lines, trace
 from xnet_numba.intrinsics import bits_to_float, float_to_bits
 
 SHIFTER = 1.5 * 2.0**52
 """A float64 of that size has the spacing 1: adding it rounds to an integer, in the last bits."""
 SHIFTER_BITS = np.int64(np.array(SHIFTER).view(np.int64))
-SQRT_HALF_BITS = np.int64(np.array(math.sqrt(0.5)).view(np.int64))
 LN2_HIGH = math.floor(math.log(2) * 2.0**32) / 2.0**32
 LN2_LOW = (math.log(2) - LN2_HIGH) + 2.3190468138462996e-17
-ATANH = tuple(2.0 / (2 * k + 1) for k in range(12, 0, -1))
 
 
 def economised(degree, unit):
@@ -96,34 +98,6 @@ def _exp_to_500_overload(x):
     return exp
 
 
-def _log(x):
-    raise NotImplementedError  # compiled code only: see the overload
-
-
-@overload(_log, fastmath={"contract"})
-def _log_overload(x):
-    """log of a positive, normal float64, or NaN: x = 2^n m, 1/sqrt(2) <= m < sqrt(2).
-
-    log m is 2 atanh((m - 1) / (m + 1)) by its Taylor series, whose remainder after the 12th term
-    is below 2^-60; n is made a float by its bits, for vectors convert no integers on most CPUs.
-    """
-
-    def log(x):
-        bits = float_to_bits(x)
-        n = (bits - SQRT_HALF_BITS) >> np.int64(52)
-        m = bits_to_float(bits - (n << np.int64(52)))
-        power = bits_to_float(SHIFTER_BITS + n) - SHIFTER
-        s = (m - 1.0) / (m + 1.0)
-        z = s * s
-        p = 0.0
-        for c in numba.literal_unroll(ATANH):
-            p = (p + c) * z
-        nothing = x - x  # 0, or NaN where x is: by its bits it would pass for a number
-        return power * LN2_HIGH + (2.0 * s + (s * p + power * LN2_LOW)) + nothing
-
-    return log
-
-
 def _exp_implementation(float_type, int_type, mantissa_bits, bias, low, high, degree):
     """exp in one precision: x = n ln 2 + r with |r| <= ln(2) / 2, exp(x) = 2^n exp(r).
 
@@ -171,3 +145,66 @@ def _exp_overload(x):
     if x == types.float32:
         return _exp_implementation(np.float32, np.int32, 23, 127, -104.0, 89.0, 7)
     return _exp_implementation(np.float64, np.int64, 52, 1023, -746.0, 710.0, 13)
+
+
+# -- the formulas of xnet.exact
+
+
+@numba.njit(forceinline=True)
+def scale(a, n):
+    """A 2^n, rounded once, for an integer n in [-1080, 1030]."""
+    power = float_to_bits(n + SHIFTER) - SHIFTER_BITS
+    half = power >> np.int64(1)
+    first = bits_to_float((half + np.int64(1023)) << np.int64(52))
+    return a * first * bits_to_float((power - half + np.int64(1023)) << np.int64(52))
+
+
+@numba.njit(forceinline=True)
+def fraction(x):
+    """Of a positive, finite x = a 2^n, a in [1/2, 1)."""
+    bits = float_to_bits(x * 2.0**200 if x < 2.0**-900 else x)
+    mantissa = bits & np.int64(0xFFFFFFFFFFFFF)
+    return bits_to_float(mantissa | (np.int64(1022) << np.int64(52)))
+
+
+@numba.njit(forceinline=True)
+def exponent(x):
+    """And n, made a float by its bits: vectors convert no integers on most processors."""
+    small = x < 2.0**-900
+    bits = float_to_bits(x * 2.0**200 if small else x)
+    n = bits_to_float(SHIFTER_BITS + ((bits >> np.int64(52)) - np.int64(1022))) - SHIFTER
+    return n - 200.0 if small else n
+
+
+def written(name):
+    """Source of one of `exact.ELEMENTARY`, as a function of that name of a float64."""
+    formula = trace(exact.ELEMENTARY[name], "x", m=Trace(("scale",)))
+    body, (result,) = lines(Python, formula)
+    text = [f"def {name}(x):", "    kind = np.float64", *(f"    {line}" for line in body)]
+    return "\n".join([*text, f"    return {result}", ""])
+
+
+PRIMITIVES = "from xnet_numba.elementary import exponent, fraction, scale\n\n\n"
+
+
+def _wide(name):
+    """The formula for numbers of either precision, computed in float64; fused where that pays."""
+    from xnet_numba.generated import function
+
+    source, options = PRIMITIVES + written(name), {"fastmath": {"contract"}, "error_model": "numpy"}
+    wide = function(source, name, forceinline=True, **options)
+
+    @numba.njit(forceinline=True)
+    def narrowed(x):
+        return type(x)(wide(np.float64(x)))
+
+    return narrowed
+
+
+@numba.njit(forceinline=True)
+def exp(x):
+    """e^x."""
+    return _exp(x)
+
+
+expm1, log, log1p = map(_wide, ("expm1", "log", "log1p"))

@@ -1,8 +1,8 @@
 # pyright: basic, reportAttributeAccessIssue=false, reportCallIssue=false
-"""A whole stack of layers in one compiled call: predictions, or the loss and its gradients.
+"""A whole run of layers in one compiled call: predictions, the loss and its gradients, a step.
 
-What is compiled is in `passes`; here is what it works on, and how many threads it is worth. Which
-way is taken, and the measurements that say so, are in docs/speed.md.
+What is compiled is in `passes` and `generated`; here is what it works on, and how many threads it
+is worth. Which way is taken, and the measurements that say so, are in docs/speed.md.
 """
 
 from functools import cache, cached_property
@@ -10,11 +10,14 @@ from functools import cache, cached_property
 import numpy as np
 from numba import types  # pyright: ignore[reportPrivateImportUsage]
 
-from xnet_numba import passes, products
+from xnet_numba import generated, passes, products
 from xnet_numba.compiling import routine
-from xnet_numba.passes import ACTIVATIONS
+from xnet_numba.generated import FAST
+from xnet_numba.passes import FORWARD, HEAD, LAYER, MOST_SLOTS, TRAINING
 from xnet_numba.pool import pool
 from xnet_numba.tiles import BITS, VECTOR_BYTES
+
+__all__ = ["FORWARD", "Prepared", "affine", "affine_backward", "affine_gradients", "prepared"]
 
 CACHED, LOADING = 1 << 20, 16
 """Bytes of weights that stay in the second-level cache, and how many rows one that does not has
@@ -24,10 +27,40 @@ KEPT = 1 << 20
 """Numbers, at most, that are kept from one call for the gradients to the next."""
 
 
-def prepared(steps):
-    """`Prepared` of the steps, False if they are not what it takes."""
-    layers = _layers(steps)
-    return Prepared(layers) if layers and _plain(layers) else False
+# -- what is taken whole
+
+
+def takes(run):
+    """How many operations, from the first on: products, each with a pointwise one or none."""
+    count, dtype, features = 0, None, None
+    for operation, parameters in run:
+        if operation.fuses == "product":
+            W, b = parameters
+            dtype, features = dtype or W.dtype, features or W.shape[0]
+            if not _plain(W, b, dtype, features):
+                break
+            features = b.size
+        elif operation.fuses != "pointwise" or parameters or not count:
+            break
+        elif run.operations[count - 1].fuses != "product":
+            break
+        count += 1
+    return count
+
+
+def _plain(W, b, dtype, features):
+    """Whether arrays fit, and are stored as compiled code expects them."""
+    for array in W, b:
+        if array.dtype != dtype or not (array.flags.c_contiguous and array.flags.aligned):
+            return False
+    fits = W.shape == (features, b.size)
+    return fits and dtype.isnative and dtype in (np.float32, np.float64)
+
+
+def prepared(run):
+    """`Prepared` of a run, False if it is not what that takes."""
+    whole = run.operations and takes(run) == len(run.operations)
+    return Prepared(run) if whole else False
 
 
 class Prepared:
@@ -36,33 +69,63 @@ class Prepared:
     It holds the arrays' addresses, and the arrays, so that those stay valid.
     """
 
-    def __init__(self, layers):
-        self.layers = layers
-        self.dtype = layers[0][0].dtype
-        self.inputs, self.outputs = layers[0][0].shape[0], layers[-1][0].shape[1]
-        self.table = np.array(
-            [
-                [_address(W), _address(b), *W.shape, ACTIVATIONS[activation]]
-                for W, b, activation in layers
-            ],
-            np.int64,
-        )
-        self.widest = max(W.shape[1] for W, _, _ in layers)
-        self.between = sum(W.shape[1] for W, _, _ in layers)
-        self.weights = sum(W.size for W, _, _ in layers)
+    def __init__(self, run):
+        self.layers, self.sizes = [], []  # (W, b, activation); what a gradient belongs to
+        for operation, parameters in run:
+            if operation.fuses == "product":
+                self.layers.append((*parameters, None))
+            else:
+                self.layers[-1] = (*self.layers[-1][:2], operation)
+            self.sizes.append(bool(parameters))
+        self.dtype = self.layers[0][0].dtype
+        self.inputs, self.outputs = self.layers[0][0].shape[0], self.layers[-1][0].shape[1]
+        self.held = []  # what the table has addresses of
+        self.table = np.zeros(len(self.layers), LAYER)
+        self.between = self.kept_before = 0
+        for row, (W, b, activation) in zip(self.table, self.layers, strict=True):
+            row["weights"], row["bias"] = _address(W), _address(b)
+            row["inputs"], row["outputs"] = W.shape
+            row["place"], row["before"] = self.between, -1
+            self.between += W.shape[1]
+            if activation is not None:
+                self._enter(row, activation)
+        self.widest = max(W.shape[1] for W, _, _ in self.layers)
+        self.weights = sum(W.size for W, _, _ in self.layers)
         self.numbers = self.weights + self.between  # of all W and b
-        self.weight_bytes = sum(_vector_bytes(W) for W, _, _ in layers)
+        self.weight_bytes = sum(_vector_bytes(W) for W, _, _ in self.layers)
         self.few = 0 if self._work(0) >= pool.HELP_FROM else pool.HELP_FROM / self.weight_bytes
-        self.stack = _address(self.table), len(layers)
-        # In one array: a compiled function takes time for each of its arguments.
-        works = _pieces(passes._forward_work, self.dtype), _routines(self.dtype)
-        self.heads = np.array([[*works, *self.stack, self.widest, p] for p in (0, 1)], np.int64)
-        self.at_heads = _address(self.heads[0]), _address(self.heads[1])
-        self.room = self.found = None
+        self.heads = {}
+        self.room = self.found = self.memory = None
 
-    def forward(self, x, softmax):
-        """The scores of x (N, D), or their softmax."""
-        n, head = len(x), self.at_heads[softmax]
+    def _enter(self, row, activation):
+        """The routines of an activation, and whether its gradient needs what went into it."""
+        forth = generated.forward(activation, self.dtype, FAST)
+        back = generated.backward(activation, self.dtype, FAST)
+        row["forth"], row["back"] = forth.address, back.address
+        for name, loop in (("forth_numbers", forth), ("back_numbers", back)):
+            self.held.append(loop.numbers(activation, self.dtype))
+            row[name] = _address(self.held[-1])
+        if back.formula.uses("x"):
+            row["before"] = self.kept_before
+            self.kept_before += row["outputs"]
+
+    def _head(self, loss):
+        """The address of the head for the scores, or for what a loss predicts of them."""
+        head = np.zeros(1, HEAD)
+        head["work"] = _pieces(passes._forward_work, self.dtype)
+        head["routines"], head["table"] = _routines(self.dtype), _address(self.table)
+        head["layers"], head["widest"] = len(self.layers), self.widest
+        loop = None if loss is None else generated.predicted(loss, self.dtype, FAST)
+        if loop is not None:
+            self.held.append(loop.numbers(loss, self.dtype))
+            head["predict"], head["predict_numbers"] = loop.address, _address(self.held[-1])
+        self.held += [head, loss]
+        return self.heads.setdefault(loss, _address(head))
+
+    def forward(self, x, loss):
+        """The scores of x (N, D), or what a loss predicts of them."""
+        head = self.heads.get(loss) or self._head(loss)
+        n = len(x)
         out = np.empty((n, self.outputs), self.dtype)
         if n < self.few:  # not by way of `share`, which takes a good part of so small a call
             passes._forward(0, head, x, out, 0)
@@ -73,61 +136,150 @@ class Prepared:
     def _work(self, rows):
         return _work(rows, self.weight_bytes)
 
-    def loss_and_gradients(self, x, t, loss):
-        """The mean loss, and its gradients by W and b of each layer; see `Backend`."""
+    # -- training
+
+    def forward_keeping(self, x):
+        """The run's output, and the room in which the pass has left what `backward` needs."""
+        room = self._room_for(len(x))
+        job = room.job
+        job["forth"], job["loss"], job["dout"], job["dx"], job["step"] = 1, 0, 0, 0, 0
+        self._run(room, x, x, x[:0])
+        m = self.outputs
+        return room.outputs[len(x) * (self.between - m) :].reshape(-1, m).copy(), (room, x)
+
+    def backward(self, kept, dout, first):
+        """The gradients by the run's input, None if it is the `first`, and by its parameters."""
+        room, x = kept
+        job = room.job
+        dx = None if first else np.empty_like(x)
+        job["forth"], job["loss"], job["step"] = 0, 0, 0
+        job["dout"], job["dx"] = _address(dout), 0 if first else _address(dx)
         found = np.empty(self.numbers, self.dtype)
-        value = self._descend(x, t, loss, 0.0, found)
+        self._run(room, x, dout, found)
+        return dx, self._parted(found)
+
+    def loss_and_gradients(self, x, t, loss, first):
+        """The mean loss, and `backward` from it."""
+        room = self._room_for(len(x))
+        dx = None if first else np.empty_like(x)
+        found = np.empty(self.numbers, self.dtype)
+        self._descend(room, x, t, loss, dx, found)
+        return room.losses.sum() / len(x), dx, self._parted(found)
+
+    def train_step(self, x, t, loss, update, names, backend):
+        """The mean loss, after which every W and b has moved; see `Backend`."""
+        if update.slots > MOST_SLOTS or not all(
+            W.flags.writeable and b.flags.writeable for W, b, _ in self.layers
+        ):
+            return None
+        taken = {update.taken.get(name, 0) for name in names}
+        if len(taken) > 1:  # each is at a step of its own
+            return None
+        n = taken.pop() + 1
+        room = self._room_for(len(x))
+        step = generated.step(update, self.dtype, FAST)
+        numbers = step.numbers(update, self.dtype, n)
+        job = room.job
+        if update.slots:
+            job["memory"] = self._memory_of(update, names, backend)
+        if self.found is None:
+            self.found = np.empty(self.numbers, self.dtype)
+        job["step"], job["step_numbers"] = step.address, _address(numbers)
+        job["slots"], job["done"] = update.slots, 0
+        counted = dict.fromkeys(names, n)
+        try:
+            self._descend(room, x, t, loss, None, self.found)
+        finally:
+            job["step"] = 0
+            if job["done"][0]:  # Ctrl-C comes when the step is done, or before it has begun
+                update.taken.update(counted)
+        return room.losses.sum() / len(x)
+
+    def _memory_of(self, update, names, backend):
+        """The address of those of all that an optimizer remembers."""
+        memory = update.memory
+        if self.memory is not None:
+            table, lists, arrays = self.memory
+            now = [memory.get(name) for name in names]
+            if all(a is b for a, b in zip(now, lists, strict=True)) and all(
+                a is b for kept, seen in zip(lists, arrays, strict=True) for a, b in zip(kept, seen)
+            ):
+                return _address(table)
+        parameters = (array for W, b, _ in self.layers for array in (W, b))
+        lists = [
+            update.memory_of(name, W, backend)
+            for name, W in zip(names, parameters, strict=True)
+        ]
+        for kept in lists:
+            for k, array in enumerate(kept):
+                if not (array.flags.c_contiguous and array.flags.writeable):
+                    kept[k] = np.array(array, order="C")
+        addresses = [_address(array) for kept in lists for array in kept]
+        self.memory = np.array(addresses, np.int64), lists, [tuple(kept) for kept in lists]
+        return _address(self.memory[0])
+
+    def _descend(self, room, x, t, loss, dx, found):
+        job = room.job
+        job["forth"], job["dout"], job["dx"] = 1, 0, 0 if dx is None else _address(dx)
+        if room.loss is not loss:
+            loop = generated.loss_and_delta(loss, self.dtype, FAST)
+            room.loss_numbers = loop.numbers(loss, self.dtype, 1 / len(x))
+            room.loss, room.loss_address = loss, loop.address
+            job["loss_numbers"] = _address(room.loss_numbers)
+        job["loss"] = room.loss_address
+        self._run(room, x, t, found)
+
+    def _run(self, room, x, t, found):
+        pool.share(self._work(len(x)), passes._train, room.at_job, x, t, found)
+
+    def _parted(self, found):
+        """The gradients of each operation, of all of them one after the other."""
         gradients, at = [], 0
         for W, b, _ in self.layers:
             middle, end = at + W.size, at + W.size + b.size
             gradients.append((found[at:middle].reshape(W.shape), found[middle:end]))
             at = end
-        return value, gradients
-
-    def train_step(self, x, t, loss, lr):
-        """The mean loss, after which every W and b has moved; see `Backend`."""
-        if not all(W.flags.writeable and b.flags.writeable for W, b, _ in self.layers):
-            return None
-        if self.found is None:
-            self.found = np.empty(self.numbers, self.dtype)
-        return self._descend(x, t, loss, lr, self.found)
-
-    def _descend(self, x, t, loss, lr, found):
-        n = x.shape[0]
-        losses, *room = self._room_for(n)
-        pool.share(
-            *(
-                self._work(n),
-                passes._gradients,
-                *self._gradient_works,
-                self.dtype.type(lr),
-                found,
-                x,
-                t,
-            ),
-            *(loss == "cross_entropy", losses, *room),
-        )
-        return losses.sum() / n
-
-    @cached_property
-    def _gradient_works(self):
-        works = (
-            _pieces(make, self.dtype)
-            for make in (passes._there_and_back_work, passes._weights_work)
-        )
-        return *works, _routines(self.dtype, True), *self.stack
+        parts = iter(gradients)
+        return [next(parts) if has else () for has in self.sizes]
 
     def _room_for(self, n):
-        """What lies between two layers, forward and backward, each in one piece, and the rest."""
-        if self.room is not None and len(self.room[0]) == n:
+        """What lies between two layers, forward and backward, and the rest, for n rows."""
+        if self.room is not None and len(self.room.losses) == n:
             return self.room
-        outputs, deltas = (np.empty(n * self.between, self.dtype) for _ in "ab")
-        losses, back = np.empty(n, self.dtype), np.empty(self.weights, self.dtype)
-        words = np.empty((n, -(-self.inputs // BITS)), np.int64)
-        zeros = np.zeros(max(self.widest, self.inputs, BITS), self.dtype)
-        room = losses, outputs, deltas, back, words, zeros
-        self.room = room if outputs.size <= KEPT else None
+        room = _Room(self, n)
+        self.room = room if room.outputs.size <= KEPT else None
         return room
+
+    @cached_property
+    def works(self):
+        """Where the works of training are."""
+        return (
+            _pieces(passes._there_and_back_work, self.dtype),
+            _pieces(passes._weights_work, self.dtype),
+        )
+
+
+class _Room:
+    """The arrays of a pass in training, and the job that has their addresses."""
+
+    def __init__(self, run, n):
+        self.outputs, self.deltas = (np.empty(n * run.between, run.dtype) for _ in "ab")
+        self.before = np.empty(n * run.kept_before, run.dtype)
+        self.losses, self.transposed = np.empty(n, run.dtype), np.empty(run.weights, run.dtype)
+        self.words = np.empty((n, -(-run.inputs // BITS)), np.int64)
+        self.zeros = np.zeros(max(run.widest, run.inputs, BITS), run.dtype)
+        self.loss = self.loss_numbers = None
+        self.loss_address = 0
+        self.job = job = np.zeros(1, TRAINING)
+        self.at_job = _address(job)
+        job["there_and_back"], job["weights"] = run.works
+        job["routines"], job["table"] = _routines(run.dtype, True), _address(run.table)
+        job["layers"], job["n"], job["k"], job["m"] = len(run.layers), n, run.inputs, run.outputs
+        for name in ("outputs", "deltas", "before", "losses", "transposed", "words", "zeros"):
+            job[name] = _address(getattr(self, name))
+
+
+# -- one product alone
 
 
 def affine(x, W, b):
@@ -136,7 +288,7 @@ def affine(x, W, b):
         return x @ W + b
     n, m = x.shape[0], W.shape[1]
     out = np.empty((n, m), x.dtype)
-    pool.share(_work(n, _vector_bytes(W)), passes._affine, _head(x.dtype), x, W, b, out)
+    pool.share(_work(n, _vector_bytes(W)), passes._affine, _head_of(x.dtype), x, W, b, out)
     return out
 
 
@@ -146,8 +298,8 @@ def affine_gradients(dout, x):
         return x.T @ dout, dout.sum(axis=0)
     k, m = x.shape[1], dout.shape[1]
     dW, db = np.empty((k, m), x.dtype), np.empty(m, x.dtype)
-    head = _head(x.dtype, True)
-    pool.share(_work(len(x), _vector_bytes(dW)), passes._affine_gradients, head, dout, x, dW, db)
+    heads = _head_of(x.dtype, True), _pieces(passes._weights_work, x.dtype)
+    pool.share(_work(len(x), _vector_bytes(dW)), passes._affine_gradients, *heads, dout, x, dW, db)
     return dW, db
 
 
@@ -160,9 +312,9 @@ def affine_backward(dout, x, W):
         np.empty(W.shape, x.dtype),
         np.empty(W.shape[1], x.dtype),
     )
-    head = _head(x.dtype, True)
+    heads = _head_of(x.dtype, True), _pieces(passes._weights_work, x.dtype)
     pool.share(
-        _work(len(x), _vector_bytes(W)), passes._affine_backward, head, dout, x, W, dx, dW, db
+        _work(len(x), _vector_bytes(W)), passes._affine_backward, *heads, dout, x, W, dx, dW, db
     )
     return dx, dW, db
 
@@ -189,13 +341,13 @@ def _routines(dtype, gradient=False):
 
 
 @cache
-def _head(dtype, gradient=False):
-    """What an affine layer takes: a work, the routines, and for its gradients their work."""
-    works = [_pieces(passes._forward_work, dtype), _routines(dtype, gradient)]
-    _heads.append(
-        np.array(works + ([_pieces(passes._weights_work, dtype)] if gradient else []), np.int64)
-    )
-    return _address(_heads[-1])
+def _head_of(dtype, gradient=False):
+    """The head of a product alone, of which the layer is filled in where it is called."""
+    head = np.zeros(1, HEAD)
+    head["work"] = _pieces(passes._forward_work, dtype)
+    head["routines"] = _routines(dtype, gradient)
+    _heads.append(head)
+    return _address(head)
 
 
 _heads = []
@@ -203,29 +355,3 @@ _heads = []
 
 def _address(array):
     return array.__array_interface__["data"][0]
-
-
-def _layers(steps):
-    """(W, b, activation) of each layer of `steps`; None if that is not what they are."""
-    layers = []
-    for kernel, *arrays in steps:
-        if kernel == "affine":
-            layers.append((*arrays, None))
-        elif kernel in ACTIVATIONS and layers and layers[-1][2] is None:
-            layers[-1] = (*layers[-1][:2], kernel)
-        else:
-            return None
-    return layers
-
-
-def _plain(layers):
-    """Whether the layers' arrays fit each other and are stored as compiled code expects them."""
-    dtype, features = layers[0][0].dtype, layers[0][0].shape[0]
-    for W, b, _ in layers:
-        for array in W, b:
-            if array.dtype != dtype or not (array.flags.c_contiguous and array.flags.aligned):
-                return False
-        if W.shape != (features, b.size):
-            return False
-        features = b.size
-    return dtype.isnative and dtype in (np.float32, np.float64)

@@ -4,7 +4,7 @@
 import llvmlite.binding as llvm
 import numpy as np
 from llvmlite import ir
-from numba import carray, njit, types  # pyright: ignore[reportPrivateImportUsage]
+from numba import carray, from_dtype, njit, types  # pyright: ignore[reportPrivateImportUsage]
 from numba.core import cgutils
 from numba.extending import intrinsic
 
@@ -44,6 +44,36 @@ def pointer_to(typingctx, kind, address):
         return builder.inttoptr(args[1], context.get_value_type(kind).as_pointer())
 
     return types.CPointer(kind)(kind, types.int64), codegen
+
+
+def record_pointer(dtype):
+    """What makes of an address a pointer to records of a NumPy dtype, for `numba.carray`."""
+    kind = from_dtype(dtype)
+
+    @intrinsic
+    def pointer(typingctx, address):
+        def codegen(context, builder, signature, args):
+            return builder.inttoptr(args[0], context.get_data_type(kind).as_pointer())
+
+        return types.CPointer(kind)(types.int64), codegen
+
+    return pointer
+
+
+@intrinsic
+def room_on_stack(typingctx, words):
+    """The address of so many int64, a literal, on the stack of the function that calls this.
+
+    They are there until it returns.
+    """
+    count = getattr(words, "literal_value", None)
+    if count is None:
+        return None
+
+    def codegen(context, builder, signature, args):
+        return builder.ptrtoint(cgutils.alloca_once(builder, _I64, size=count), _I64)
+
+    return types.int64(words), codegen
 
 
 @intrinsic

@@ -1,212 +1,204 @@
 # pyright: basic, reportAttributeAccessIssue=false, reportCallIssue=false
-"""The compiled kernels of fast mode: loops over elements or rows, one pass over memory each.
+"""Operations, losses and steps of NumPy arrays by the loops of `generated`, shared by threads.
 
-Each kernel has a loop over a range and a parallel loop that shares out that range. An affine
-layer is a stack of one, for `fused`.
+Each loop works in the place of its first array, so that is a copy here.
 """
 
 import numpy as np
-from numba import prange
+from numba import carray, types  # pyright: ignore[reportPrivateImportUsage]
 
-from xnet_numba.compiling import _parallel, _serial, _strict, _strict_parallel, launching
-from xnet_numba.fused import affine, affine_backward, affine_gradients
-from xnet_numba.rows import (
-    cross_entropy_row,
-    sigmoid_element,
-    softmax_loss_row_backward,
-    softmax_row,
+from xnet_numba import generated
+from xnet_numba.compiling import _alone, _serial, _strict, routine
+from xnet_numba.intrinsics import address_of, call, int64s_at, record_pointer, room_on_stack
+from xnet_numba.pool import claim, pool, run
+
+ELEMENT_BYTES = 16
+"""What a number counts for in `Pool.share`: 2^17 of them are worth a helper."""
+
+PIECE = 1 << 14
+"""Numbers, about, that a thread takes at a time."""
+
+MOST_ARRAYS = 6
+
+JOB = np.dtype(
+    [
+        (name, np.int64)
+        for name in (
+            *("taken", "front", "back"),
+            *("loop", "arrays", "strides", "count", "units", "piece", "width", "numbers"),
+        )
+    ]
 )
+"""A loop over so many units, numbers or rows of `width` numbers (-1 for numbers): the addresses of
+its `count` arrays, and how many bytes of each a unit takes."""
 
-__all__ = [
-    "affine",
-    "affine_backward",
-    "affine_gradients",
-    "descend",
-    "one_hot",
-    "relu",
-    "relu_backward",
-    "sigmoid",
-    "sigmoid_backward",
-    "softmax",
-    "softmax_with_loss",
-    "softmax_with_loss_backward",
-]
-
-PARALLEL_ELEMENTS = 1 << 17
-"""Elements from which an elementwise kernel is worth waking the threads (about 0.1 ms of work)."""
-
-
-# -- elementwise
+_job_pointer = record_pointer(JOB)
+_WORDS = len(JOB.names)
 
 
 @_serial
-def _sigmoid(x, y):
-    for i in range(x.size):
-        y[i] = sigmoid_element(x[i])
-
-
-@_parallel
-def _sigmoid_parallel(x, y):
-    for i in prange(x.size):
-        y[i] = sigmoid_element(x[i])
-
-
-def sigmoid(x):
-    """1 / (1 + exp(-x)) elementwise."""
-    return _elementwise(_sigmoid, _sigmoid_parallel, x)
-
-
-@_strict
-def _sigmoid_backward(dout, y, dx):
-    for i in range(y.size):
-        dx[i] = dout[i] * (y.dtype.type(1) - y[i]) * y[i]
-
-
-@_strict_parallel
-def _sigmoid_backward_parallel(dout, y, dx):
-    for i in prange(y.size):
-        dx[i] = dout[i] * (y.dtype.type(1) - y[i]) * y[i]
-
-
-def sigmoid_backward(dout, y):
-    """dout (1 - y) y elementwise."""
-    return _elementwise(_sigmoid_backward, _sigmoid_backward_parallel, dout, y)
-
-
-@_strict
-def _relu(x, y):
-    for i in range(x.size):
-        y[i] = x.dtype.type(0) if x[i] <= 0 else x[i]
-
-
-@_strict_parallel
-def _relu_parallel(x, y):
-    for i in prange(x.size):
-        y[i] = x.dtype.type(0) if x[i] <= 0 else x[i]
-
-
-def relu(x):
-    """0 where x <= 0, x elsewhere."""
-    return _elementwise(_relu, _relu_parallel, x)
-
-
-@_strict
-def _relu_backward(dout, mask, dx):
-    for i in range(dout.size):
-        dx[i] = dout.dtype.type(0) if mask[i] else dout[i]
-
-
-@_strict_parallel
-def _relu_backward_parallel(dout, mask, dx):
-    for i in prange(dout.size):
-        dx[i] = dout.dtype.type(0) if mask[i] else dout[i]
-
-
-def relu_backward(dout, mask):
-    """`dout` with zeros where `mask`."""
-    return _elementwise(_relu_backward, _relu_backward_parallel, dout, mask)
-
-
-@_strict
-def _descend(W, g, lr):
-    for i in range(W.size):
-        W[i] -= lr * g[i]
-
-
-@_strict_parallel
-def _descend_parallel(W, g, lr):
-    for i in prange(W.size):
-        W[i] -= lr * g[i]
-
-
-def descend(W, g, lr):
-    """W -= lr g."""
-    _run(_descend, _descend_parallel, W.size, W.reshape(-1), g.reshape(-1), W.dtype.type(lr))
-
-
-def _elementwise(serial, parallel, *arrays):
-    """Run the loop that suits the size over the flattened `arrays`; the result has their shape."""
-    out = np.empty_like(arrays[0])
-    flat = [array.reshape(-1) for array in (*arrays, out)]
-    _run(serial, parallel, out.size, *flat)
-    return out
-
-
-def _run(serial, parallel, size, *arguments):
-    """Run the loop that suits the size."""
-    if size < PARALLEL_ELEMENTS:
-        serial(*arguments)
+def _call(kind, loop, count, a, units, numbers):
+    if count == 1:
+        call(loop, (kind, a[0], units, numbers))
+    elif count == 2:
+        call(loop, (kind, a[0], a[1], units, numbers))
+    elif count == 3:
+        call(loop, (kind, a[0], a[1], a[2], units, numbers))
+    elif count == 4:
+        call(loop, (kind, a[0], a[1], a[2], a[3], units, numbers))
+    elif count == 5:
+        call(loop, (kind, a[0], a[1], a[2], a[3], a[4], units, numbers))
     else:
-        with launching:
-            parallel(*arguments)
-
-
-# -- rows
+        call(loop, (kind, a[0], a[1], a[2], a[3], a[4], a[5], units, numbers))
 
 
 @_serial
-def _softmax(x, y):
-    for i in range(x.shape[0]):
-        softmax_row(x[i], y[i])
+def _call_rows(kind, loop, count, a, units, width, numbers):
+    if count == 1:
+        call(loop, (kind, a[0], units, width, numbers))
+    elif count == 3:
+        call(loop, (kind, a[0], a[1], a[2], units, width, numbers))
+    else:
+        call(loop, (kind, a[0], a[1], a[2], a[3], units, width, numbers))
 
 
-@_parallel
-def _softmax_parallel(x, y):
-    for i in prange(x.shape[0]):
-        softmax_row(x[i], y[i])
+def _work(kind):
+    def work(at_job, helping):
+        """Take pieces of a loop, as long as there are any."""
+        job = carray(_job_pointer(at_job), 1)[0]
+        arrays, strides = int64s_at(job.arrays, job.count), int64s_at(job.strides, job.count)
+        at = np.empty(MOST_ARRAYS, np.int64)
+        pieces = (job.units + job.piece - 1) // job.piece
+        piece = claim(at_job, helping, pieces)
+        while piece >= 0:
+            start = piece * job.piece
+            units = min(job.piece, job.units - start)
+            for k in range(job.count):
+                at[k] = arrays[k] + start * strides[k]
+            if job.width < 0:
+                _call(kind, job.loop, job.count, at, units, job.numbers)
+            else:
+                _call_rows(kind, job.loop, job.count, at, units, job.width, job.numbers)
+            piece = claim(at_job, helping, pieces)
+
+    return work
 
 
-def softmax(x):
-    """exp(x) / sum of exp(x) over the last axis."""
-    y = np.empty_like(x)
-    rows = (-1, x.shape[-1]) if x.size else (0, 1)
-    _run(_softmax, _softmax_parallel, x.size, x.reshape(rows), y.reshape(rows))
-    return y
+@_alone
+def _shared(mail, work, loop, arrays, strides, units, piece, width, numbers, helpers):
+    at_job = room_on_stack(_WORDS)
+    job = carray(_job_pointer(at_job), 1)[0]
+    job.taken, job.front, job.back = 0, 0, 0
+    job.loop, job.count, job.units, job.piece = loop, arrays.size, units, piece
+    job.arrays, job.strides = address_of(arrays), address_of(strides)
+    job.width, job.numbers = width, address_of(numbers)
+    run(mail, work, at_job, helpers)
 
 
-@_serial
-def _softmax_with_loss(x, t, y, losses):
-    for i in range(x.shape[0]):
-        softmax_row(x[i], y[i])
-        losses[i] = cross_entropy_row(y[i], t[i])
+_works = {}
 
 
-@_parallel
-def _softmax_with_loss_parallel(x, t, y, losses):
-    for i in prange(x.shape[0]):
-        softmax_row(x[i], y[i])
-        losses[i] = cross_entropy_row(y[i], t[i])
+def _run(loop, numbers, arrays, units, width=-1):
+    """Run a loop over units of packed arrays of one dtype; of some a unit is one number."""
+    if not units:
+        return
+    dtype = arrays[0].dtype
+    work = _works.get(dtype)
+    if work is None:
+        work = _works[dtype] = routine(_work(dtype.type(0)), types.int64, types.int64)
+    addresses = np.array([a.__array_interface__["data"][0] for a in arrays], np.int64)
+    strides = np.array([a.size // units * a.itemsize for a in arrays], np.int64)
+    piece = max(1, PIECE // max(1, width))
+    work_size = ELEMENT_BYTES * units * max(1, width)
+    pool.share(
+        work_size, _shared, work, loop.address, addresses, strides, units, piece, width, numbers
+    )
 
 
-def softmax_with_loss(x, t):
-    """Mean cross-entropy error of softmax(x) against t (N, C), and softmax(x)."""
-    y = np.empty_like(x)
-    losses = np.empty(x.shape[0], x.dtype)
-    _run(_softmax_with_loss, _softmax_with_loss_parallel, x.size, x, t, y, losses)
-    return losses.sum() / x.shape[0], y
+def _packed(array):
+    return np.asarray(array, array.dtype.newbyteorder("="), order="C")
 
 
-@_serial
-def _softmax_with_loss_backward(y, t, scale, dx):
-    for i in range(y.shape[0]):
-        softmax_loss_row_backward(y[i], t[i], scale, dx[i])
+def _copy(array):
+    return np.array(array, array.dtype.newbyteorder("="), order="C")
 
 
-@_parallel
-def _softmax_with_loss_backward_parallel(y, t, scale, dx):
-    for i in prange(y.shape[0]):
-        softmax_loss_row_backward(y[i], t[i], scale, dx[i])
+class Loops:
+    """What `Backend` asks of operations, in a mode, "fast" or "exact"."""
+
+    def __init__(self, mode):
+        self.mode = mode
+
+    def forward(self, operation, x):
+        """A pointwise operation."""
+        y = _copy(x)
+        loop = generated.forward(operation, y.dtype, self.mode)
+        _run(loop, loop.numbers(operation, y.dtype), [y], y.size)
+        return y
+
+    def backward(self, operation, dout, x, y):
+        """Its gradient."""
+        dx = _copy(dout)
+        loop = generated.backward(operation, dx.dtype, self.mode)
+        _run(loop, loop.numbers(operation, dx.dtype), [dx, _packed(x), _packed(y)], dx.size)
+        return dx
+
+    def rows_forward(self, operation, x):
+        """An operation along rows."""
+        y = _copy(x)
+        loop = generated.rows_forward(operation, y.dtype, self.mode)
+        self._rows(loop, operation, [y], y)
+        return y
+
+    def rows_backward(self, operation, dout, x, y):
+        """Its gradient."""
+        arrays = [_packed(a) for a in (dout, x, y)]
+        dx = np.empty_like(arrays[0])
+        loop = generated.rows_backward(operation, dx.dtype, self.mode)
+        self._rows(loop, operation, [*arrays, dx], dx)
+        return dx
+
+    def predicted(self, loss, x):
+        """What a loss predicts."""
+        loop = generated.predicted(loss, x.dtype.newbyteorder("="), self.mode)
+        if loop is None:
+            return x
+        y = _copy(x)
+        self._rows(loop, loss, [y], y)
+        return y
+
+    def row_losses(self, loss, x, t):
+        """The loss of each row."""
+        x, t = _packed(x), _packed(t)
+        losses = np.empty(x.shape[:-1], x.dtype)
+        loop = generated.loss_rows(loss, x.dtype, self.mode)
+        self._rows(loop, loss, [x, t, losses], x)
+        return losses
+
+    def loss_and_delta(self, loss, x, t):
+        """The loss of each row, and the gradient of their mean."""
+        x, t = _packed(x), _packed(t)
+        losses, delta = np.empty(x.shape[:-1], x.dtype), np.empty_like(x)
+        loop = generated.loss_and_delta(loss, x.dtype, self.mode)
+        self._rows(loop, loss, [x, t, losses, delta], x, 1 / len(x))
+        return losses, delta
+
+    def _rows(self, loop, operation, arrays, like, n=0):
+        width = like.shape[-1]
+        if width:
+            numbers = loop.numbers(operation, like.dtype, n)
+            _run(loop, numbers, arrays, like.size // width, width)
+
+    def step(self, update, n, W, g, memory):
+        """An optimizer's step: the new W and memory."""
+        arrays = [_copy(W), _packed(g), *map(_copy, memory)]
+        loop = generated.step(update, arrays[0].dtype, self.mode)
+        numbers = loop.numbers(update, arrays[0].dtype, n)
+        _run(loop, numbers, arrays, arrays[0].size)
+        return arrays[0], *arrays[2:]
 
 
-def softmax_with_loss_backward(y, t, dout):
-    """(y sum(r) - r) dout / N with r = t y / (y + 1e-7), row by row."""
-    dx = np.empty_like(y)
-    loops = _softmax_with_loss_backward, _softmax_with_loss_backward_parallel
-    _run(*loops, y.size, y, t, y.dtype.type(dout / y.shape[0]), dx)
-    return dx
-
-
-@_serial
+@_strict
 def one_hot(t, out):
     """Class indices t (N,) as rows of out (N, C); whether all of them are 0..C-1."""
     for i in range(t.size):

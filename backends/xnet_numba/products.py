@@ -7,7 +7,7 @@ that. Which numbers of x (n, k) are not 0 is said by `words`: int64 (n, ceil(k /
 bit of a row's first word for its first number.
 
 Arrays are given by their first element's address, in C order. What is worth its time is in three
-routines, and what must not be fused is in one. They are compiled once for each dtype, and compiled
+routines. They are compiled once for each dtype, and compiled
 code calls them by their addresses: otherwise LLVM would work through them again in every function
 that they end up in.
 """
@@ -194,19 +194,9 @@ def _transpose_bits(block):
         mask ^= mask << width
 
 
-def _descend(kind, W, g, size, rate):
-    """W -= rate g for so many numbers, `rate` the address of one: rounded as written."""
-    W, g = carray(pointer_to(kind, W), size), carray(pointer_to(kind, g), size)
-    step = carray(pointer_to(kind, rate), 1)[0]
-    for i in range(size):
-        W[i] -= step * g[i]
-
-
-# The first to be compiled says so on stderr, which takes a call of a function of its own.
-_ROUTINES = {_sparse: 8, _dense: 12, _sparse_gradient: 9, _descend: 4}
+_ROUTINES = {_sparse: 8, _dense: 12, _sparse_gradient: 9}
 """How many int64 each takes after `kind`."""
-_SPARSE, _DENSE, _SPARSE_GRADIENT, _DESCEND = range(4)
-_AS_WRITTEN = {_descend: (("error_model", "numpy"),)}
+_SPARSE, _DENSE, _SPARSE_GRADIENT = range(3)
 
 
 @cache
@@ -214,11 +204,8 @@ def routines(dtype, gradient=False):
     """Where the routines for a dtype are, int64: the first two for `affine`, all for `gradient`."""
     return np.array(
         [
-            routine(
-                *(function, numba.from_dtype(dtype), *[types.int64] * numbers),
-                options=_AS_WRITTEN.get(function),
-            )
-            for function, numbers in list(_ROUTINES.items())[: 4 if gradient else 2]
+            routine(function, numba.from_dtype(dtype), *[types.int64] * numbers)
+            for function, numbers in list(_ROUTINES.items())[: 3 if gradient else 2]
         ],
         np.int64,
     )
@@ -336,12 +323,6 @@ def gradient(routines, kind, task, x, n, k, delta, m, skip, words, zeros, dW, db
         for i in range(n):
             for j in range(m):
                 total[j] += rows[i, j]
-
-
-@_serial
-def descend(routines, kind, W, g, size, rate):
-    """W -= rate g, rounded as `Backend.descend` rounds it; `rate` is the address of a number."""
-    call(routines[_DESCEND], (kind, W, g, size, rate))
 
 
 @_serial

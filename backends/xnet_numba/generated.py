@@ -1,0 +1,461 @@
+# pyright: basic, reportAttributeAccessIssue=false, reportCallIssue=false
+"""Compiled loops of every operation, loss and optimizer, written from their formulas.
+
+A formula is traced to an expression (`xnet.formulas`), and its source is put into a loop here:
+over numbers, over the rows of a block, or over the columns of one. The source is kept in a file, so
+that what Numba compiles of it is kept too. A loop is a routine that its callers know by its address
+alone (`compiling.routine`), with arrays given by theirs; what a formula takes from the host, such
+as an operation's settings, is an argument of it.
+
+In fast mode a multiplication may be fused with an addition; in reproducible mode every operation
+is as written, and sums and elementary functions are those of `xnet.exact`.
+"""
+
+import hashlib
+import importlib.util
+import os
+import sys
+import tempfile
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
+
+import llvmlite
+import numba
+import numpy as np
+from numba import types
+
+import xnet
+from xnet.formulas import CALLS, Formula, Node, Number, Python, lines, nodes, spelled, symbolic, trace
+from xnet_numba.compiling import routine
+
+FAST, EXACT = "fast", "exact"
+OPTIONS = {
+    FAST: (("error_model", "numpy"), ("fastmath", frozenset({"contract"}))),
+    EXACT: (("error_model", "numpy"),),
+}
+
+HEAD = """# Written by xnet; see xnet_numba/generated.py. Of {made_of}.
+import math
+
+import numpy as np
+from numba import carray, njit
+
+from xnet_numba.intrinsics import pointer_to
+"""
+
+FUNCTIONS = {
+    FAST: "from xnet_numba.elementary import exp, expm1, log, log1p\n",
+    EXACT: "from xnet_numba.exactly import exp, expm1, log, log1p, row_sum, sum_slices\n",
+}
+
+
+# -- files
+
+
+@cache
+def _made_of():
+    """What compiled code depends on beside its own source: ours, and the compiler's version."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    versions = numba.__version__, llvmlite.__version__, np.__version__, xnet.__version__
+    return f"{digest.hexdigest()[:16]}, {' '.join(versions)}"
+
+
+@cache
+def folder():
+    """Where sources are kept: the user's cache, or the temporary folder; None if not writable."""
+    home = os.environ.get("NUMBA_CACHE_DIR") or os.environ.get("XDG_CACHE_HOME")
+    places = [Path(home)] if home else []
+    try:
+        places.append(Path.home() / ".cache")
+    except RuntimeError:  # nobody's home
+        pass
+    owner = getattr(os, "getuid", lambda: "")()
+    places = [place / "xnet" for place in places]
+    places.append(Path(tempfile.gettempdir()) / f"xnet-{owner}")
+    for place in places:
+        try:
+            place.mkdir(mode=0o700, parents=True, exist_ok=True)
+            ours = not owner or place.stat().st_uid == owner
+            if ours and os.access(place, os.W_OK | os.X_OK):
+                return place
+        except OSError:
+            continue
+    return None
+
+
+def load(source):
+    """A module of this source, and whether it is in a file, beside which Numba can keep its own."""
+    text = HEAD.format(made_of=_made_of()) + source
+    name = f"xnet_generated_{hashlib.sha256(text.encode()).hexdigest()[:24]}"
+    if name in sys.modules:
+        return sys.modules[name], hasattr(sys.modules[name], "__file__")
+    path = folder() and folder() / f"{name}.py"
+    try:
+        if path and not (path.exists() and path.read_text() == text):
+            descriptor, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+            with os.fdopen(descriptor, "w") as file:
+                file.write(text)
+            os.replace(temporary, path)
+    except OSError:
+        path = None
+    if path is None:
+        module = ModuleType(name)
+        exec(compile(text, f"<{name}>", "exec"), module.__dict__)
+    else:
+        spec = importlib.util.spec_from_file_location(name, path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    sys.modules[name] = module
+    return module, path is not None
+
+
+def function(source, name, **options):
+    """A compiled function of this source, for other compiled code to call."""
+    # Numba's cache tells functions apart by their source, not by their options.
+    module, kept = load(f"# {sorted(options.items(), key=str)}\n{source}")
+    return numba.njit(cache=kept, **options)(getattr(module, name))
+
+
+# -- over numbers
+
+
+def _constants(formula):
+    """Lines that name the host's numbers."""
+    count = len(formula.numbers)
+    if not count:
+        return []
+    return [
+        f"host = carray(pointer_to(zero, numbers), {count})",
+        *(f"c{k} = host[{k}]" for k in range(count)),
+    ]
+
+
+def _indented(depth, text):
+    return [" " * 4 * depth + line for line in text]
+
+
+def _loop(formula, into):
+    """Source of a loop over numbers, each result in the place of the input that `into` names.
+
+    In place, for LLVM tells such arrays apart without looking at their addresses.
+    """
+    written, values = lines(Python, formula)
+    read = [name for name in formula.inputs if formula.uses(name)]
+    arrays = [f"{v}_ = carray(pointer_to(zero, {v}), size)" for v in dict.fromkeys((*read, *into))]
+    body = [f"{name} = {name}_[i]" for name in read]
+    # An input's own name is free again once it has been read.
+    body += written
+    body += [f"{name}_[i] = {value}" for name, value in zip(into, values, strict=True)]
+    return "\n".join(
+        [
+            f"def loop(zero, {', '.join(f'{name}' for name in formula.inputs)}, size, numbers):",
+            "    kind = type(zero)",
+            *_indented(1, _constants(formula)),
+            *_indented(1, arrays),
+            "    for i in range(size):",
+            *_indented(2, body),
+            "",
+        ]
+    )
+
+
+class Loop(NamedTuple):
+    """A routine, and what it takes from the host."""
+
+    address: int
+    formula: Formula
+    values: object
+
+    def numbers(self, owner, dtype, n=0):
+        """The host's numbers, as the routine reads them."""
+        return np.array(self.values(owner, n), dtype)
+
+
+def _shape(owner):
+    """What of an operation or optimizer the expression depends on: all but its numbers."""
+    hidden = ("taken", "memory")
+    return type(owner), tuple(
+        (name, None if isinstance(value, float) else value)
+        for name, value in vars(owner).items()
+        if name not in hidden
+    )
+
+
+_loops = {}
+
+
+def _kept(make):
+    """Keep what `make` gives for each shape of an owner, dtype and mode."""
+
+    def found(owner, dtype, mode):
+        key = make, _shape(owner), dtype, mode
+        loop = _loops.get(key)
+        if loop is None:
+            loop = _loops.setdefault(key, make(owner, dtype, mode))
+        return loop
+
+    return found
+
+
+def _compiled(formula, source, mode, dtype, arguments):
+    module, kept = load(f"{FUNCTIONS[mode]}\n\n# {mode}\n{source}")
+    kinds = numba.from_dtype(np.dtype(dtype)), *[types.int64] * arguments
+    return routine(module.loop, *kinds, options=OPTIONS[mode], cache=kept)
+
+
+def _over_numbers(formula, into, mode, dtype):
+    arguments = len(formula.inputs) + 2
+    address = _compiled(formula, _loop(formula, into), mode, dtype, arguments)
+    return Loop(address, formula, formula.values())
+
+
+@_kept
+def forward(operation, dtype, mode):
+    """A pointwise operation in the place of its input: (zero, x, size, numbers)."""
+    return _over_numbers(trace(operation.forward, "x"), ("x",), mode, dtype)
+
+
+@_kept
+def backward(operation, dtype, mode):
+    """Its gradient in the place of dout: (zero, dout, x, y, size, numbers)."""
+    return _over_numbers(trace(operation.backward, "dout", "x", "y"), ("dout",), mode, dtype)
+
+
+@_kept
+def step(optimizer, dtype, mode):
+    """An optimizer's step in the place of W and its memory: (zero, W, g, *memory, size, numbers).
+
+    As written in both modes, so that a step has one result however it is taken.
+    """
+    memory = [f"memory{k}" for k in range(optimizer.slots)]
+    formula = trace(optimizer.formula, "n", "W", "g", *memory)
+    return _over_numbers(formula, ("W", *memory), EXACT, dtype)
+
+
+# -- over rows
+
+
+class _Rows:
+    """Source of a formula along rows, for n rows of m numbers: some loops one after the other.
+
+    A sum or maximum is a loop of its own. The argument of an elementary function is stored, and the
+    function taken of all rows' numbers in one loop, which LLVM vectorises however short a row is;
+    in reproducible mode the terms of a sum are stored too. All else is computed where it is needed.
+
+    `columns` is for arrays (m, n) of which each column is such a row, all with one target.
+    """
+
+    def __init__(self, formula, mode, columns):
+        self.formula, self.mode, self.columns = formula, mode, columns
+        self.written, self.stored, self.of_row, self.slots = [], {}, {}, 0
+        for node in nodes(formula.results):
+            if node.operator in CALLS:
+                self._call(node)
+            elif node.operator in ("sum", "max"):
+                self._reduce(node)
+
+    # names of what is known: in `stored` arrays of all numbers, in `of_row` one for each row
+
+    def _new(self, kind):
+        self.slots += 1
+        return f"{kind}{self.slots}"
+
+    def _expression(self, value, inner, names):
+        """The name of a value within a loop; `inner` gets the lines that compute it."""
+        if not isinstance(value, Node):
+            return (
+                f"c{self.formula.numbers.index(value.source)}"
+                if isinstance(value, Number)
+                else Python.literal(value)
+            )
+        if id(value) in names:
+            return names[id(value)]
+        if id(value) in self.stored:
+            text = f"{self.stored[id(value)]}[at]"
+        elif id(value) in self.of_row:
+            text = f"{self.of_row[id(value)]}[i]"
+        elif value.operator == "input":
+            place = "j" if self.columns and value.arguments[0] == "t" else "at"
+            text = f"{value.arguments[0]}_[{place}]"
+        elif value.operator == "width":
+            text = "kind(m)"
+        else:
+            for argument in value.arguments:
+                if isinstance(argument, Node):
+                    self._expression(argument, inner, names)
+            text = spelled(Python, self.formula, value, names)
+        names[id(value)] = name = f"v{len(names)}"
+        inner.append(f"{name} = {text}")
+        return name
+
+    def _nest(self, inner, before=(), after=()):
+        """Lines of a loop over all numbers; `before` and `after` are done for each row.
+
+        Over columns the rows are the inner loop, and what is done for each a loop of its own.
+        """
+        at = ["at = j * n + i" if self.columns else "at = i * m + j"]
+        if not self.columns:
+            return [
+                "for i in range(n):",
+                *_indented(1, before),
+                "    for j in range(m):",
+                *_indented(2, at + inner),
+                *_indented(1, after),
+            ]
+        outer = []
+        for text in (before, after):
+            outer.append(["for i in range(n):", *_indented(1, text)] if text else [])
+        loops = ["for j in range(m):", "    for i in range(n):", *_indented(2, at + inner)]
+        return [*outer[0], *loops, *outer[1]]
+
+    def _store(self, node, name):
+        """Put all numbers of a node into the array of this name."""
+        inner = []
+        value = self._expression(node, inner, {})
+        self.written += self._nest([*inner, f"{name}[at] = {value}"])
+
+    def _array(self, varies):
+        name = self._new("s" if varies else "r")
+        self.written.append(f"{name} = np.empty({'n * m' if varies else 'n'}, zero_type)")
+        return name
+
+    def _call(self, node):
+        (argument,) = node.arguments
+        name = self._array(node.varies)
+        if node.varies:
+            self._store(argument, name)
+            loop = "for at in range(n * m):"
+            self.written += [loop, f"    {name}[at] = {node.operator}({name}[at])"]
+            self.stored[id(node)] = name
+            return
+        inner = []
+        value = self._expression(argument, inner, {})
+        loop = ["for i in range(n):", *_indented(1, inner)]
+        self.written += [*loop, f"    {name}[i] = {node.operator}({value})"]
+        self.of_row[id(node)] = name
+
+    def _reduce(self, node):
+        (term,) = node.arguments
+        name = self._array(False)
+        if node.operator == "sum" and self.mode == EXACT:
+            if id(term) in self.stored:
+                terms = self.stored[id(term)]
+            else:
+                terms = self._array(True)
+                self._store(term, terms)
+            self.written += [
+                "for i in range(n):",
+                f"    {name}[i] = row_sum({terms}[i * m : i * m + m])",
+            ]
+            self.of_row[id(node)] = name
+            return
+        inner = []
+        value = self._expression(term, inner, {})
+        start = "kind(0)" if node.operator == "sum" else "kind(-math.inf)"
+        if self.columns:
+            total = f"{name}[i]"
+            begin, end = [f"{name}[i] = {start}"], []
+        else:
+            total = "total"
+            begin, end = [f"total = {start}"], [f"{name}[i] = total"]
+        if node.operator == "sum":
+            inner.append(f"{total} += {value}")
+        else:  # NaN where the row holds one, as NumPy's
+            inner.append(f"{total} = {total} if {value} <= {total} else {value}")
+            inner[-1] = (
+                f"{total} = {total} if ({value} <= {total}) | ({total} != {total}) else {value}"
+            )
+        self.written += self._nest(inner, begin, end)
+        self.of_row[id(node)] = name
+
+    def source(self, into):
+        """The whole function; `into` names the arrays that get the results."""
+        per_row, inner = [], []
+        names = {}
+        for value, name in zip(self.formula.results, into, strict=True):
+            if isinstance(value, Node) and value.varies:
+                inner.append(f"{name}_[at] = {self._expression(value, inner, names)}")
+            else:
+                found = []
+                text = self._expression(value, found, {})
+                per_row += [*found, f"{name}_[i] = {text}"]
+        if per_row:
+            self.written += ["for i in range(n):", *_indented(1, per_row)]
+        if inner:
+            self.written += self._nest(inner)
+        arrays = {name: "n * m" for name in self.formula.inputs}
+        if self.columns and "t" in arrays:
+            arrays["t"] = "m"
+        for value, name in zip(self.formula.results, into, strict=True):
+            varies = isinstance(value, Node) and value.varies
+            arrays.setdefault(name, "n * m" if varies else "n")
+        head = [f"{name}_ = carray(pointer_to(zero, {name}), {size})" for name, size in arrays.items()]
+        return "\n".join(
+            [
+                f"def loop(zero, {', '.join(arrays)}, n, m, numbers):",
+                "    kind = type(zero)",
+                "    zero_type = kind",
+                *_indented(1, _constants(self.formula)),
+                *_indented(1, head),
+                *_indented(1, self.written),
+                "",
+            ]
+        ), len(arrays)
+
+
+def _along_rows(formula, into, mode, dtype, columns=False):
+    source, arrays = _Rows(formula, mode, columns).source(into)
+    address = _compiled(formula, source, mode, dtype, arrays + 3)
+    return Loop(address, formula, formula.values())
+
+
+@_kept
+def rows_forward(operation, dtype, mode):
+    """An operation along rows, in the place of its input: (zero, x, n, m, numbers)."""
+    return _along_rows(trace(operation.forward, "x"), ("x",), mode, dtype)
+
+
+@_kept
+def rows_backward(operation, dtype, mode):
+    """Its gradient: (zero, dout, x, y, dx, n, m, numbers)."""
+    return _along_rows(trace(operation.backward, "dout", "x", "y"), ("dx",), mode, dtype)
+
+
+@_kept
+def predicted(loss, dtype, mode):
+    """What a loss predicts, in the place of the scores: (zero, x, n, m, numbers); None if those."""
+    formula = trace(loss.predict, "x")
+    (result,) = formula.results
+    if result.operator == "input":
+        return None
+    return _along_rows(formula, ("x",), mode, dtype)
+
+
+@_kept
+def loss_rows(loss, dtype, mode):
+    """The loss of each row: (zero, x, t, losses, n, m, numbers)."""
+    return _along_rows(trace(loss.forward, "x", "t"), ("losses",), mode, dtype)
+
+
+@_kept
+def loss_columns(loss, dtype, mode):
+    """The loss of each column of x (m, n), for the targets t (m,): arguments as `loss_rows`."""
+    return _along_rows(trace(loss.forward, "x", "t"), ("losses",), mode, dtype, columns=True)
+
+
+@_kept
+def loss_and_delta(loss, dtype, mode):
+    """The loss of each row and its gradient times the number n.
+
+    (zero, x, t, losses, delta, n, m, numbers), and n is 1 / N where N is the batch.
+    """
+    shadow = symbolic(loss)
+
+    def both(m, x, t):
+        return shadow.forward(m, x, t), shadow.backward(m, x, t) * Number("n")
+
+    return _along_rows(trace(both, "x", "t"), ("losses", "delta"), mode, dtype)
