@@ -8,6 +8,7 @@ changes an array it is handed.
 
 import copy
 import math
+from collections.abc import Iterable
 from functools import cache
 from typing import Any, ClassVar, Self
 
@@ -329,6 +330,21 @@ class Layer:
             return f"{type(self).__name__}()"
         arguments = repr(self.operation)
         return type(self).__name__ + arguments[arguments.index("(") :]
+
+
+def numbered(layers: Iterable[Layer], kind: str = "params") -> dict[str, tuple[dict[str, Array], str]]:
+    """Where the arrays of layers are, by the names that a network gives them: W1, b1, W2, ...
+
+    A name's number counts the layers that have an array of that name.
+    """
+    counts: dict[str, int] = {}
+    found: dict[str, tuple[dict[str, Array], str]] = {}
+    for layer in layers:
+        arrays = getattr(layer, kind)
+        for name in arrays:
+            counts[name] = counts.get(name, 0) + 1
+            found[f"{name}{counts[name]}"] = arrays, name
+    return found
 
 
 def _draw(shape: tuple[int, ...]) -> Any:

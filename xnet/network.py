@@ -3,8 +3,16 @@
 import contextlib
 import warnings
 import weakref
-from collections.abc import Callable, Generator, ItemsView, Iterator, MutableMapping, MutableSequence
-from collections.abc import Sequence
+from collections.abc import (
+    Callable,
+    Generator,
+    ItemsView,
+    Iterator,
+    Mapping,
+    MutableMapping,
+    MutableSequence,
+    Sequence,
+)
 from typing import Any, overload
 
 from xnet import perturbation
@@ -20,7 +28,7 @@ from xnet.backend import (
 )
 from xnet.errors import BackendError, NaiveGradientWarning
 from xnet.gradient import checked_step, numerical_gradient
-from xnet.layers import Layer, LossLayer, layer_class, named
+from xnet.layers import Layer, LossLayer, layer_class, named, numbered
 from xnet.losses import batch_and_targets, targets_for
 from xnet.operations import Affine, Loss, Operation, SoftmaxWithLoss
 from xnet.optimizers import Optimizer
@@ -39,14 +47,7 @@ class Parameters(MutableMapping[str, Array]):
         self._network, self._kind = network, kind
 
     def _places(self) -> dict[str, tuple[dict[str, Array], str]]:
-        counts: dict[str, int] = {}
-        found: dict[str, tuple[dict[str, Array], str]] = {}
-        for layer in self._network.layers:
-            arrays = getattr(layer, self._kind)
-            for name in arrays:
-                counts[name] = counts.get(name, 0) + 1
-                found[f"{name}{counts[name]}"] = arrays, name
-        return found
+        return numbered(self._network.layers, self._kind)
 
     def place(self, key: str) -> tuple[dict[str, Array], str]:
         """The layer's own dictionary that holds a parameter, and its name there."""
@@ -95,13 +96,13 @@ class Parameters(MutableMapping[str, Array]):
         xp = self._network.backend.xp
         kept.update({name: xp.asarray(W, copy=True) for name, W in self.items()})
 
-    def restore(self, kept: dict[str, Array]) -> None:
-        """Put back what `keep` kept, in full even if Ctrl-C comes meanwhile."""
-        try:
-            self.update(kept)
-        except KeyboardInterrupt:
-            self.update(kept)
-            raise
+    def writing(self, values: Mapping[str, Array]) -> list[tuple[Any, Any, Array]]:
+        """What `assign` takes to give them these numbers, such as `keep` kept, all at once."""
+        writable = self._network.backend.writable
+        return [
+            (W, ..., values[name]) if writable(W) else (*self.place(name), values[name])
+            for name, W in self.items()
+        ]
 
 
 class Layers(MutableSequence[Layer]):
@@ -567,12 +568,13 @@ class Network:
 
     def _gradients(self) -> dict[str, Array]:
         """What the layers' last `backward` found, by the parameters' names; of frozen ones none."""
-        by_id = {id(layer.params): layer for layer in self._layers}
-        places = ((key, by_id[id(arrays)], name) for key, (arrays, name) in self._places())
-        return {key: layer.grads[name] for key, layer, name in places if layer.trainable}
-
-    def _places(self) -> Any:
-        return self.params._places().items()  # pyright: ignore[reportPrivateUsage]
+        frozen = [layer.params for layer in self._layers if not layer.trainable]
+        owners = {id(layer.params): layer for layer in self._layers}
+        return {
+            key: owners[id(arrays)].grads[name]
+            for key, (arrays, name) in self._planned().places.items()
+            if not any(arrays is kept for kept in frozen)
+        }
 
     def train_step(self, x: Any, t: Any, optimizer: Optimizer) -> float:
         """One training step: the loss, its gradient by backpropagation, and the optimizer's update.
@@ -600,11 +602,11 @@ class Network:
         if plan.whole is not None and plan.loss is not None and self._all_train():
             with self._running():
                 rows, labels, _ = self._batch(x, t)
-                rows = self._layers[0].rows(rows)
+                if rows.ndim != 2 or rows.shape[1] != plan.inputs or rows.dtype != plan.dtype:
+                    rows = self._layers[0].rows(rows)
                 targets = self._targets(plan, plan.whole, rows, labels)
-                names = list(self.params)
                 loss = self.backend.train_step(
-                    plan.whole, rows, targets, plan.loss, optimizer, names
+                    plan.whole, rows, targets, plan.loss, optimizer, plan.names
                 )
                 if loss is not None:
                     return float(loss)
@@ -613,7 +615,10 @@ class Network:
         return loss
 
     def _all_train(self) -> bool:
-        return all(layer.trainable for layer in self._layers)
+        for layer in self._layers:
+            if not layer.trainable:
+                return False
+        return True
 
     def update(self, optimizer: Optimizer, gradients: dict[str, Array]) -> None:
         """Have the optimizer take a step, in full or, if Ctrl-C or an error comes, not at all."""
@@ -651,8 +656,20 @@ class Network:
             if before is None and state is not None:
                 self._draws.bit_generator.state = state
 
+    def training_loss(self, x: Any, t: Any) -> float:
+        """The loss as `gradient` takes it: layers draw, and move their state, as in a step.
+
+        Parameters and errors as in `loss`.
+        """
+        with self._running():
+            x, t, _ = self._batch(x, t)
+            return self._training_loss(x, t) if self._trains() else self.loss(x, t)
+
+    def _trains(self) -> bool:
+        """Whether a layer computes otherwise in training than in predicting."""
+        return any(layer.operation and not is_plain(layer) for layer in self._layers)
+
     def _training_loss(self, x: Array, t: Array) -> float:
-        """The loss as `gradient` takes it."""
         self._begin()
         for layer in self._layers:
             x = layer.forward(x)
@@ -715,8 +732,7 @@ class Network:
         with self._running():
             x, t, _ = self._batch(x, t)
             if method == "naive" or obstacle is not None:
-                trains = any(v.operation and not is_plain(v) for v in self._layers)
-                loss = self._training_loss if trains else self.loss
+                loss = self._training_loss if self._trains() else self.loss
                 with self.held():
                     return {
                         name: numerical_gradient(lambda _: loss(x, t), array, h)

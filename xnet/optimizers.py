@@ -8,13 +8,14 @@ the parameter's name.
 
 import dataclasses
 import math
+import numbers
 import operator
 from collections import deque
 from collections.abc import Mapping, MutableMapping, Sequence
 from itertools import repeat
 from typing import Any, ClassVar, Self, dataclass_transform
 
-from xnet.backend import Array, Backend, backend_of, get_backend
+from xnet.backend import Array, Backend, backend_of, dtype_name, get_backend
 from xnet.operations import Maths, Value
 
 Params = MutableMapping[str, Array]
@@ -29,7 +30,8 @@ def assign(places: Sequence[tuple[Any, Any, Any]]) -> None:
 
     One call in C: between two of its assignments Python hears no signal.
     """
-    deque(map(operator.setitem, *zip(*places, strict=True)), maxlen=0)
+    if places:
+        deque(map(operator.setitem, *zip(*places, strict=True)), maxlen=0)
 
 
 @dataclass_transform(eq_default=False, field_specifiers=(dataclasses.field,))
@@ -87,12 +89,12 @@ class Optimizer:
     """What is remembered of each parameter."""
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if isinstance(value, int | float) and not isinstance(value, bool):
+        if isinstance(value, numbers.Real) and not isinstance(value, bool):
             below = 1.0 if name in self.fractions else math.inf
             if not 0 <= value < below:
                 limit = "finite" if below == math.inf else f"below {below}"
                 raise ValueError(f"{name} is {value}, expected at least 0 and {limit}")
-            value = float(value)  # NumPy's float64 would widen a float32 parameter
+            value = float(value)  # a NumPy number could widen a float32 parameter
         object.__setattr__(self, name, value)
 
     def step(self, m: Maths, n: Any, W: Value, g: Value, *memory: Value) -> Any:
@@ -117,7 +119,7 @@ class Optimizer:
         TypeError
             A parameter that holds no floating-point numbers.
         ValueError
-            A gradient that has not its parameter's shape.
+            A gradient that has not its parameter's shape and dtype.
         BackendError
             Parameter, gradient and what is remembered of it live on different devices.
         """
@@ -130,11 +132,16 @@ class Optimizer:
                 if not (backend.owns(W) and backend.owns(gradient)):
                     backend = backend_of(**{name: W, f"gradient of {name}": gradient})
                 if not backend.xp.isdtype(W.dtype, "real floating"):
-                    raise TypeError(f"{name} is {W.dtype}, expected float32 or float64")
+                    raise TypeError(f"{name} is {dtype_name(W.dtype)}, expected float32 or float64")
                 if gradient.shape != W.shape:
                     raise ValueError(
                         f"gradient of {name} has shape {tuple(gradient.shape)}, "
                         f"expected {tuple(W.shape)}"
+                    )
+                if gradient.dtype != W.dtype:
+                    raise ValueError(
+                        f"gradient of {name} is {dtype_name(gradient.dtype)}, "
+                        f"expected {dtype_name(W.dtype)}"
                     )
                 memory, n = self.memory_of(name, W, backend), self.taken.get(name, 0) + 1
                 new, *remembered = backend.step(self, n, W, gradient, memory)
@@ -270,7 +277,7 @@ class Adam(Optimizer):
         c1, c2 = 1 - m.power(self.beta1, n), 1 - m.power(self.beta2, n)
         if self.epsilon_hat:
             return W - (self.lr * m.sqrt(c2) / c1) * p / (m.sqrt(q) + self.eps), p, q
-        return W - self.lr * (p / c1) / (m.sqrt(q / c2) + self.eps), p, q
+        return W - (self.lr / c1) * p / (m.sqrt((1 / c2) * q) + self.eps), p, q
 
 
 class AdamW(Adam):
@@ -282,14 +289,15 @@ class AdamW(Adam):
 
 
 class Nadam(Adam):
-    """Adam with Nesterov's momentum (Dozat 2016), its momentum the same at every step."""
+    """Adam with Nesterov's momentum (Dozat 2016, algorithm 2), beta1 the same at every step."""
 
     def step(self, m: Maths, n: Any, W: Value, g: Value, *memory: Value) -> Any:
         p, q = memory
         p = self.beta1 * p + (1 - self.beta1) * g
         q = self.beta2 * q + (1 - self.beta2) * (g * g)
         c1, c2 = 1 - m.power(self.beta1, n), 1 - m.power(self.beta2, n)
-        ahead = (self.beta1 * p + (1 - self.beta1) * g) / c1
+        next_c1 = 1 - self.beta1 * m.power(self.beta1, n)
+        ahead = (self.beta1 / next_c1) * p + ((1 - self.beta1) / c1) * g
         return W - self.lr * ahead / (m.sqrt(q / c2) + self.eps), p, q
 
 

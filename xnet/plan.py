@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from xnet.backend import Array, Backend, Run
-from xnet.layers import Layer, LossLayer
+from xnet.layers import Layer, LossLayer, numbered
 from xnet.operations import Loss
 
 
@@ -37,12 +37,16 @@ class Plan:
         In order: what goes to the backend whole, and layers that are asked one by one.
     whole
         The run, where one run is all of the network.
+    places, names
+        Where the parameters are, and their names, as the network numbers them.
     loss
         The loss as the backend takes it; None if the loss layer computes otherwise.
     """
 
     def __init__(self, backend: Backend, layers: Sequence[Layer], loss: LossLayer) -> None:
-        self.arrays = [(v.params, k, W) for v in layers for k, W in v.params.items()]
+        self.places = numbered(layers)
+        self.names = list(self.places)
+        self.arrays = [(arrays, k, arrays[k]) for arrays, k in self.places.values()]
         self.segments: list[Segment] = []
         start = 0
         while start < len(layers):

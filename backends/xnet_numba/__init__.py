@@ -162,8 +162,7 @@ class NumbaBackend(Backend):
     def one_hot(self, t: Array, classes: int, dtype: Any) -> Array:
         labels = np.asarray(t, np.int64, order="C")
         out = np.empty((*t.shape, classes), dtype)
-        kernels: Any = import_module("xnet_numba.kernels")
-        if kernels.one_hot(labels.reshape(-1), out.reshape(-1, classes)):
+        if self.loops.one_hot(labels.reshape(-1), out.reshape(-1, classes)):
             return out
         return super().one_hot(t, classes, dtype)
 
@@ -241,4 +240,6 @@ class NumbaBackend(Backend):
 
 def _packed(array: Array) -> Array:
     """`array` in C order and the machine's own byte order: no copy where it is so already."""
+    if array.flags.c_contiguous and array.dtype.isnative:
+        return array
     return np.asarray(array, array.dtype.newbyteorder("="), order="C")

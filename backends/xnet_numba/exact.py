@@ -21,7 +21,6 @@ from xnet_numba.exactly import first_shift, half_scale, magnitude, number, sum_r
 from xnet_numba.intrinsics import (
     address_of,
     call,
-    int64s_at,
     lives_until_here,
     pointer_to,
     size_of,
@@ -49,25 +48,25 @@ FLOAT64 = np.dtype(np.float64)
 
 @_strict
 def _cut_rows(a, width, parts, half):
-    """Slices of `width` bits of each row of a (n, k): parts (S, n, k), and `_half_scale` (n,).
+    """Slices of `width` bits of each row of a (n, k): parts (n, S, k), and `half_scale` (n,).
 
     Returns whether all of `a` is finite; if not, nothing is of use.
     """
     unit, rest = 2.0**-width, np.empty(a.shape[1])
     for i in range(a.shape[0]):
-        top = _magnitude(a[i, 0])  # the largest of integers: that vectorises
+        top = magnitude(a[i, 0])  # the largest of integers: that vectorises
         for j in range(a.shape[1]):
-            top = max(top, _magnitude(a[i, j]))
-        largest = _number(top, a.itemsize == 8)
+            top = max(top, magnitude(a[i, j]))
+        largest = number(top, a.itemsize == 8)
         if not largest < np.inf:
             return False
-        half[i] = _half_scale(largest, a.itemsize == 8)
+        half[i] = half_scale(largest, a.itemsize == 8)
         back = 1.0 / half[i]
         for j in range(a.shape[1]):
             rest[j] = np.float64(a[i, j]) * back * back
-        shift = _first_shift(largest, half[i], unit)
-        for s in range(parts.shape[0]):
-            _cut_off(rest, shift, parts[s, i])
+        shift = first_shift(largest, half[i], unit)
+        for s in range(parts.shape[1]):
+            _cut_off(rest, shift, parts[i, s])
             shift *= unit
     return True
 
@@ -83,7 +82,7 @@ def _cut_off(rest, shift, part):
 
 @_strict
 def _cut_columns(a, start, width, parts, half):
-    """As `_cut_rows` for m columns of a (k, ...) from `start`: parts (S, k, m), `half` (m,)."""
+    """As `_cut_rows` for m columns of a (k, ...) from `start`: parts (k, S, m), `half` (m,)."""
     k, m, unit = a.shape[0], half.size, 2.0**-width
     first = np.uint64(start)  # an index that cannot be negative keeps the loops vectorised
     top = np.zeros(m, a.dtype)
@@ -92,17 +91,17 @@ def _cut_columns(a, start, width, parts, half):
             v = abs(a[i, first + np.uint64(j)])
             top[j] = top[j] if v <= top[j] or top[j] != top[j] else v  # NaN stays
     back, rest = np.empty(m), np.empty(m)
-    shifts = np.empty((parts.shape[0], m))
+    shifts = np.empty((parts.shape[1], m))
     scaled = False
     for j in range(m):
         largest = np.float64(top[j])
         if not largest < np.inf:
             return False
-        half[j] = _half_scale(largest, a.itemsize == 8)
+        half[j] = half_scale(largest, a.itemsize == 8)
         back[j] = 1.0 / half[j]
         scaled |= half[j] != 1.0
-        shifts[0, j] = _first_shift(largest, half[j], unit)
-        for s in range(1, parts.shape[0]):
+        shifts[0, j] = first_shift(largest, half[j], unit)
+        for s in range(1, parts.shape[1]):
             shifts[s, j] = shifts[s - 1, j] * unit
     for i in range(k):
         for j in range(m):
@@ -110,8 +109,8 @@ def _cut_columns(a, start, width, parts, half):
         if scaled:
             for j in range(m):
                 rest[j] = rest[j] * back[j] * back[j]
-        for s in range(parts.shape[0]):
-            _cut_off_each(rest, shifts[s], parts[s, i])
+        for s in range(parts.shape[1]):
+            _cut_off_each(rest, shifts[s], parts[i, s])
     return True
 
 
@@ -139,7 +138,7 @@ class _Kept:
         self._kept = {}
 
     def slices(self, b, transposed):
-        """Slices and `_half_scale` of the columns of b (K, M), or of b' if `transposed`."""
+        """Slices and `half_scale` of the columns of b (K, M), or of b' if `transposed`."""
         key = id(b), transposed
         weak, copy, found = self._kept.get(key, (None, None, None))
         seen = weak is not None and weak() is b
@@ -157,13 +156,10 @@ class _Kept:
         return found
 
     def _cut(self, b, transposed):
-        count, width = exact.product_slices(b.shape[1 if transposed else 0], exact.precision(b))
-        parts, half = np.empty((count, *b.shape)), np.empty(b.shape[0 if transposed else 1])
-        if transposed:
-            finite = _cut_rows(b, width, parts, half)
-        else:
-            finite = _cut_columns(b, 0, width, parts, half)
-        return (parts, half) if finite else None
+        b = np.ascontiguousarray(b.T) if transposed else b
+        (k, m), (count, width) = b.shape, exact.product_slices(b.shape[0], exact.precision(b))
+        parts, half = np.empty((k, count, m)), np.empty(m)
+        return (parts, half) if _cut_columns(b, 0, width, parts, half) else None
 
 
 _kept = _Kept()
@@ -172,83 +168,132 @@ _kept = _Kept()
 # -- products
 
 
+class _Job(NamedTuple):
+    """Out (n, m) = a (n, k) b (k, m) + bias (m,), in pieces of so many rows."""
+
+    taken: int  # and the next two: the counts of `claim`
+    front: int
+    back: int
+    dense: int  # the routine of `products` for float64
+    across: int  # whether a is stored as (k, n)
+    a: int
+    b: int  # its slices (k, S, m)
+    b_half: int
+    bias: int
+    biases: int  # m, or 0 for no bias
+    out: int
+    n: int
+    k: int
+    m: int
+    slices: int
+    width: int
+    rows: int
+    finite: int  # whether all of a is: set to 0 if not, and then `out` is of no use
+
+
+_JOB = layout(_Job)
+
+
+def _product_work(kind):
+    def work(at, helping):
+        job = record_at(at, _JOB)
+        n, k, m, count, rows = job.n, job.k, job.m, job.slices, job.rows
+        shape = (k, n) if job.across else (n, k)
+        a = carray(pointer_to(kind, job.a), shape)
+        bias = carray(pointer_to(kind, job.bias), job.biases)
+        out = carray(pointer_to(kind, job.out), (n, m))
+        b_half = carray(pointer_to(0.0, job.b_half), m)
+        parts, half = np.empty(rows * count * k), np.empty(rows)
+        orders, zeros = np.empty((rows, count, m)), np.zeros(count * m)
+        pieces = (n + rows - 1) // rows
+        piece = claim(at, helping, pieces)
+        while piece >= 0 and job.finite:
+            first = piece * rows
+            size = min(rows, n - first)
+            if job.across:
+                of_a = parts[: k * count * size].reshape(k, count, size)
+                finite = _cut_columns(a, first, job.width, of_a, half[:size])
+                row, step, slice_bytes = 8, 8 * count * size, 8 * size
+            else:
+                of_a = parts[: size * count * k].reshape(size, count, k)
+                finite = _cut_rows(a[first : first + size], job.width, of_a, half)
+                row, step, slice_bytes = 8 * count * k, 8, 8 * k
+            if not finite:
+                job.finite = 0
+                break
+            for s in range(count):
+                # Of slice s of a with the slices of b side by side, each is of one order more than
+                # the one before. All of one order is a sum of integers, which is exact.
+                to, line = address_of(orders) + 8 * s * m, 8 * count * m
+                start, start_line = (address_of(zeros), 0) if s == 0 else (to, line)
+                call(
+                    job.dense,
+                    (
+                        *(0.0, address_of(parts) + s * slice_bytes, row, step, size, k),
+                        *(job.b, line, start, start_line, to, line, (count - s) * m),
+                    ),
+                )
+            for i in range(size):
+                _add_orders(orders[i], half[i], b_half, bias, out[first + i])
+            piece = claim(at, helping, pieces)
+        lives_until_here((parts, zeros))
+
+    return work
+
+
 @_strict
-def _piece(dgemm, a, a_transposed, start, width, b_parts, b_transposed, b_half, bias, out):
-    """Out (n, M): the rows of `a` (or a') from `start`, times the sliced b (or b'), plus the bias.
-
-    Returns whether those rows are finite; if not, `out` is of no use.
-    """
-    n, m = out.shape
-    k = a.shape[0] if a_transposed else a.shape[1]
-    count = b_parts.shape[0]
-    a_half = np.empty(n)
-    if a_transposed:
-        a_parts = np.empty((count, k, n))
-        finite = _cut_columns(a, start, width, a_parts, a_half)
-    else:
-        a_parts = np.empty((count, n, k))
-        finite = _cut_rows(a[start : start + n], width, a_parts, a_half)
-    if not finite:
-        return False
-    orders = np.empty((count, n, m))
-    for s in range(count):
-        for t in range(count - s):
-            # The sum of all products of one order is exact too, so BLAS may add them.
-            _dgemm(
-                dgemm, b_transposed, a_transposed, m, n, k,
-                b_parts[t].ctypes.data, b_parts.shape[2], a_parts[s].ctypes.data, a_parts.shape[2],
-                0.0 if s == 0 else 1.0, orders[s + t].ctypes.data, m,
-            )  # fmt: skip
-    for i in range(n):
-        _add_orders(orders, i, a_half[i], b_half, bias, out[i])
-    return True
-
-
-@_strict
-def _add_orders(orders, i, a_half, b_half, bias, out):
-    """Out (m,): row i of the products of each order (S, n, m), the smallest first, and the bias."""
+def _add_orders(orders, a_half, b_half, bias, out):
+    """Out (m,): a row's products of each order (S, m), the smallest first, and the bias."""
+    total = np.zeros(out.size)
+    for order in range(orders.shape[0] - 1, -1, -1):
+        for j in range(out.size):
+            total[j] = orders[order, j] + total[j]
     for j in range(out.size):
-        total = 0.0
-        for order in range(orders.shape[0] - 1, -1, -1):
-            total = orders[order, i, j] + total
         half = a_half * b_half[j]
-        out[j] = out.dtype.type(total * half * half)
+        out[j] = out.dtype.type(total[j] * half * half)
     for j in range(bias.size):
         out[j] += bias[j]
 
 
-@_strict_parallel
-def _pieces(dgemm, a, a_transposed, width, b_parts, b_transposed, b_half, bias, out, finite):
-    n, pieces = out.shape[0], finite.size
-    for piece in prange(pieces):
-        start, stop = piece * n // pieces, (piece + 1) * n // pieces
-        finite[piece] = _piece(
-            dgemm, a, a_transposed, start, width, b_parts, b_transposed, b_half, bias,
-            out[start:stop],
-        )  # fmt: skip
+@cache
+def _work(make, dtype):
+    """The address of a routine that takes pieces of a job, for a dtype."""
+    return routine(make(dtype.type(0)), types.int64, types.int64, options=generated.OPTIONS["exact"])
 
 
-def _product(a, a_transposed, b, b_transposed, bias=None):
-    """`exact.matmul` of a (or a') by b (or b'), plus a bias."""
-    (n, k), m = a.T.shape if a_transposed else a.shape, b.shape[0 if b_transposed else 1]
-    right = _kept.slices(b, b_transposed) if n * k * m else None
-    finite = np.zeros(1, np.bool_)
-    out = np.empty((n, m), a.dtype)
+def _product(a, across, b, b_across, bias=None):
+    """`exact.matmul` of a (or a' if `across`) by b (or b'), plus a bias."""
+    (n, k), m = a.T.shape if across else a.shape, b.shape[0 if b_across else 1]
+    right = _kept.slices(b, b_across) if n * k * m else None
     if right is not None:
-        width = exact.product_slices(k, exact.precision(a))[1]
-        no_bias = np.empty(0, a.dtype)
-        first = _DGEMM, a, a_transposed
-        rest = width, right[0], b_transposed, right[1], no_bias if bias is None else bias, out
-        if n * k * m < BLAS_THREADS_FROM:
-            finite[0] = _piece(*first, 0, *rest)
-        else:
-            threads = max(1, min(thread_count(), n * k * m // PARALLEL_PRODUCT))
-            finite = np.zeros(threads * -(-n // (threads * ROWS_PER_PIECE)), np.bool_)
-            with _one_blas_thread:
-                _pieces(*first, *rest, finite)
-    if finite.all():
-        return out
-    out = exact.matmul(np, a.T if a_transposed else a, b.T if b_transposed else b)
+        out, (parts, half) = np.empty((n, m), a.dtype), right
+        slices = parts.shape[1]
+        fields = _Job(
+            taken=0,
+            front=0,
+            back=0,
+            dense=int(products.routines(FLOAT64)[products._DENSE]),
+            across=across,
+            a=address(a),
+            b=address(parts),
+            b_half=address(half),
+            bias=0 if bias is None else address(bias),
+            biases=0 if bias is None else m,
+            out=address(out),
+            n=n,
+            k=k,
+            m=m,
+            slices=slices,
+            width=exact.product_slices(k, exact.precision(a))[1],
+            rows=products.share(n, thread_count()),
+            finite=1,
+        )
+        job = np.array([fields], _JOB)
+        work = n * parts.nbytes * (slices + 1) // 2
+        pool.share(work, run, _work(_product_work, a.dtype), address(job))
+        if job["finite"][0]:
+            return out
+    out = exact.matmul(np, a.T if across else a, b.T if b_across else b)
     return out if bias is None else out + bias
 
 
@@ -281,7 +326,7 @@ def _sum_rows(a, count, width, out):
     """The sum of each row of a (n, k)."""
     unit, rest, slices = 2.0**-width, np.empty(a.shape[1]), np.empty(count)
     for i in range(a.shape[0]):
-        out[i] = _sum_row(a[i], unit, rest, slices)
+        out[i] = sum_row(a[i], unit, rest, slices)
 
 
 def sum(a, axis=None, keepdims=False):
@@ -299,3 +344,76 @@ def sum(a, axis=None, keepdims=False):
     return out
 
 
+
+
+# -- elementary functions
+
+
+class _Each(NamedTuple):
+    """A loop over so many numbers, in their place, in pieces of so many."""
+
+    taken: int  # and the next two: the counts of `claim`
+    front: int
+    back: int
+    loop: int
+    numbers: int
+    size: int
+    piece: int
+
+
+_EACH = layout(_Each)
+
+
+def _each_work(kind):
+    def work(at, helping):
+        job = record_at(at, _EACH)
+        pieces = (job.size + job.piece - 1) // job.piece
+        piece = claim(at, helping, pieces)
+        while piece >= 0:
+            start = piece * job.piece
+            first = job.numbers + start * size_of(kind)
+            call(job.loop, (kind, first, min(job.piece, job.size - start), 0))
+            piece = claim(at, helping, pieces)
+
+    return work
+
+
+@cache
+def _loop(name, dtype):
+    formula = trace(lambda m, x: getattr(m, name)(x), "x")
+    return generated._over_numbers(formula, ("x",), generated.EXACT, dtype).address
+
+
+PIECE = 1 << 12
+"""Numbers that a thread takes at a time."""
+
+ELEMENTARY_WORK = 100
+"""Of a number, as `Pool.share` counts it."""
+
+
+def _elementary(name, a):
+    out = a.copy()
+    fields = _Each(0, 0, 0, _loop(name, a.dtype), address(out), out.size, PIECE)
+    job = np.array([fields], _EACH)
+    pool.share(out.size * ELEMENTARY_WORK, run, _work(_each_work, a.dtype), address(job))
+    return out
+
+
+def exp(a):
+    """`exact.exp`."""
+    return _elementary("exp", a)
+
+
+def expm1(a):
+    """`exact.elementary` of that name."""
+    return _elementary("expm1", a)
+
+
+def log(a):
+    """`exact.log`."""
+    return _elementary("log", a)
+
+
+def log1p(a):
+    """`exact.elementary` of that name."""
+    return _elementary("log1p", a)

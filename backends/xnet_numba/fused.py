@@ -13,11 +13,9 @@ from numba import types  # pyright: ignore[reportPrivateImportUsage]
 from xnet_numba import generated, passes, products
 from xnet_numba.compiling import routine
 from xnet_numba.generated import FAST
-from xnet_numba.passes import FORWARD, HEAD, LAYER, MOST_SLOTS, TRAINING
+from xnet_numba.passes import HEAD, LAYER, MOST_SLOTS, TRAINING
 from xnet_numba.pool import pool
 from xnet_numba.tiles import BITS, VECTOR_BYTES
-
-__all__ = ["FORWARD", "Prepared", "affine", "affine_backward", "affine_gradients", "prepared"]
 
 CACHED, LOADING = 1 << 20, 16
 """Bytes of weights that stay in the second-level cache, and how many rows one that does not has
@@ -141,8 +139,8 @@ class Prepared:
     def forward_keeping(self, x):
         """The run's output, and the room in which the pass has left what `backward` needs."""
         room = self._room_for(len(x))
-        job = room.job
-        job["forth"], job["loss"], job["dout"], job["dx"], job["step"] = 1, 0, 0, 0, 0
+        room.tell(forth=1, loss=0, dout=0, dx=0)
+        room.descends = False
         self._run(room, x, x, x[:0])
         m = self.outputs
         return room.outputs[len(x) * (self.between - m) :].reshape(-1, m).copy(), (room, x)
@@ -150,10 +148,9 @@ class Prepared:
     def backward(self, kept, dout, first):
         """The gradients by the run's input, None if it is the `first`, and by its parameters."""
         room, x = kept
-        job = room.job
         dx = None if first else np.empty_like(x)
-        job["forth"], job["loss"], job["step"] = 0, 0, 0
-        job["dout"], job["dx"] = _address(dout), 0 if first else _address(dx)
+        room.tell(forth=0, loss=0, dout=_address(dout), dx=0 if first else _address(dx))
+        room.descends = False
         found = np.empty(self.numbers, self.dtype)
         self._run(room, x, dout, found)
         return dx, self._parted(found)
@@ -178,20 +175,22 @@ class Prepared:
         n = taken.pop() + 1
         room = self._room_for(len(x))
         step = generated.step(update, self.dtype, FAST)
-        numbers = step.numbers(update, self.dtype, n)
-        job = room.job
-        if update.slots:
-            job["memory"] = self._memory_of(update, names, backend)
+        if room.step is not step:
+            room.step, room.step_numbers = step, step.numbers(update, self.dtype, n)
+            room.tell(step_numbers=_address(room.step_numbers), slots=update.slots)
         if self.found is None:
             self.found = np.empty(self.numbers, self.dtype)
-        job["step"], job["step_numbers"] = step.address, _address(numbers)
-        job["slots"], job["done"] = update.slots, 0
+        fields = room.fields
+        room.step_numbers[:] = step.values(update, n)
+        if update.slots:
+            fields[_MEMORY] = self._memory_of(update, names, backend)
+        fields[_DONE], fields[_STEP] = 0, step.address
         counted = dict.fromkeys(names, n)
         try:
             self._descend(room, x, t, loss, None, self.found)
-        finally:
-            job["step"] = 0
-            if job["done"][0]:  # Ctrl-C comes when the step is done, or before it has begun
+        finally:  # Ctrl-C comes when the step is done, or before it has begun
+            fields[_STEP] = 0
+            if fields[_DONE]:
                 update.taken.update(counted)
         return room.losses.sum() / len(x)
 
@@ -219,14 +218,16 @@ class Prepared:
         return _address(self.memory[0])
 
     def _descend(self, room, x, t, loss, dx, found):
-        job = room.job
-        job["forth"], job["dout"], job["dx"] = 1, 0, 0 if dx is None else _address(dx)
         if room.loss is not loss:
             loop = generated.loss_and_delta(loss, self.dtype, FAST)
             room.loss_numbers = loop.numbers(loss, self.dtype, 1 / len(x))
             room.loss, room.loss_address = loss, loop.address
-            job["loss_numbers"] = _address(room.loss_numbers)
-        job["loss"] = room.loss_address
+            room.tell(loss_numbers=_address(room.loss_numbers))
+            room.descends = False
+        if dx is not None or not room.descends:
+            at_dx = 0 if dx is None else _address(dx)
+            room.tell(forth=1, loss=room.loss_address, dout=0, dx=at_dx)
+            room.descends = dx is None
         self._run(room, x, t, found)
 
     def _run(self, room, x, t, found):
@@ -268,15 +269,27 @@ class _Room:
         self.losses, self.transposed = np.empty(n, run.dtype), np.empty(run.weights, run.dtype)
         self.words = np.empty((n, -(-run.inputs // BITS)), np.int64)
         self.zeros = np.zeros(max(run.widest, run.inputs, BITS), run.dtype)
-        self.loss = self.loss_numbers = None
+        self.loss = self.loss_numbers = self.step = self.step_numbers = None
         self.loss_address = 0
-        self.job = job = np.zeros(1, TRAINING)
-        self.at_job = _address(job)
-        job["there_and_back"], job["weights"] = run.works
-        job["routines"], job["table"] = _routines(run.dtype, True), _address(run.table)
-        job["layers"], job["n"], job["k"], job["m"] = len(run.layers), n, run.inputs, run.outputs
+        self.descends = False  # whether the job says so: there, back by the loss, and down
+        self.fields = np.zeros(len(TRAINING.names), np.int64)
+        self.at_job = _address(self.fields)
+        there_and_back, weights = run.works
+        self.tell(there_and_back=there_and_back, weights=weights)
+        self.tell(routines=_routines(run.dtype, True), table=_address(run.table))
+        self.tell(layers=len(run.layers), n=n, k=run.inputs, m=run.outputs)
         for name in ("outputs", "deltas", "before", "losses", "transposed", "words", "zeros"):
-            job[name] = _address(getattr(self, name))
+            self.tell(**{name: _address(getattr(self, name))})
+
+    def tell(self, **fields):
+        """Set fields of the job by their names: as int64s, for a record's take several times as
+        long."""
+        for name, value in fields.items():
+            self.fields[_AT[name]] = value
+
+
+_AT = {name: place for place, name in enumerate(TRAINING.names)}
+_STEP, _MEMORY, _DONE = (_AT[name] for name in ("step", "memory", "done"))
 
 
 # -- one product alone

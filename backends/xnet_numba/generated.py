@@ -177,12 +177,9 @@ class Loop(NamedTuple):
 
 def _shape(owner):
     """What of an operation or optimizer the expression depends on: all but its numbers."""
-    hidden = ("taken", "memory")
-    return type(owner), tuple(
-        (name, None if isinstance(value, float) else value)
-        for name, value in vars(owner).items()
-        if name not in hidden
-    )
+    values = vars(owner).values()
+    # What an optimizer remembers, by name, is no setting.
+    return type(owner), *[None if type(v) is float else v for v in values if type(v) is not dict]
 
 
 _loops = {}

@@ -123,8 +123,21 @@ def _copy(array):
     return np.array(array, array.dtype.newbyteorder("="), order="C")
 
 
+@_strict
+def _one_hot(t, out):
+    """Class indices t (N,) as rows of out (N, C); whether all of them are 0..C-1."""
+    for i in range(t.size):
+        if not 0 <= t[i] < out.shape[1]:
+            return False
+        out[i] = 0
+        out[i, t[i]] = 1
+    return True
+
+
 class Loops:
     """What `Backend` asks of operations, in a mode, "fast" or "exact"."""
+
+    one_hot = staticmethod(_one_hot)
 
     def __init__(self, mode):
         self.mode = mode
@@ -196,14 +209,3 @@ class Loops:
         numbers = loop.numbers(update, arrays[0].dtype, n)
         _run(loop, numbers, arrays, arrays[0].size)
         return arrays[0], *arrays[2:]
-
-
-@_strict
-def one_hot(t, out):
-    """Class indices t (N,) as rows of out (N, C); whether all of them are 0..C-1."""
-    for i in range(t.size):
-        if not 0 <= t[i] < out.shape[1]:
-            return False
-        out[i] = 0
-        out[i, t[i]] = 1
-    return True
