@@ -1,231 +1,42 @@
-// Runs kernels.cu on the host, thread by thread: a test's stand-in for a device.
+// What kernels.cu sees when it is compiled for the host: CUDA's words, as far as it uses them.
 //
-// A block's threads run one after the other. One that must wait for others, at __syncthreads or a
-// warp shuffle, gives way and goes on when all have come: each has a stack of its own from then on.
-// A warp runs as far ahead of the others as barriers let it, the first one or the last one first:
-// where a barrier is missing, results change. Threads that do not all come to the same barrier are
-// an error, not a hang.
+// cuda_on_host.cpp runs what comes of it. This is compiled with every kernel: it holds little.
 
-#include <algorithm>
 #include <cmath>
-#include <cstdint>
 #include <cstring>
-#include <functional>
-#include <map>
-#include <memory>
-#include <string>
 #include <type_traits>
 #include <utility>
-#include <vector>
-#include <setjmp.h>
-#include <ucontext.h>
 
 #define __global__
 #define __device__
-#define __constant__
-#define __host__
 #define __shared__ static
-#define __restrict__
-#define __launch_bounds__(...)
-#define __forceinline__ inline
 
 struct dim3 {
     unsigned x, y, z;
 };
 
-static dim3 threadIdx, blockIdx, blockDim, gridDim;
+extern dim3 threadIdx, blockIdx, blockDim, gridDim;
 
 using std::exp;
+using std::expm1;
 using std::fabs;
-using std::fmax;
-using std::fmin;
 using std::log;
+using std::log1p;
 using std::sqrt;
+
+void __syncthreads();
 
 namespace host {
 
-enum class State { running, at_block_barrier, at_warp_barrier, done };
-
-struct Fiber {  // a stack, and the thread that runs on it
-    jmp_buf place;
-    std::unique_ptr<char[]> stack{new char[stack_size]};
-    unsigned thread = 0;
-    static constexpr size_t stack_size = 1 << 17;
-};
-
-struct Block {
-    std::function<void()> kernel;
-    unsigned count = 0, next = 0;
-    bool descending = false;
-    std::vector<std::unique_ptr<Fiber>> fibers;
-    std::vector<State> states;                 // by thread
-    std::vector<Fiber*> waiting;               // the stack of each thread that has given way
-    std::vector<unsigned long long> exchange;  // what a shuffle passes on, by thread
-    Fiber* current = nullptr;
-    jmp_buf scheduler;
-    std::string error;
-};
-
-static Block block;
-
-static void set_thread(unsigned thread) {
-    threadIdx = {
-        thread % blockDim.x, thread / blockDim.x % blockDim.y, thread / blockDim.x / blockDim.y
-    };
-}
-
-static void fiber_main() {
-    for (;;) {  // run threads until none is left; one that waited is done by its own fiber
-        Fiber* self = block.current;
-        if (block.next == block.count) {
-            _longjmp(block.scheduler, 1);
-        }
-        unsigned turn = block.next++;
-        self->thread = block.descending ? block.count - 1 - turn : turn;
-        set_thread(self->thread);
-        block.kernel();
-        block.states[self->thread] = State::done;
-    }
-}
-
-static void give_way(State state) {
-    Fiber* self = block.current;
-    block.states[self->thread] = state;
-    block.waiting[self->thread] = self;
-    // swapcontext would do, but for a system call at each switch.
-    if (_setjmp(self->place) == 0) _longjmp(block.scheduler, 1);
-    set_thread(self->thread);
-}
-
-// Start threads on the stack of this number, until one waits.
-static void start(size_t number) {
-    if (number == block.fibers.size()) block.fibers.push_back(std::make_unique<Fiber>());
-    block.current = block.fibers[number].get();
-    ucontext_t context;
-    getcontext(&context);
-    context.uc_stack.ss_sp = block.current->stack.get();
-    context.uc_stack.ss_size = Fiber::stack_size;
-    context.uc_link = nullptr;
-    makecontext(&context, fiber_main, 0);
-    if (_setjmp(block.scheduler) == 0) setcontext(&context);
-}
-
-static void resume(Fiber* fiber) {
-    block.current = fiber;
-    if (_setjmp(block.scheduler) == 0) _longjmp(fiber->place, 1);
-}
-
-// Let the threads in [first, last) go on that wait, if all of them wait at this barrier.
-static bool release(unsigned first, unsigned last, State barrier) {
-    for (unsigned t = first; t < last; ++t) {
-        if (block.states[t] != barrier) return false;
-    }
-    for (unsigned t = first; t < last; ++t) block.states[t] = State::running;
-    return true;
-}
-
-// Let a warp run until its threads wait for other warps; whether any of them went on.
-static bool run_warp(unsigned first, unsigned last) {
-    bool progress = false;
-    for (bool again = true; again;) {
-        again = false;
-        for (unsigned k = first; k < last; ++k) {
-            unsigned thread = block.descending ? first + last - 1 - k : k;
-            if (block.states[thread] == State::running) {
-                resume(block.waiting[thread]);
-                again = progress = true;
-            }
-        }
-        // A warp that is not whole cannot shuffle.
-        if (last - first == 32 && release(first, last, State::at_warp_barrier)) again = true;
-    }
-    return progress;
-}
-
-static bool run_block() {
-    block.next = 0;
-    block.states.assign(block.count, State::running);
-    block.waiting.assign(block.count, nullptr);
-    block.exchange.assign(block.count, 0);
-    for (size_t used = 0; block.next < block.count; ++used) start(used);
-    unsigned warps = (block.count + 31) / 32;
-    for (;;) {
-        bool progress = false, done = true;
-        for (unsigned k = 0; k < warps; ++k) {
-            unsigned first = 32 * (block.descending ? warps - 1 - k : k);
-            progress |= run_warp(first, std::min(first + 32, block.count));
-        }
-        for (State state : block.states) done &= state == State::done;
-        if (done) return true;
-        if (!release(0, block.count, State::at_block_barrier) && !progress) {
-            block.error = "threads wait at a barrier that others do not come to";
-            return false;
-        }
-    }
-}
-
-// -- entry points: name, the types of the parameters, and a call with CUDA's array of addresses
-
-template <class T> std::string type_name() {
-    if constexpr (std::is_pointer_v<T>) {
-        return type_name<std::remove_cv_t<std::remove_pointer_t<T>>>() + "*";
-    } else if constexpr (std::is_same_v<T, bool>) {
-        return "bool";
-    } else if constexpr (std::is_floating_point_v<T>) {
-        return "float" + std::to_string(8 * sizeof(T));
-    } else if constexpr (std::is_integral_v<T>) {
-        return "int" + std::to_string(8 * sizeof(T));
-    } else {
-        return "int64";  // a struct of them
-    }
-}
-
-struct Entry {
-    std::string signature;
-    std::function<void(void**)> call;
-};
-
-static std::map<std::string, Entry> entries;
-
-template <class... T, size_t... i>
-Entry entry(void (*kernel)(T...), std::index_sequence<i...>) {
-    return {((type_name<T>() + " ") + ... + ""), [kernel](void** arguments) {
-                kernel(*static_cast<std::remove_cv_t<T>*>(arguments[i])...);
-            }};
-}
-
-template <class... T> Entry entry(void (*kernel)(T...)) {
-    return entry(kernel, std::index_sequence_for<T...>());
-}
+// A value for that of the thread whose number differs by the bits of `lanes`.
+void exchange(void* value, size_t size, int lanes);
 
 }  // namespace host
 
-extern "C" const char* signature(const char* name) {
-    return host::entries.at(name).signature.c_str();
+template <class T> T __shfl_xor_sync(unsigned, T value, int lanes) {
+    host::exchange(&value, sizeof value, lanes);
+    return value;
 }
-
-extern "C" const char* launch(
-    const char* name, const unsigned* grid, const unsigned* threads, void** arguments,
-    bool descending
-) {
-    gridDim = {grid[0], grid[1], grid[2]};
-    blockDim = {threads[0], threads[1], threads[2]};
-    host::block.kernel = [&] { host::entries.at(name).call(arguments); };
-    host::block.count = threads[0] * threads[1] * threads[2];
-    host::block.descending = descending;
-    host::block.error.clear();
-    size_t blocks = size_t(grid[0]) * grid[1] * grid[2];
-    for (size_t b = 0; b < blocks && host::block.error.empty(); ++b) {
-        size_t i = descending ? blocks - 1 - b : b;
-        blockIdx = {
-            unsigned(i % grid[0]), unsigned(i / grid[0] % grid[1]), unsigned(i / grid[0] / grid[1])
-        };
-        host::run_block();
-    }
-    return host::block.error.c_str();
-}
-
-// -- what a kernel calls
 
 inline double __longlong_as_double(long long bits) {
     double value;
@@ -239,14 +50,37 @@ inline long long __double_as_longlong(double value) {
     return bits;
 }
 
-inline void __syncthreads() { host::give_way(host::State::at_block_barrier); }
+// -- entry points: the types of the parameters, and a call with CUDA's array of addresses
 
-template <class T> T __shfl_xor_sync(unsigned, T value, int lanes) {
-    unsigned self = host::block.current->thread;
-    auto& exchange = host::block.exchange;
-    std::memcpy(&exchange[self], &value, sizeof value);
-    host::give_way(host::State::at_warp_barrier);
-    std::memcpy(&value, &exchange[self ^ unsigned(lanes)], sizeof value);
-    host::give_way(host::State::at_warp_barrier);  // before the next shuffle overwrites it
-    return value;
+namespace host {
+
+// As NumPy has it, one letter and the bytes of a number; and a * for an address.
+template <class T> void spell(char*& text) {
+    if constexpr (std::is_pointer_v<T>) {
+        spell<std::remove_cv_t<std::remove_pointer_t<T>>>(text);
+        *text++ = '*';
+    } else if constexpr (std::is_class_v<T>) {
+        spell<long long>(text);  // a structure is passed as whole numbers of 64 bits
+    } else {
+        *text++ = std::is_same_v<T, bool> ? 'b' : std::is_floating_point_v<T> ? 'f' : 'i';
+        *text++ = '0' + sizeof(T);
+    }
 }
+
+// The types of a kernel's parameters, a space behind each.
+template <class... T> const char* signature(void (*)(T...)) {
+    static char text[6 * sizeof...(T) + 1], *end = text;
+    if (end == text) ((spell<T>(end), *end++ = ' '), ...);
+    return text;
+}
+
+template <class... T, size_t... i>
+void call(void (*kernel)(T...), void** arguments, std::index_sequence<i...>) {
+    kernel(*static_cast<std::remove_cv_t<T>*>(arguments[i])...);
+}
+
+template <class... T> void call(void (*kernel)(T...), void** arguments) {
+    call(kernel, arguments, std::index_sequence_for<T...>());
+}
+
+}  // namespace host

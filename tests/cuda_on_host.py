@@ -1,15 +1,19 @@
-"""A stand-in for CuPy that runs kernels.cu on the host: NumPy arrays that claim a device.
+"""A stand-in for CuPy that runs its kernels on the host: NumPy arrays that claim a device.
 
-`cuda_on_host.h` runs the threads. The stand-in also checks what CUDA would not: that each argument
-has the type of its parameter, and that nothing is written outside the arrays that `empty` gave.
+`cuda_on_host.cpp` runs the threads. The stand-in also checks what CUDA would not: that each
+argument has the type of its parameter, and that nothing is written outside the arrays that `empty`
+gave.
 """
 
 import ctypes
 import hashlib
+import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from functools import cache, wraps
 from importlib import import_module
 from importlib.machinery import ModuleSpec
@@ -18,10 +22,16 @@ from types import ModuleType, SimpleNamespace
 
 import numpy as np
 
-HEADER = Path(__file__).with_suffix(".h")
+HEADER, RUNTIME = (Path(__file__).with_suffix(suffix) for suffix in (".h", ".cpp"))
 COMPILER = shutil.which("g++") or shutil.which("clang++")
 NO_COMPILER = "neither g++ nor clang++ is here to compile CUDA kernels for the host"
 OPTIONS = ("-std=c++17", "-O1", "-ffp-contract=off", "-U_FORTIFY_SOURCE", "-fPIC", "-shared")
+
+KEPT = Path(__file__).parents[1] / ".pytest_cache" / "cuda_on_host"
+"""Where what was compiled is kept, by its content, for the other workers and the next run."""
+
+KEPT_DAYS = 7
+"""What was not asked for as long is removed."""
 
 GUARD = 64
 """Elements on either side of an array from `empty` that no kernel may write to."""
@@ -133,32 +143,98 @@ class Namespace(ModuleType):
 
 
 @cache
+def folder():
+    """A folder for what is compiled; one of this process alone where `KEPT` cannot be written."""
+    try:
+        KEPT.mkdir(parents=True, exist_ok=True)
+        for file in KEPT.iterdir():
+            if time.time() - file.stat().st_mtime > 86400 * KEPT_DAYS:
+                file.unlink(missing_ok=True)
+        with tempfile.TemporaryFile(dir=KEPT):
+            return KEPT
+    except OSError:
+        return Path(CACHE.name)
+
+
+def built(source):
+    """The library that the host's compiler makes of C++, loaded for all that are loaded later."""
+    described = repr((source, HEADER.read_text(), compiler_version(), OPTIONS))
+    path = folder() / f"{hashlib.sha256(described.encode()).hexdigest()}.so"
+    if path.exists():
+        os.utime(path)
+    else:
+        with tempfile.TemporaryDirectory(prefix="xnet-cuda-") as scratch:
+            unit = Path(scratch) / "unit.cpp"
+            unit.write_text(source)
+            made = path.with_suffix(f".{os.getpid()}")
+            command = [COMPILER, *OPTIONS, f"-I{HEADER.parent}", "-o", made, unit]
+            subprocess.run(command, check=True)
+        os.replace(made, path)  # whole or not at all
+    return path
+
+
+@cache
+def compiler_version():
+    return subprocess.run([COMPILER, "--version"], capture_output=True, check=True).stdout
+
+
+@cache
+def runtime():
+    """What runs the threads, where the kernels find it."""
+    loaded = ctypes.CDLL(built(RUNTIME.read_text()), mode=ctypes.RTLD_GLOBAL)
+    loaded.launch.restype = ctypes.c_char_p
+    return loaded
+
+
+def variants(name):
+    """The instances of a kernel for each type of number and each mode.
+
+    They are compiled together: the compiler takes as long to begin as for three of them.
+    """
+    found = [name]
+    for one, other in (("float", "double"), ("Fast", "Exact")):
+        pattern = re.compile(rf"\b(?:{one}|{other})\b")
+        found = [pattern.sub(word, text) for text in found for word in (one, other)]
+    return tuple(sorted(set(found)))
+
+
 def compiled(names, source):
     """The kernels `names` of `source`, compiled for the host without contraction."""
-    folder = Path(tempfile.mkdtemp(prefix="xnet-cuda-"))
-    entries = "".join(f'host::entries["{name}"] = host::entry(&{name});\n' for name in names)
-    (folder / "host.cpp").write_text(
-        f'#include "{HEADER}"\n{source}\n'
-        f"static const bool ready = [] {{\n{entries}return true;\n}}();\n"
+    return _compiled(tuple(sorted({v for name in names for v in variants(name)})), source)
+
+
+@cache
+def _compiled(names, source):
+    entries = "".join(
+        f'extern "C" const char* signature_{k}() {{ return host::signature(&{name}); }}\n'
+        f'extern "C" void call_{k}(void** arguments) {{ host::call(&{name}, arguments); }}\n'
+        for k, name in enumerate(names)
     )
-    subprocess.run([COMPILER, *OPTIONS, "-o", folder / "host.so", folder / "host.cpp"], check=True)
-    loaded = ctypes.CDLL(folder / "host.so")
-    shutil.rmtree(folder)
-    loaded.signature.restype = loaded.launch.restype = ctypes.c_char_p
-    return loaded
+    runtime()
+    loaded = ctypes.CDLL(built(f'#include "{HEADER.name}"\n{source}\n{entries}'))
+    found = {}
+    for k, name in enumerate(names):
+        signature, call = getattr(loaded, f"signature_{k}"), getattr(loaded, f"call_{k}")
+        signature.restype = ctypes.c_char_p
+        found[name] = signature().decode().split(), ctypes.cast(call, ctypes.c_void_p)
+    return found
 
 
 class Function:
     def __init__(self, loaded, name):
-        self.loaded, self.name = loaded, name.encode()
-        self.parameters = loaded.signature(self.name).decode().split()
+        self.name = name
+        self.parameters, self.address = loaded[name]
 
     def kind(self, argument):
         """As `signature` calls the type of a parameter, if the argument can be passed at all."""
         if isinstance(argument, Array):
             usable = argument.flags.c_contiguous and argument.device.id == Device.current
-            return f"{argument.dtype}*" if usable else "an array that is not packed, or elsewhere"
-        return argument.dtype.name if isinstance(argument, np.generic) else type(argument).__name__
+            if not usable:
+                return "an array that is not packed, or elsewhere"
+            return f"{argument.dtype.str[1:]}*"
+        if isinstance(argument, np.generic):
+            return argument.dtype.str[1:]
+        return type(argument).__name__
 
     def __call__(self, grid, block, arguments):
         found = [self.kind(argument) for argument in arguments]
@@ -170,8 +246,8 @@ class Function:
             for argument in arguments
         ]
         addresses = [ctypes.cast(ctypes.pointer(value), ctypes.c_void_p) for value in values]
-        error = self.loaded.launch(
-            self.name,
+        error = runtime().launch(
+            self.address,
             (ctypes.c_uint * 3)(*grid, *[1] * (3 - len(grid))),
             (ctypes.c_uint * 3)(*block, *[1] * (3 - len(block))),
             (ctypes.c_void_p * len(addresses))(*addresses),

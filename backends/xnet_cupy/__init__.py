@@ -1,23 +1,28 @@
 """CuPy: arrays on a CUDA device, products by cuBLAS, the other kernels in CUDA.
 
-The kernels are in `kernels.cu`, compiled when first needed by what comes with CuPy and cached.
-Work goes to CuPy's current stream of the device, as in any CuPy program, so kernels and copies
-are ordered with the caller's own. Nothing here waits for the device except `to_numpy`, which
-returns finished values, and `synchronize`.
+No operation, loss or optimizer is named here: kernels are written from their formulas by `writing`
+and stand in the frames of `kernels.cu`. They are compiled when first needed, by what comes with
+CuPy, and cached. Work goes to CuPy's current stream of the device, as in any CuPy program, so
+kernels and copies are ordered with the caller's own. Nothing here waits for the device except
+`to_numpy`, which returns finished values, and `synchronize`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from functools import wraps
 from importlib import import_module
 from importlib.util import find_spec
 from inspect import isfunction
 from types import ModuleType
-from typing import Any, TypeAlias, cast
+from typing import Any, cast
 
-from xnet import perturbation
-from xnet.backend import Array, Backend, Stack
-from xnet.perturbation import Step
+from xnet import exact, perturbation
+from xnet.backend import Array, Backend, Run
+from xnet.formulas import Arrays
+from xnet.operations import Loss, Operation
+from xnet_cupy import writing
+from xnet_cupy.writing import MEAN_AND_DELTA, traced
 
 
 def _cupy() -> Any:
@@ -36,14 +41,21 @@ def _on_device(method: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-SMALL_BATCH = 64
-"""Rows, at most, that go through a stack in one launch, a block of threads for each. A guess from
-what a launch costs and how many blocks a device runs at a time, not yet measured on one."""
+@dataclass(eq=False)
+class _Layer:
+    """A product and the activations that follow it, or an operation of another kind."""
+
+    operation: Operation
+    parameters: tuple[Array, ...]
+    activations: list[Operation] = field(default_factory=list[Operation])
 
 
-SMALL_STACK = 1 << 18
-"""Weights, at most, of such a stack: each block reads them all, and one multiprocessor reads 64
-bytes a cycle at best: 2 MiB take as long as the launches that are saved. Not measured either."""
+@dataclass(eq=False)
+class _Prepared:
+    """A run as it is computed, and what takes a few rows through it in one launch, if that can."""
+
+    layers: list[_Layer]
+    small: Any
 
 
 class CupyBackend(Backend):
@@ -96,143 +108,177 @@ class CupyBackend(Backend):
 
     @property
     def kernels(self) -> ModuleType:
-        """The CUDA kernels, as functions of packed arrays."""
+        """The CUDA kernels, as functions of arrays."""
         return import_module("xnet_cupy.kernels")
 
     @property
     def _mode(self) -> str:
         return "Exact" if self.reproducible else "Fast"
 
+    def writable(self, array: Array) -> bool:
+        return True
+
+    # -- what decides the bits
+
     def matmul(self, a: Array, b: Array) -> Array:
         if not self.reproducible or not (a.size and b.size):
             return super().matmul(a, b)
-        return self.kernels.exact_matmul(_packed(a), _packed(b))
+        return self.kernels.exact_matmul(a, b)
 
     def sum(self, a: Array, axis: int | None = None, keepdims: bool = False) -> Array:
         if not self.reproducible or not a.size:
             return super().sum(a, axis, keepdims)
-        return self.kernels.exact_sum(_packed(a), axis, keepdims)
+        return self.kernels.exact_sum(a, axis, keepdims)
 
-    def exp(self, a: Array) -> Array:
+    def _elementary(self, name: str, a: Array) -> Array:
         if not self.reproducible:
-            return super().exp(a)
-        return self.kernels.apply("Exact", "Exp<Exact>", _packed(a))
+            return super()._elementary(name, a)
+        exact.precision(a)  # a dtype that reproducible mode does not take
+        return self.kernels.evaluate("Exact", writing.function(name), None, a)[0]
 
-    def log(self, a: Array) -> Array:
-        if not self.reproducible:
-            return super().log(a)
-        return self.kernels.apply("Exact", "Log<Exact>", _packed(a))
+    # -- operations
 
-    def affine(self, x: Array, W: Array, b: Array) -> Array:
-        out = self.matmul(x, W)
-        self.kernels.add_bias(self._mode, out, _packed(b))
-        return out
+    def run(
+        self, operation: Operation, x: Array, *parameters: Array, m: Arrays | None = None
+    ) -> Array:
+        if operation.fuses == "product":
+            W, b = parameters
+            out = self.matmul(x, W)
+            self.kernels.add_bias(self._mode, out, b)
+            return out
+        if _is_formula(operation, parameters):
+            found = self._evaluated(operation, "forward", x=x)
+            if found is not None:
+                return found[0]
+        return super().run(operation, x, *parameters, m=m)
 
-    def affine_backward(self, dout: Array, x: Array, W: Array) -> tuple[Array, Array, Array]:
-        sums = self.kernels.column_sums(self._mode, _packed(dout))
-        return self.matmul(dout, W.T), self.matmul(x.T, dout), sums
+    def run_backward(
+        self,
+        operation: Operation,
+        dout: Array,
+        x: Array,
+        y: Array,
+        *parameters: Array,
+        m: Arrays | None = None,
+    ) -> tuple[Array, ...]:
+        if operation.fuses == "product":
+            W, _ = parameters
+            found = self.parameter_gradients(operation, dout, x, y, *parameters)
+            return self.matmul(dout, W.T), *found
+        if _is_formula(operation, parameters):
+            found = self._evaluated(operation, "backward", dout=dout, x=x, y=y)
+            if found is not None:
+                return found
+        return super().run_backward(operation, dout, x, y, *parameters, m=m)
 
-    def affine_gradients(self, dout: Array, x: Array) -> tuple[Array, Array]:
-        return self.matmul(x.T, dout), self.kernels.column_sums(self._mode, _packed(dout))
+    def parameter_gradients(
+        self, operation: Operation, dout: Array, x: Array, y: Array, *parameters: Array
+    ) -> tuple[Array, ...]:
+        if operation.fuses != "product":
+            return super().parameter_gradients(operation, dout, x, y, *parameters)
+        return self.matmul(x.T, dout), self.kernels.column_sums(self._mode, dout)
 
-    def sigmoid(self, x: Array) -> Array:
-        return self.kernels.apply(self._mode, "Sigmoid<{math}>", _packed(x))
+    def predicted(self, loss: Loss, x: Array) -> Array:
+        found = self._evaluated(loss, "predict", x=x)
+        return super().predicted(loss, x) if found is None else found[0]
 
-    def sigmoid_backward(self, dout: Array, y: Array) -> Array:
-        return self.kernels.sigmoid_backward(self._mode, _packed(dout), _packed(y))
+    def row_losses(self, loss: Loss, x: Array, t: Array) -> Array:
+        t = self.xp.broadcast_to(t, x.shape)
+        found = self._evaluated(loss, "forward", of_row=1, x=x, t=t)
+        return super().row_losses(loss, x, t) if found is None else found[0]
 
-    def relu(self, x: Array) -> Array:
-        return self.kernels.apply(self._mode, "Relu", _packed(x))
+    def loss_and_delta(self, loss: Loss, x: Array, t: Array) -> tuple[Array, Array]:
+        found = self._evaluated(loss, MEAN_AND_DELTA, n=1 / x.shape[0], of_row=1, x=x, t=t)
+        if found is None:
+            return super().loss_and_delta(loss, x, t)
+        return self.sum(found[0]) / x.shape[0], found[1]
 
-    def relu_backward(self, dout: Array, mask: Array) -> Array:
-        return self.kernels.relu_backward(self._mode, _packed(dout), _packed(mask))
+    def step(
+        self, update: Any, n: int, W: Array, g: Array, memory: Sequence[Array]
+    ) -> tuple[Array, ...]:
+        remembered = {f"memory{k}": array for k, array in enumerate(memory)}
+        found = self._evaluated(update, "formula", n=n, W=W, g=g, **remembered)
+        return super().step(update, n, W, g, memory) if found is None else found
 
-    def softmax(self, x: Array) -> Array:
-        return self.kernels.softmax(self._mode, _packed(x))
+    def _evaluated(
+        self, owner: Any, name: str, n: float | None = None, of_row: int = 0, **arrays: Array
+    ) -> tuple[Array, ...] | None:
+        """A formula of `owner` for these inputs, by one kernel; None if no kernel gives that.
 
-    def softmax_with_loss(self, x: Array, t: Array) -> tuple[Array, Array]:
-        y, terms = self.kernels.softmax_with_terms(self._mode, _packed(x), _packed(t))
-        return -self.sum(terms) / x.shape[0], y
+        The first `of_row` results are expected to be one number for each row, the others to have
+        the inputs' shape.
+        """
+        if not self.kernels.alike(*arrays.values()):
+            return None
+        found = traced(owner, name, *(() if n is None else ("n",)), *arrays)
+        if not found.gives(of_row):
+            return None
+        return self.kernels.evaluate(self._mode, found, owner, *arrays.values(), n=n or 0)
 
-    def softmax_with_loss_backward(self, y: Array, t: Array, dout: float = 1.0) -> Array:
-        arrays, scale = (_packed(y), _packed(t)), dout / y.shape[0]
-        return self.kernels.softmax_with_loss_backward(self._mode, *arrays, scale)
+    # -- runs
 
-    def overwrite(self, old: Array, new: Array) -> Array:
-        old[...] = new
-        return old
-
-    def descend(self, W: Array, g: Array, lr: float) -> Array:
-        if not W.flags.c_contiguous:
-            return super().descend(W, g, lr)
-        self.kernels.descend(self._mode, W, _packed(g), lr)
-        return W
-
-    def through(self, x: Array, stack: Stack, probabilities: bool) -> Array:
+    def through(self, run: Run, x: Array, loss: Loss | None) -> Array:
         """One launch for a few rows, else a product and a launch for each layer."""
-        if stack.prepared is None:
-            stack.prepared = _layers(stack.steps)
-            if stack.prepared and not self.reproducible and _plain(stack.prepared):
-                stack.prepared = self.kernels.SmallStack(stack.prepared)
-        prepared = stack.prepared
-        if not prepared:
-            return super().through(x, stack, probabilities)
-        if isinstance(prepared, list):
-            layers = cast("list[_Layer]", prepared)
-        elif 0 < x.shape[0] <= SMALL_BATCH:
-            return prepared.forward(_packed(x), probabilities)
-        else:
-            layers = prepared.layers
-        for W, b, activation in layers:
-            x = self.matmul(x, W)
-            self.kernels.add_bias(self._mode, x, _packed(b), _ACTIVATIONS[activation])
-        return self.softmax(x) if probabilities else x
+        if run.prepared is None:
+            run.prepared = self._prepare(run)
+        prepared: _Prepared = run.prepared
+        if prepared.small is not None and prepared.small.takes(x, loss):
+            return prepared.small.forward(x, loss)
+        for layer in prepared.layers:
+            if layer.operation.fuses == "product":
+                W, b = layer.parameters
+                x = self.matmul(x, W)
+                self.kernels.add_bias(self._mode, x, b, layer.activations)
+            else:
+                x = self.run(layer.operation, x, *layer.parameters)
+        return x if loss is None else self.predicted(loss, x)
 
-    def row_losses(self, scores: Array, loss: str, t: Array) -> Array:
-        t = self.xp.broadcast_to(t, scores.shape)
-        return self.kernels.row_losses(self._mode, _packed(scores), loss, _packed(t))
+    def _prepare(self, run: Run) -> _Prepared:
+        layers: list[_Layer] = []
+        for operation, parameters in run:
+            if (
+                layers
+                and layers[-1].operation.fuses == "product"
+                and _is_activation(operation, parameters)
+            ):
+                layers[-1].activations.append(operation)
+            else:
+                layers.append(_Layer(operation, parameters))
+        small = None
+        if not self.reproducible and all(v.operation.fuses == "product" for v in layers):
+            small = self.kernels.SmallRun.of([(v.parameters, v.activations) for v in layers])
+        return _Prepared(layers, small)
 
     def loss_differences(
-        self, x: Array, a: Array, steps: list[Step], loss: str, t: Array, h: float
+        self, x: Array, a: Array, rest: Run, loss: Loss, t: Array, h: float
     ) -> Array:
         # In float32 a difference of two losses is rounding noise however fast it comes.
-        if self.reproducible or x.dtype != self.xp.float64:
-            return super().loss_differences(x, a, steps, loss, t, h)
-        first = next((k for k, step in enumerate(steps) if step[0] == "affine"), len(steps))
-        z = perturbation.run(self, steps[:first], a)
-        after = perturbation.run(self, steps[first : first + 1], z)
-        arrays = map(_packed, (x, a, z, after))
-        return self.kernels.loss_differences(*arrays, steps, loss, _packed(t), h)
+        if (
+            self.reproducible
+            or any(array.dtype != self.xp.float64 for array in (x, a, t))
+            or not all(o.fuses == "product" or _is_activation(o, p) for o, p in rest)
+            or not traced(loss, "forward", "x", "t").gives(1)
+        ):
+            return super().loss_differences(x, a, rest, loss, t, h)
+        steps = list(rest)
+        first = perturbation.split(rest.operations)
+        z = perturbation.through(self, steps[:first], a)
+        after = perturbation.through(self, steps[first : first + 1], z)
+        return self.kernels.loss_differences(x, a, z, after, steps, loss, t, h)
 
 
-_Layer: TypeAlias = tuple[Array, Array, str | None]
-_ACTIVATIONS = {None: "Identity", "sigmoid": "Sigmoid<{math}>", "relu": "Relu"}
-"""As add_bias of kernels.cu knows them."""
+def _is_formula(operation: Operation, parameters: Sequence[Array]) -> bool:
+    """Whether an operation is a formula of numbers or rows, and of nothing else."""
+    return operation.fuses in ("pointwise", "rows") and not parameters
 
 
-def _layers(steps: list[Step]) -> list[_Layer]:
-    """W, b and the activation of each layer of `steps`; empty if that is not what they are."""
-    layers: list[_Layer] = []
-    for kernel, *arrays in steps:
-        if kernel == "affine":
-            layers.append((arrays[0], arrays[1], None))
-        elif kernel in _ACTIVATIONS and layers and layers[-1][2] is None:
-            layers[-1] = (*layers[-1][:2], kernel)
-        else:
-            return []
-    return layers
-
-
-def _plain(layers: list[_Layer]) -> bool:
-    """Whether the arrays are stored as one kernel reads them, and few enough for it."""
-    if sum(W.size for W, _, _ in layers) > SMALL_STACK:
-        return False
-    return all(W.flags.c_contiguous and b.flags.c_contiguous for W, b, _ in layers)
-
-
-def _packed(array: Array) -> Array:
-    """`array` in C order, which the kernels read; no copy is made where it is so already."""
-    return _cupy().asarray(array, order="C")
+def _is_activation(operation: Operation, parameters: Sequence[Array]) -> bool:
+    """Whether it is a formula of single numbers."""
+    return (
+        operation.fuses == "pointwise"
+        and not parameters
+        and not traced(operation, "forward", "x").formula.by_rows
+    )
 
 
 # Whatever computes, this release's kernels and the next one's, computes on the backend's device.

@@ -1,16 +1,18 @@
-// The CUDA kernels: one pass over memory each, for float and double.
+// The CUDA kernels that are written by hand, for float and double: sums, products, and the frames
+// that operations stand in. What an operation computes is not here: writing.py beside this file
+// writes it from the operation's formula, as a structure that a kernel takes for a template
+// parameter, or as a kernel of its own, and appends it to this text. So it does `Fast` and `Exact`,
+// the two ways of `Math`, with exp, log and their kin.
 //
 // Every array is packed in C order, every index has 64 bits. Elementwise kernels stride over the
 // grid; a kernel over rows gives each row to a block of whole warps. NaN, infinities and -0 come
 // out as they do of the generic forms in xnet/backend.py.
 //
-// kernels.py beside this file compiles the instances it launches, by NVRTC, with subnormals kept
-// and division correctly rounded. Nothing here includes a header, so that the tests can also
-// compile it for the host.
+// kernels.py compiles the instances it launches, by NVRTC, with subnormals kept and division
+// correctly rounded. Nothing here includes a header, so that the tests can also compile it for the
+// host.
 
 typedef long long Index;
-
-template <class T> constexpr T LOG_OFFSET = static_cast<T>(1e-7);  // as in xnet/backend.py
 
 __device__ inline Index thread() { return Index(blockIdx.x) * blockDim.x + threadIdx.x; }
 __device__ inline Index threads() { return Index(gridDim.x) * blockDim.x; }
@@ -76,12 +78,17 @@ struct Tile {
     }
 };
 
-// -- what decides the bits, in fast mode: the device's own exp and log, sums as they come
+// One thread that has a line to itself.
+struct Alone {
+    static __device__ Index first() { return 0; }
+    static __device__ Index step() { return 1; }
 
-struct Fast {
-    template <class T> static __device__ T exp(T x) { return ::exp(x); }
-    template <class T> static __device__ T log(T x) { return ::log(x); }
+    template <class Combine, class T> static __device__ T all(T value) { return value; }
+};
 
+// -- what decides the bits, in fast mode: sums as they come
+
+struct Plain {
     // value(0) + ... + value(count - 1)
     template <class T, class Group, class Value> static __device__ T sum(Value value, Index count) {
         T total = 0;
@@ -102,49 +109,30 @@ __device__ inline double power_of_two(double p) {
     return found == 0 ? p : found;
 }
 
-constexpr double LN2_HIGH = 0x1.62e42fefa3000p-1, LN2_LOW = 0x1.3de6af278ece6p-42;
-constexpr double SHIFTER = 0x1.8p52;  // adding it rounds to an integer
-__constant__ constexpr double EXP_COEFFICIENTS[] = {
-    1 / 6227020800., 1 / 479001600., 1 / 39916800., 1 / 3628800., 1 / 362880., 1 / 40320.,
-    1 / 5040., 1 / 720., 1 / 120., 1 / 24., 1 / 6., 1 / 2.
-};
-__constant__ constexpr double LOG_COEFFICIENTS[] = {
-    2 / 23., 2 / 21., 2 / 19., 2 / 17., 2 / 15., 2 / 13., 2 / 11., 2 / 9., 2 / 7., 2 / 5., 2 / 3.
-};
+// What the formulas of exp and log take: see `ELEMENTARY` there.
 
-__device__ inline double exact_exp(double x) {
-    if (x != x) return not_a_number();
-    x = x < -746 ? -746 : x > 710 ? 710 : x;
-    double n = (x * 0x1.71547652b82fep+0 + SHIFTER) - SHIFTER;
-    double r = (x - n * LN2_HIGH) - n * LN2_LOW;
-    double p = EXP_COEFFICIENTS[0];
-    for (int k = 1; k < 12; ++k) p = p * r + EXP_COEFFICIENTS[k];
-    Index whole = Index(n), half = whole >> 1;
-    return ((r * r * p + r) + 1) * power(half) * power(whole - half);
+// a 2^n, rounded once, for an integer n in [-1080, 1030].
+__device__ inline double scale(double a, double n) {
+    Index whole = n == n ? Index(n) : 0, half = whole >> 1;
+    return a * power(half) * power(whole - half);
 }
 
-// The exponent of a power of two.
-__device__ inline double exponent(double x) {
+// The n of a power of two 2^n.
+__device__ inline double logarithm(double x) {
     bool subnormal = x < 0x1p-1022;
     Index bits = __double_as_longlong(subnormal ? x * 0x1p60 : x);
     return double((bits >> 52) - 1023 - (subnormal ? 60 : 0));
 }
 
-__device__ inline double exact_log(double x) {
-    if (x == 0) return -infinity();
-    if (!(x > 0 && x < infinity())) return x > 0 ? infinity() : not_a_number();
-    bool huge = x > 0x1p900;
-    if (huge) x = x * 0x1p-200;
-    double largest = power_of_two(x), n = exponent(largest), m = x / largest;
-    if (m < 0x1.6a09e667f3bcdp-1) {
-        m = m + m;
-        n = n - 1;
-    }
-    if (huge) n = n + 200;
-    double f = m - 1, s = f / (f + 2), z = s * s, R = LOG_COEFFICIENTS[0];
-    for (int k = 1; k < 11; ++k) R = R * z + LOG_COEFFICIENTS[k];
-    double half_square = f * f * 0.5;
-    return n * LN2_HIGH - ((half_square - (s * (half_square + R * z) + n * LN2_LOW)) - f);
+// x = fraction 2^exponent, the former within [1/2, 1], for a finite x above 0.
+__device__ inline double fraction(double x) {
+    if (x > 0x1p900) x = x * 0x1p-200;
+    return x / power_of_two(x);
+}
+
+__device__ inline double exponent(double x) {
+    if (x > 0x1p900) return logarithm(power_of_two(x * 0x1p-200)) + 200;
+    return logarithm(power_of_two(x));
 }
 
 template <class T> __device__ bool is_finite(T x) { return x - x == 0; }
@@ -196,7 +184,8 @@ template <class T> struct Cut {
 
     // take(s, slice) for the slices of v, `bits` bits each.
     template <class Take> __device__ void slices(T v, int count, int bits, Take take) const {
-        double rest = is_finite(v) ? scaled(double(v)) : 0, width = power(-bits), unit = SHIFTER;
+        double rest = is_finite(v) ? scaled(double(v)) : 0, width = power(-bits);
+        double unit = 0x1.8p52;  // adding it rounds to an integer
         for (int s = 0; s < count; ++s) {
             unit = unit * width;
             double shift = top * unit, part = (rest + shift) - shift;
@@ -206,10 +195,7 @@ template <class T> struct Cut {
     }
 };
 
-struct Exact {
-    template <class T> static __device__ T exp(T x) { return T(exact_exp(double(x))); }
-    template <class T> static __device__ T log(T x) { return T(exact_log(double(x))); }
-
+struct Sliced {
     template <class T, class Group, class Value> static __device__ T sum(Value value, Index count) {
         int length = 0;  // of count - 1, in bits
         while ((count - 1) >> length > 0) ++length;
@@ -225,189 +211,76 @@ struct Exact {
     }
 };
 
-// -- elementwise
-
-struct Identity {
-    template <class T> __device__ T operator()(T x) const { return x; }
-};
-
-template <class Math> struct Exp {
-    template <class T> __device__ T operator()(T x) const { return Math::exp(x); }
-};
-
-template <class Math> struct Log {
-    template <class T> __device__ T operator()(T x) const { return Math::log(x); }
-};
-
-template <class Math> struct Sigmoid {  // exp only ever sees -|x|: it cannot overflow
-    template <class T> __device__ T operator()(T x) const {
-        T z = Math::exp(-fabs(x));
-        T y = T(1) / (T(1) + z);
-        return x >= 0 ? y : z * y;
-    }
-};
-
-struct Relu {  // NaN stays NaN
-    template <class T> __device__ T operator()(T x) const { return x <= 0 ? T(0) : x; }
-};
-
-template <class T, class Function>
-__global__ void apply(const T* x, T* y, Index size) {
-    for (Index i = thread(); i < size; i += threads()) y[i] = Function()(x[i]);
+// The largest of value(0) to value(count - 1), NaN where one of them is.
+template <class T, class Group, class Value> __device__ T largest(Value value, Index count) {
+    T top = T(-infinity());
+    for (Index k = Group::first(); k < count; k += Group::step()) top = Larger()(top, value(k));
+    return Group::template all<Larger>(top);
 }
 
-// What follows a product: y (N, M) + b (M,), and the activation, in place.
-template <class T, class Activation>
-__global__ void add_bias(T* y, const T* b, Index size, Index columns) {
-    for (Index i = thread(); i < size; i += threads()) y[i] = Activation()(y[i] + b[i % columns]);
-}
+// -- layers: `Function` is what follows a product, with the numbers that its formulas take
 
-template <class T>
-__global__ void sigmoid_backward(const T* dout, const T* y, T* dx, Index size) {
-    for (Index i = thread(); i < size; i += threads()) dx[i] = dout[i] * (T(1) - y[i]) * y[i];
-}
-
-template <class T>
-__global__ void relu_backward(const T* dout, const bool* mask, T* dx, Index size) {
-    for (Index i = thread(); i < size; i += threads()) dx[i] = mask[i] ? T(0) : dout[i];
-}
-
-// W -= rate g: the product is rounded, then the difference, but in fast mode.
-template <class T>
-__global__ void descend(T* W, const T* g, T rate, Index size) {
-    for (Index i = thread(); i < size; i += threads()) W[i] = W[i] - rate * g[i];
-}
-
-// -- rows: a block takes one after the other
-
-template <class T> __device__ T row_maximum(const T* x, Index columns) {
-    T top = x[0];
-    for (Index j = Block::first(); j < columns; j += Block::step()) top = Larger()(top, x[j]);
-    return Block::all<Larger>(top);
-}
-
-template <class T, class Math>
-__device__ void softmax_row(const T* x, T* y, Index columns) {
-    T top = row_maximum(x, columns);
-    for (Index j = Block::first(); j < columns; j += Block::step()) y[j] = Math::exp(x[j] - top);
-    T total = Math::template sum<T, Block>([=](Index j) { return y[j]; }, columns);
-    for (Index j = Block::first(); j < columns; j += Block::step()) y[j] /= total;
-}
-
-template <class T, class Math>
-__global__ void softmax(const T* x, T* y, Index rows, Index columns) {
-    for (Index i = blockIdx.x; i < rows; i += gridDim.x) {
-        softmax_row<T, Math>(x + i * columns, y + i * columns, columns);
+// Function(y + b), y (N, M) and b (M,), in place.
+template <class T, class Math, class Function, class... Number>
+__global__ void add_bias(T* y, const T* b, Index size, Index columns, Number... number) {
+    const T numbers[] = {number..., T(0)};
+    for (Index i = thread(); i < size; i += threads()) {
+        y[i] = Function::template of<Math>(numbers, y[i] + b[i % columns]);
     }
 }
 
-enum { SIGMOID, RELU, AFFINE };  // as in kernels.py
+template <class T> struct Layer {  // Function number `function` of x W + b, W (inputs, outputs)
+    const T *W, *b;
+    Index inputs, outputs, function, numbers;
+};
 
-// The activation of x W + b, x (inputs,), W (inputs, outputs), by a block of 8 warps: each takes
-// every eighth row of W, 32 columns at a time, and the first one adds up what they found.
-template <class T, class Math>
-__device__ void affine_row(
-    const T* x, const T* W, const T* b, T* y, Index inputs, Index outputs, Index activation
-) {
+// One layer of a row x, by a block of 8 warps: each takes every eighth row of W, 32 columns at a
+// time, and the first one adds up what they found.
+template <class Math, class Functions, class T>
+__device__ void layer_row(Layer<T> layer, const T* numbers, const T* x, T* y) {
     __shared__ T parts[8][32];
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    for (Index start = 0; start < outputs; start += 32) {
+    for (Index start = 0; start < layer.outputs; start += 32) {
         Index j = start + lane;
         T total = 0;
-        if (j < outputs) {
-            for (Index k = warp; k < inputs; k += 8) total += x[k] * W[k * outputs + j];
+        if (j < layer.outputs) {
+            for (Index k = warp; k < layer.inputs; k += 8) {
+                total += x[k] * layer.W[k * layer.outputs + j];
+            }
         }
         parts[warp][lane] = total;
         __syncthreads();
-        if (warp == 0 && j < outputs) {
-            total = b[j];
+        if (warp == 0 && j < layer.outputs) {
+            total = layer.b[j];
             for (int part = 0; part < 8; ++part) total += parts[part][lane];
-            if (activation == SIGMOID) total = Sigmoid<Math>()(total);
-            if (activation == RELU) total = Relu()(total);
-            y[j] = total;
+            y[j] = Functions::template of<Math>(layer.function, numbers + layer.numbers, total);
         }
         __syncthreads();  // y is read next, and `parts` written to
     }
 }
 
-// A few rows through a whole stack: for each layer the table has the addresses of W and b, inputs,
-// outputs and the activation. `between` has room for two of the widest outputs of each row.
-template <class T, class Math>
+// A few rows through all `layers`, and what the loss predicts of the scores. `between` has room for
+// two of the widest outputs of each row.
+template <class T, class Math, class Functions, class Predicted, class... Number>
 __global__ void forward_rows(
-    const T* x, const Index* table, T* between, T* out, Index rows, Index layers, Index widest,
-    bool probabilities
+    const T* x, const Layer<T>* layers, const T* numbers, T* between, T* out, Index rows,
+    Index count, Index widest, Number... number
 ) {
+    const T of_loss[] = {number..., T(0)};
     for (Index i = blockIdx.x; i < rows; i += gridDim.x) {
-        const T* at = x + i * table[2];
-        T* to = out;
-        for (Index l = 0; l < layers; ++l) {
-            const Index* layer = table + 5 * l;
-            const T* W = reinterpret_cast<const T*>(layer[0]);
-            const T* b = reinterpret_cast<const T*>(layer[1]);
-            bool last = l + 1 == layers;
-            to = last ? out + i * layer[3] : between + (2 * i + l % 2) * widest;
-            affine_row<T, Math>(at, W, b, to, layer[2], layer[3], layer[4]);
+        const T* at = x + i * layers[0].inputs;
+        Index columns = layers[count - 1].outputs;
+        T* scores = out + i * columns;
+        for (Index l = 0; l < count; ++l) {
+            T* to = l + 1 == count ? scores : between + (2 * i + l % 2) * widest;
+            layer_row<Math, Functions>(layers[l], numbers, at, to);
             at = to;
         }
-        if (probabilities) softmax_row<T, Math>(to, to, table[5 * layers - 2]);
-    }
-}
-
-// softmax(x), and the terms t log(y + 1e-7) of its cross-entropy error against t.
-template <class T, class Math>
-__global__ void softmax_with_terms(
-    const T* x, const T* t, T* y, T* terms, Index rows, Index columns
-) {
-    for (Index i = blockIdx.x; i < rows; i += gridDim.x) {
-        softmax_row<T, Math>(x + i * columns, y + i * columns, columns);
-        for (Index j = Block::first(); j < columns; j += Block::step()) {
-            Index at = i * columns + j;
-            terms[at] = t[at] * Math::log(y[at] + LOG_OFFSET<T>);
-        }
-    }
-}
-
-// (y sum(r) - r) scale with r = t y / (y + 1e-7).
-template <class T, class Math>
-__global__ void softmax_with_loss_backward(
-    const T* y, const T* t, T* dx, T scale, Index rows, Index columns
-) {
-    for (Index i = blockIdx.x; i < rows; i += gridDim.x) {
-        const T *row = y + i * columns, *target = t + i * columns;
-        T* r = dx + i * columns;
-        for (Index j = Block::first(); j < columns; j += Block::step()) {
-            r[j] = target[j] * row[j] / (row[j] + LOG_OFFSET<T>);
-        }
-        T total = Math::template sum<T, Block>([=](Index j) { return r[j]; }, columns);
-        for (Index j = Block::first(); j < columns; j += Block::step()) {
-            r[j] = (row[j] * total - r[j]) * scale;
-        }
-    }
-}
-
-// The cross-entropy error of each row's softmax, which is not stored.
-template <class T, class Math>
-__global__ void cross_entropies(const T* x, const T* t, T* losses, Index rows, Index columns) {
-    for (Index i = blockIdx.x; i < rows; i += gridDim.x) {
-        const T *row = x + i * columns, *target = t + i * columns;
-        T top = row_maximum(row, columns);
-        auto e = [=](Index j) { return Math::exp(row[j] - top); };
-        T total = Math::template sum<T, Block>(e, columns);
-        auto term = [=](Index j) { return target[j] * Math::log(e(j) / total + LOG_OFFSET<T>); };
-        T loss = Math::template sum<T, Block>(term, columns);
-        if (threadIdx.x == 0) losses[i] = -loss;
-    }
-}
-
-template <class T, class Math>
-__global__ void squared_errors(const T* x, const T* t, T* losses, Index rows, Index columns) {
-    for (Index i = blockIdx.x; i < rows; i += gridDim.x) {
-        auto square = [=](Index j) {
-            T difference = x[i * columns + j] - t[i * columns + j];
-            return difference * difference;
-        };
-        T sum = Math::template sum<T, Block>(square, columns);
-        if (threadIdx.x == 0) losses[i] = T(0.5) * sum;
+        // No thread writes a score before all have read those that its own needs.
+        Predicted::template along<Math, Block>(
+            of_loss, columns, [=](Index j) { return scores[j]; },
+            [=](Index j, T value) { scores[j] = value; }
+        );
     }
 }
 
@@ -509,37 +382,11 @@ __global__ void add_products(
 
 // -- the incremental numerical gradient
 
-
-struct Operation {  // a layer behind the perturbed one; W (in, out), then b (out,), from `at` on
-    Index kind, at, in, out;
+// A layer behind the perturbed one: a product W (in, out) with b (out,), where `function` is below
+// 0, else a function with its numbers; they stand in `parameters` from `at` on.
+struct Operation {
+    Index function, at, in, out;
 };
-
-template <class Math> __device__ double activated(Index kind, double x) {
-    return kind == SIGMOID ? Sigmoid<Math>()(x) : Relu()(x);
-}
-
-// The loss of the scores that score(0) to score(classes - 1) compute.
-template <class Math, class Score>
-__device__ double loss_of(Score score, const double* t, Index classes, bool cross_entropy) {
-    if (!cross_entropy) {
-        double sum = 0;
-        for (Index c = 0; c < classes; ++c) {
-            double difference = score(c) - t[c];
-            sum += difference * difference;
-        }
-        return 0.5 * sum;
-    }
-    double top = score(0), total = 0;
-    for (Index c = 1; c < classes; ++c) top = Larger()(top, score(c));
-    for (Index c = 0; c < classes; ++c) total += Math::exp(score(c) - top);
-    double loss = 0 * total;  // NaN stays NaN, whatever the targets
-    for (Index c = 0; c < classes; ++c) {
-        // Most targets are zeros, and a logarithm costs as much as the rest of the row.
-        if (t[c] == 0) continue;
-        loss -= t[c] * Math::log(Math::exp(score(c) - top) / total + LOG_OFFSET<double>);
-    }
-    return loss;
-}
 
 // One thread's units of a layer, in columns of `scratch` so that a warp's accesses are adjacent.
 struct Units {
@@ -548,18 +395,20 @@ struct Units {
 };
 
 // `units` (width) through the layers behind; returns where the scores are.
-template <class Math>
+template <class Math, class Functions>
 __device__ Units rest_of_network(
     Units units, Units spare, Index width, const Operation* operations, Index count,
     const double* parameters
 ) {
     for (Index k = 0; k < count; ++k) {
         Operation layer = operations[k];
-        if (layer.kind != AFFINE) {
-            for (Index u = 0; u < width; ++u) units[u] = activated<Math>(layer.kind, units[u]);
+        const double* W = parameters + layer.at;
+        if (layer.function >= 0) {
+            for (Index u = 0; u < width; ++u) {
+                units[u] = Functions::template of<Math>(layer.function, W, units[u]);
+            }
             continue;
         }
-        const double* W = parameters + layer.at;
         for (Index q = 0; q < layer.out; ++q) {
             double sum = W[layer.in * layer.out + q];
             for (Index p = 0; p < layer.in; ++p) sum += units[p] * W[p * layer.out + q];
@@ -577,17 +426,18 @@ __device__ Units rest_of_network(
 // A thread takes one piece for one weight or bias at a time.
 //
 // x (N, D); a (N, M), the perturbed layer's output; z, that through the first `before`
-// operations; after (N, Q), the output of the next affine layer, whose weights are W_columns
+// operations; after (N, Q), the output of the next product, whose weights are W_columns
 // (Q, M), or z if there is none (`last`); t (N, classes). scratch holds 2 `widest` numbers for
 // each thread of the grid.
-template <class Math>
+template <class Math, class Functions, class Loss, class... Number>
 __global__ void loss_differences(
     const double* x, const double* a, const double* z, const double* after,
     const double* W_columns, const double* t, const Operation* operations,
-    const double* parameters, double* scratch, double* out, double h, bool cross_entropy,
-    bool last, Index samples, Index inputs, Index columns, Index width, Index classes,
-    Index before, Index behind, Index widest, Index pieces
+    const double* parameters, double* scratch, double* out, double h, bool last, Index samples,
+    Index inputs, Index columns, Index width, Index classes, Index before, Index behind,
+    Index widest, Index pieces, Number... number
 ) {
+    const double of_loss[] = {number..., 0};
     Index weights = (inputs + 1) * columns;
     Units units{scratch + thread()}, spare{scratch + widest * threads() + thread()};
     for (Index item = thread(); item < pieces * weights; item += threads()) {
@@ -597,29 +447,30 @@ __global__ void loss_differences(
         for (Index n = start; n < stop; ++n) {
             double input = i < inputs ? x[n * inputs + i] : 1;
             if (input == 0) continue;  // nothing changes
-            const double *row = after + n * width, *target = t + n * classes;
+            const double* row = after + n * width;
+            auto target = [=](Index c) { return t[n * classes + c]; };
             for (int sign = 1; sign >= -1; sign -= 2) {
                 double changed = a[n * columns + j] + sign * (h * input);
                 for (Index k = 0; k < before; ++k) {
-                    changed = activated<Math>(operations[k].kind, changed);
+                    const double* numbers = parameters + operations[k].at;
+                    changed = Functions::template of<Math>(operations[k].function, numbers, changed);
                 }
                 double change = changed - z[n * columns + j];
                 auto unit = [=](Index q) {
                     if (last) return q == j ? changed : row[q];
                     return row[q] + change * W_columns[q * columns + j];
                 };
-                double loss;
+                auto add = [&](Index, double loss) { difference += sign * loss; };
                 if (behind == 0) {
-                    loss = loss_of<Math>(unit, target, classes, cross_entropy);
+                    Loss::template along<Math, Alone>(of_loss, classes, unit, target, add);
                 } else {
                     for (Index q = 0; q < width; ++q) units[q] = unit(q);
-                    Units scores = rest_of_network<Math>(
+                    Units scores = rest_of_network<Math, Functions>(
                         units, spare, width, operations + before, behind, parameters
                     );
                     auto score = [=](Index c) { return scores[c]; };
-                    loss = loss_of<Math>(score, target, classes, cross_entropy);
+                    Loss::template along<Math, Alone>(of_loss, classes, score, target, add);
                 }
-                difference += sign * loss;
             }
         }
         out[item] = difference;

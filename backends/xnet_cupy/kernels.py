@@ -1,7 +1,11 @@
 # pyright: basic, reportMissingImports=false, reportAttributeAccessIssue=false
-"""What `kernels.cu` holds, as functions of CuPy arrays: compiled, cached and launched.
+"""What `kernels.cu` holds and `writing` adds, as functions of CuPy arrays: compiled and launched.
 
-Arrays are packed and of one device, which is current. A launch goes to the current stream.
+Arrays are of one device, which is current. A launch goes to the current stream.
+
+Each instance of a kernel, for a type of number and a mode, is compiled alone when it is first
+launched, which takes a tenth of a second, and kept beside CuPy's own: a program that uses three
+operations waits for these.
 """
 
 import base64
@@ -18,9 +22,9 @@ import cupy
 import numpy as np
 from cupy.cuda import nvrtc
 
-from xnet import exact
-
-SOURCE = Path(__file__).with_name("kernels.cu")
+from xnet import exact, perturbation
+from xnet_cupy import writing
+from xnet_cupy.writing import Kernel, traced
 
 OPTIONS = ("--std=c++17", "--ftz=false", "--prec-div=true", "--prec-sqrt=true")
 """Subnormals are kept, division is correctly rounded."""
@@ -30,25 +34,15 @@ CONTRACTION = {"Fast": "--fmad=true", "Exact": "--fmad=false"}
 
 C_TYPES = {"float32": "float", "float64": "double"}
 
-KERNELS = (
-    *("apply<{type}, Sigmoid<{math}>>", "apply<{type}, Relu>"),
-    *("add_bias<{type}, Identity>", "add_bias<{type}, Sigmoid<{math}>>", "add_bias<{type}, Relu>"),
-    *("sigmoid_backward<{type}>", "relu_backward<{type}>", "descend<{type}>"),
-    *("softmax<{type}, {math}>", "softmax_with_terms<{type}, {math}>"),
-    "softmax_with_loss_backward<{type}, {math}>",
-    *("cross_entropies<{type}, {math}>", "squared_errors<{type}, {math}>"),
-    *("row_sums<{type}, {math}>", "column_sums<{type}, {math}>"),
-)
-"""What both modes compile, for each type of number."""
-
-FAST_KERNELS = ("forward_rows<{type}, {math}>",)
-"""What the fast mode compiles besides, but for `loss_differences`."""
-
-EXACT_KERNELS = (
-    *("apply<{type}, Exp<Exact>>", "apply<{type}, Log<Exact>>"),
-    *("cut_rows<{type}>", "cut_columns<{type}>", "add_products<{type}>"),
-)
-"""What the reproducible mode compiles besides."""
+BY_HAND = {
+    name: Kernel(f"{name}<{types}>")
+    for types, names in {
+        "{type}, {math}": ("row_sums", "column_sums"),
+        "{type}": ("cut_rows", "cut_columns", "add_products"),
+    }.items()
+    for name in names
+}
+"""What kernels.cu holds that needs nothing of a formula; the second line for "Exact" alone."""
 
 THREADS = 256
 """Of a block, but where a row has few columns: then a warp."""
@@ -71,21 +65,21 @@ ENOUGH_THREADS = 1 << 17
 LARGEST_SCRATCH = 1 << 23
 """Numbers, at most, that the threads of `loss_differences` keep: 64 MiB."""
 
-OPERATIONS = {"sigmoid": 0, "relu": 1, "affine": 2}
+
+SMALL_BATCH = 64
+"""Rows, at most, that go through a run in one launch, a block of threads for each. A guess from
+what a launch costs and how many blocks a device runs at a time, not yet measured on one."""
+
+SMALL_RUN = 1 << 18
+"""Weights, at most, of such a run: each block reads them all, and one multiprocessor reads 64
+bytes a cycle at best: 2 MiB take as long as the launches that are saved. Not measured either."""
 
 
 # -- compiling
 
 
-def instances(mode):
-    """The kernels of "Fast" or "Exact" mode, as C++ names them."""
-    templates = (*KERNELS, *(EXACT_KERNELS if mode == "Exact" else FAST_KERNELS))
-    names = [t.format(type=c, math=mode) for c in C_TYPES.values() for t in templates]
-    return (*names, "loss_differences<Fast>") if mode == "Fast" else tuple(names)
-
-
-def compiled(names, options, capability):
-    """`names` of kernels.cu for a device of this compute capability, as ``"90"``.
+def compiled(source, names, options, capability):
+    """`names` of CUDA source for a device of this compute capability, as ``"90"``.
 
     Returns the binary, and the name of each kernel in it. CuPy's RawModule, which does the like,
     adds ``-ftz=true`` to every compilation: float32 numbers below the normal range would be 0.
@@ -94,7 +88,7 @@ def compiled(names, options, capability):
     # A device newer than this NVRTC gets PTX, which its driver compiles.
     binary = int(capability) in known
     target = f"--gpu-architecture={'sm' if binary else 'compute'}_{max(known)}"
-    program = nvrtc.createProgram(SOURCE.read_text(), SOURCE.name, (), ())
+    program = nvrtc.createProgram(source, "kernels.cu", (), ())
     try:
         for name in names:
             nvrtc.addNameExpression(program, name)
@@ -108,15 +102,15 @@ def compiled(names, options, capability):
         nvrtc.destroyProgram(program)
 
 
-def _cached(names, options, capability):
+def _cached(source, names, options, capability):
     """What `compiled` gives, kept beside CuPy's own compiled kernels."""
     home = os.environ.get("CUPY_CACHE_DIR") or Path.home() / ".cupy" / "kernel_cache"
-    key = repr((SOURCE.read_text(), names, options, capability, nvrtc.getVersion()))
+    key = repr((source, names, options, capability, nvrtc.getVersion()))
     path = Path(home) / f"xnet_{hashlib.sha256(key.encode()).hexdigest()}.json"
     with contextlib.suppress(OSError, ValueError, KeyError):
         found = json.loads(path.read_text())
         return base64.b64decode(found["code"]), found["names"]
-    code, lowered = compiled(names, options, capability)
+    code, lowered = compiled(source, names, options, capability)
     with contextlib.suppress(OSError):  # not writable: compiled anew in each process
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
@@ -126,17 +120,14 @@ def _cached(names, options, capability):
 
 
 @cache
-def _module(device, mode):
+def _function(device, mode, c_type, kernel):
+    """The instance of a kernel, which keeps its module in the device's memory."""
     capability = cupy.cuda.Device(device).compute_capability
-    code, lowered = _cached(instances(mode), (*OPTIONS, CONTRACTION[mode]), capability)
+    name = kernel.name.format(type=c_type, math=mode)
+    source, options = writing.source(kernel.text), (*OPTIONS, CONTRACTION[mode])
+    code, lowered = _cached(source, (name,), options, capability)
     module = cupy.cuda.Module()
     module.load(code)
-    return module, lowered
-
-
-@cache
-def _function(device, mode, name):
-    module, lowered = _module(device, mode)
     return module.get_function(lowered[name])
 
 
@@ -145,10 +136,11 @@ def _function(device, mode, name):
 
 def _launch(mode, kernel, array, grid, block, *arguments):
     """Launch the instance of `kernel` for the dtype of `array`; ints are passed as `Index`."""
-    name = kernel.format(type=C_TYPES[array.dtype.name], math=mode)
+    c_type = C_TYPES[array.dtype.name]
+    function = _function(cupy.cuda.Device().id, mode, c_type, kernel)
     numbers = {bool: np.bool_, int: np.int64, float: np.float64}
     arguments = tuple(numbers.get(type(value), lambda v: v)(value) for value in arguments)
-    _function(cupy.cuda.Device().id, mode, name)(grid, block, arguments)
+    function(grid, block, arguments)
 
 
 def _over_elements(mode, kernel, array, *arguments):
@@ -168,100 +160,126 @@ def _over_rows(mode, kernel, array, *arguments):
         _launch(mode, kernel, array, grid, (threads,), *arguments, rows, columns)
 
 
-# -- kernels: see xnet/backend.py. `mode` is "Fast", or "Exact" for reproducible mode
+# -- what formulas compute: see xnet/backend.py. `mode` is "Fast", or "Exact" for reproducible mode
 
 
-def apply(mode, function, x):
-    """The elementwise `function` of kernels.cu of x."""
-    y = cupy.empty_like(x)
-    _over_elements(mode, f"apply<{{type}}, {function}>", x, x, y, x.size)
-    return y
+def packed(array):
+    """`array` in C order, which the kernels read; no copy is made where it is so already."""
+    return cupy.asarray(array, order="C")
 
 
-def add_bias(mode, y, b, activation="Identity"):
-    """The activation of y + b, in place of y (N, M)."""
-    _over_elements(mode, f"add_bias<{{type}}, {activation}>", y, y, b, y.size, b.size)
+def alike(first, *others):
+    """Whether arrays are what one kernel takes together: of one shape and type, which it knows."""
+    return first.dtype.name in C_TYPES and all(
+        a.shape == first.shape and a.dtype == first.dtype for a in others
+    )
 
 
-def sigmoid_backward(mode, dout, y):
-    """dout (1 - y) y elementwise."""
-    dx = cupy.empty_like(y)
-    _over_elements(mode, "sigmoid_backward<{type}>", y, dout, y, dx, y.size)
-    return dx
+def _numbers(found, owner, dtype, n=0):
+    """The numbers that a formula takes, of the arrays' type."""
+    return tuple(map(dtype.type, found.numbers(owner, n)))
 
 
-def relu_backward(mode, dout, mask):
-    """`dout` with zeros where `mask`."""
-    dx = cupy.empty_like(dout)
-    _over_elements(mode, "relu_backward<{type}>", dout, dout, mask, dx, dx.size)
-    return dx
+def evaluate(mode, found, owner, *arrays, n=0):
+    """The results of a formula of `owner` for arrays that are `alike`, each a new array."""
+    first = arrays[0]
+    inputs = zip(found.formula.inputs, arrays, strict=True)
+    used = [packed(array) for name, array in inputs if found.uses(name)]
+    numbers = _numbers(found, owner, first.dtype, n)
+    if not found.formula.by_rows:
+        results = [cupy.empty(first.shape, first.dtype) for _ in found.varies]
+        kernel = writing.elementwise(found)
+        _over_elements(mode, kernel, first, *used, *results, *numbers, first.size)
+        return tuple(results)
+    shapes = [first.shape if varies else first.shape[:-1] for varies in found.varies]
+    results = [cupy.empty(shape, first.dtype) for shape in shapes]
+    _over_rows(mode, writing.rowwise(found), first, *used, *results, *numbers)
+    return tuple(results)
 
 
-def softmax(mode, x):
-    """exp(x) / sum of exp(x) over the last axis."""
-    y = cupy.empty_like(x)
-    _over_rows(mode, "softmax<{type}, {math}>", x, x, y)
-    return y
+def add_bias(mode, y, b, operations=()):
+    """These activations of y + b, in place of y (N, M)."""
+    chain, numbers = _chain(operations)
+    numbers = map(y.dtype.type, numbers)
+    _over_elements(mode, writing.add_bias(chain), y, y, packed(b), y.size, b.size, *numbers)
 
 
-def softmax_with_terms(mode, x, t):
-    """softmax(x), and the terms t log(y + 1e-7) of its cross-entropy error against t."""
-    y, terms = cupy.empty_like(x), cupy.empty_like(x)
-    _over_rows(mode, "softmax_with_terms<{type}, {math}>", x, x, t, y, terms)
-    return y, terms
+def _chain(operations):
+    """Formulas of activations that follow each other, and the numbers that they take in turn."""
+    chain = tuple(traced(operation, "forward", "x") for operation in operations)
+    pairs = zip(chain, operations, strict=True)
+    return chain, [number for found, owner in pairs for number in found.numbers(owner, 0)]
 
 
-def softmax_with_loss_backward(mode, y, t, scale):
-    """(y sum(r) - r) scale with r = t y / (y + 1e-7), row by row."""
-    dx, scale = cupy.empty_like(y), y.dtype.type(scale)
-    _over_rows(mode, "softmax_with_loss_backward<{type}, {math}>", y, y, t, dx, scale)
-    return dx
+LAYER = np.dtype(
+    [(name, np.int64) for name in ("W", "b", "inputs", "outputs", "function", "numbers")]
+)
+"""`Layer` of kernels.cu."""
+
+OPERATION = np.dtype([(name, np.int64) for name in ("function", "at", "in", "out")])
+"""`Operation` of kernels.cu."""
 
 
-def row_losses(mode, scores, loss, t):
-    """The loss of each row, (...), of `scores` (..., C) against t of the same shape."""
-    kernel = "cross_entropies" if loss == "cross_entropy" else "squared_errors"
-    losses = cupy.empty(scores.shape[:-1], scores.dtype)
-    _over_rows(mode, f"{kernel}<{{type}}, {{math}}>", scores, scores, t, losses)
-    return losses
-
-
-def descend(mode, W, g, lr):
-    """W -= lr g."""
-    _over_elements(mode, "descend<{type}>", W, W, g, W.dtype.type(lr), W.size)
-
-
-class SmallStack:
-    """Layers x W + b, each with at most one activation, as the table that `forward_rows` reads.
+class SmallRun:
+    """Layers x W + b, each with its activations, as the table that `forward_rows` reads.
 
     It holds the arrays, so that their addresses stay valid.
     """
 
+    @classmethod
+    def of(cls, layers):
+        """For W and b and the activations of each layer; None where they are not for one kernel."""
+        arrays = [array for parameters, _ in layers for array in parameters]
+        if sum(array.size for array in arrays) > SMALL_RUN:
+            return None
+        plain = all(a.flags.c_contiguous and a.dtype.name in C_TYPES for a in arrays)
+        return cls(layers) if plain else None
+
     def __init__(self, layers):
         self.layers = layers
-        rows = [
-            (W.data.ptr, b.data.ptr, *W.shape, OPERATIONS.get(activation, -1))
-            for W, b, activation in layers
-        ]
-        self.table = cupy.asarray(np.array(rows, np.int64))
-        self.widest = max(W.shape[1] for W, _, _ in layers)
+        chains, table, numbers = {}, [], []
+        for (W, b), operations in layers:
+            chain, of_layer = _chain(operations)
+            function = chains.setdefault(chain, len(chains))
+            table.append((W.data.ptr, b.data.ptr, *W.shape, function, len(numbers)))
+            numbers += of_layer
+        self.chains = tuple(chains)
+        self.dtype = layers[0][0][0].dtype
+        self.table = cupy.asarray(np.array(table, LAYER).view(np.int64))
+        self.numbers = cupy.asarray(np.array(numbers or [0.0], self.dtype))
+        self.outputs = layers[-1][0][0].shape[1]
+        self.widest = max(W.shape[1] for (W, _), _ in layers)
 
-    def forward(self, x, probabilities):
-        """The scores of x (N, D), or their softmax, in one launch."""
-        rows = x.shape[0]
-        out = cupy.empty((rows, self.layers[-1][0].shape[1]), x.dtype)
+    @staticmethod
+    def predicted(loss):
+        """What the loss makes of the scores."""
+        return writing.identity() if loss is None else traced(loss, "predict", "x")
+
+    def takes(self, x, loss):
+        """Whether one launch is the way for x (N, D) and this loss."""
+        few = 0 < x.shape[0] <= SMALL_BATCH and x.dtype == self.dtype
+        return few and all(self.predicted(loss).varies)
+
+    def forward(self, x, loss):
+        """What the loss predicts of the scores of x (N, D), in one launch."""
+        rows, x, predicted = x.shape[0], packed(x), self.predicted(loss)
+        out = cupy.empty((rows, self.outputs), x.dtype)
         between = cupy.empty((rows, 2, self.widest), x.dtype)
         _launch(
-            *("Fast", "forward_rows<{type}, {math}>", x, (rows,), (THREADS,)),
-            *(x, self.table, between, out, rows, len(self.layers), self.widest, probabilities),
+            *("Fast", writing.forward_rows(self.chains, predicted), x, (rows,), (THREADS,)),
+            *(x, self.table, self.numbers, between, out, rows, len(self.layers), self.widest),
+            *_numbers(predicted, loss, x.dtype),
         )
         return out
+
+
+# -- sums and products
 
 
 def row_sums(mode, x):
     """Sums over the last axis of x (..., C)."""
     out = cupy.empty(x.shape[:-1], x.dtype)
-    _over_rows(mode, "row_sums<{type}, {math}>", x, x, out)
+    _over_rows(mode, BY_HAND["row_sums"], x, packed(x), out)
     return out
 
 
@@ -275,8 +293,8 @@ def column_sums(mode, x):
     pieces = -(-rows // piece)
     out = cupy.empty((pieces, columns), x.dtype)
     grid = -(-columns // 32), pieces
-    kernel = "column_sums<{type}, {math}>"
-    _launch(mode, kernel, x, grid, (32, 8), x, out, rows, columns, piece)
+    arguments = packed(x), out, rows, columns, piece
+    _launch(mode, BY_HAND["column_sums"], x, grid, (32, 8), *arguments)
     return out[0] if pieces == 1 else column_sums(mode, out)
 
 
@@ -297,15 +315,16 @@ def exact_sum(a, axis, keepdims):
 def exact_matmul(a, b):
     """`xnet.exact.matmul` of matrices (N, K) and (K, M) that are not empty."""
     exact.check_product(a, b)
+    a, b = packed(a), packed(b)
     (rows, contracted), columns = a.shape, b.shape[1]
     slices, bits = exact.product_slices(contracted, a.dtype.name)
     parts_a = cupy.empty((slices * rows, contracted), np.float64)
     parts_b = cupy.empty((slices, contracted, columns), np.float64)
     half_a, half_b = cupy.empty(rows, np.float64), cupy.empty(columns, np.float64)
     finite_a, finite_b = cupy.empty(rows, np.bool_), cupy.empty(columns, np.bool_)
-    _over_rows("Exact", "cut_rows<{type}>", a, a, parts_a, half_a, finite_a, slices, bits)
+    _over_rows("Exact", BY_HAND["cut_rows"], a, a, parts_a, half_a, finite_a, slices, bits)
     _launch(
-        *("Exact", "cut_columns<{type}>", b, (-(-columns // 32),), (32, 8)),
+        *("Exact", BY_HAND["cut_columns"], b, (-(-columns // 32),), (32, 8)),
         *(b, parts_b, half_b, finite_b, slices, bits, contracted, columns),
     )
     products = cupy.empty((slices * (slices + 1) // 2 * rows, columns), np.float64)
@@ -317,47 +336,52 @@ def exact_matmul(a, b):
         start = stop
     out = cupy.empty((rows, columns), a.dtype)
     _over_elements(
-        *("Exact", "add_products<{type}>", out, products, a, b, half_a, half_b),
+        *("Exact", BY_HAND["add_products"], out, products, a, b, half_a, half_b),
         *(finite_a, finite_b, out, slices, rows, contracted, columns),
     )
     return out
 
 
-def loss_differences(x, a, z, after, steps, loss, t, h):
+def loss_differences(x, a, z, after, rest, loss, t, h):
     """L(w + h) - L(w - h) for every weight and bias of one layer, (D + 1, M), in float64.
 
-    `steps` begin with the activations that make z (N, M) of a, then the affine layer, if there
-    is one, that makes `after` of z.
+    `rest`, operations with their parameters, begins with the activations that make z (N, M) of a,
+    then the product, if there is one, that makes `after` of z.
     """
     samples, columns = a.shape
     inputs = x.shape[1]
     weights = (inputs + 1) * columns
-    first = next((k for k, step in enumerate(steps) if step[0] == "affine"), len(steps))
-    W_columns = cupy.ascontiguousarray(steps[first][1].T) if first < len(steps) else a
-    operations, parameters, at, width, widest = [], [], 0, after.shape[1], after.shape[1]
-    for name, *arrays in (*steps[:first], *steps[first + 1 :]):
-        width_in = width
+    first = perturbation.split([operation for operation, _ in rest])
+    W_columns = cupy.ascontiguousarray(rest[first][1][0].T) if first < len(rest) else a
+    chains, table, parameters, at = {}, [], [], 0
+    width = widest = after.shape[1]
+    for operation, arrays in (*rest[:first], *rest[first + 1 :]):
+        function, width_in = -1, width
         if arrays:
             width = arrays[0].shape[1]
-            parameters += [array.ravel() for array in arrays]
-        operations.append((OPERATIONS[name], at, width_in, width))
+        else:
+            chain, numbers = _chain([operation])
+            function = chains.setdefault(chain, len(chains))
+            arrays = [cupy.asarray(np.array(numbers, np.float64))]
+        table.append((function, at, width_in, width))
+        parameters += [array.ravel() for array in arrays]
         at, widest = at + sum(array.size for array in arrays), max(widest, width)
-    behind = len(operations) - first
+    behind = len(table) - first
     pieces = min(samples, -(-ENOUGH_THREADS // weights))
     threads = min(pieces * weights, LARGEST_GRID * THREADS)
     if behind:
         threads = min(threads, LARGEST_SCRATCH // (2 * widest))
     blocks = -(-threads // THREADS)
     out = cupy.empty((pieces, weights), x.dtype)
+    of_row = traced(loss, "forward", "x", "t")
     _launch(
-        *("Fast", "loss_differences<{math}>", x, (blocks,), (THREADS,)),
-        *(x, a, z, after, W_columns, t),
-        cupy.asarray(np.array(operations or [(0, 0, 0, 0)], np.int64)),
-        cupy.concatenate(parameters) if parameters else a,
+        *("Fast", writing.loss_differences(tuple(chains), of_row), x, (blocks,), (THREADS,)),
+        *map(packed, (x, a, z, after, W_columns, t)),
+        cupy.asarray(np.array(table or [(0, 0, 0, 0)], OPERATION).view(np.int64)),
+        cupy.concatenate(parameters) if at else a,
         cupy.empty(2 * widest * THREADS * blocks if behind else 1, x.dtype),
         out,
-        *(float(h), loss == "cross_entropy", first == len(steps)),
-        *(samples, inputs, columns, after.shape[1], t.shape[1]),
-        *(first, behind, widest, pieces),
+        *(float(h), first == len(rest), samples, inputs, columns, after.shape[1], t.shape[1]),
+        *(first, behind, widest, pieces, *_numbers(of_row, loss, x.dtype)),
     )
     return column_sums("Fast", out).reshape(inputs + 1, columns) / samples
