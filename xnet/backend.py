@@ -10,7 +10,9 @@ overrides what it runs faster, with the same signature and the same meaning. A p
 import contextlib
 import contextvars
 import difflib
+import operator
 import os
+from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -62,6 +64,15 @@ class Run:
     def widest(self) -> int:
         """Numbers of a sample in the widest array between two layers."""
         return max((operation.widths[1] or 1 for operation in self.operations), default=1)
+
+
+def assign(places: Sequence[tuple[Any, Any, Any]]) -> None:
+    """``container[key] = value`` for each, all of them or, if Ctrl-C comes before, none.
+
+    One call in C: between two of its assignments Python hears no signal.
+    """
+    if places:
+        deque(map(operator.setitem, *zip(*places, strict=True)), maxlen=0)
 
 
 Gradients: TypeAlias = list[tuple[Array, ...]]
@@ -588,6 +599,26 @@ def use_backend(
         yield chosen
     finally:
         _current.reset(token)
+
+
+class Current:
+    """Block in which a backend is current, and runs as it means to: for what is entered often."""
+
+    __slots__ = ("backend", "running", "token")
+
+    def __init__(self, backend: Backend) -> None:
+        self.backend = backend
+
+    def __enter__(self) -> None:
+        self.token = _current.set(self.backend)
+        self.running = self.backend.running()
+        self.running.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        try:
+            self.running.__exit__(*error)
+        finally:
+            _current.reset(self.token)
 
 
 # -- arrays decide, the current backend breaks ties

@@ -19,12 +19,12 @@ from xnet import perturbation
 from xnet.backend import (
     Array,
     Backend,
+    Current,
     Run,
     dtype_name,
     float_dtype,
     owner_of,
     resolve,
-    use_backend,
 )
 from xnet.errors import BackendError, NaiveGradientWarning
 from xnet.gradient import checked_step, numerical_gradient
@@ -349,11 +349,9 @@ class Network:
 
     # -- the one door
 
-    @contextlib.contextmanager
-    def _running(self) -> Generator[None]:
+    def _running(self) -> Current:
         """Block in which this network's backend is current, on its device."""
-        with use_backend(self.backend), self.backend.running():
-            yield
+        return Current(self.backend)
 
     def host_to_backend(self, values: Any, name: str, dtype: Any = None) -> Array:
         """`values` on this network's backend: the one door, for NumPy arrays and lists alone.

@@ -9,13 +9,10 @@ the parameter's name.
 import dataclasses
 import math
 import numbers
-import operator
-from collections import deque
-from collections.abc import Mapping, MutableMapping, Sequence
-from itertools import repeat
+from collections.abc import Mapping, MutableMapping
 from typing import Any, ClassVar, Self, dataclass_transform
 
-from xnet.backend import Array, Backend, backend_of, dtype_name, get_backend
+from xnet.backend import Array, Backend, assign, backend_of, dtype_name, get_backend
 from xnet.operations import Maths, Value
 
 Params = MutableMapping[str, Array]
@@ -23,15 +20,6 @@ Grads = Mapping[str, Array]
 
 OPTIMIZERS: dict[str, type["Optimizer"]] = {}
 """Every optimizer there is, by the name of its class in small letters."""
-
-
-def assign(places: Sequence[tuple[Any, Any, Any]]) -> None:
-    """``container[key] = value`` for each, all of them or, if Ctrl-C comes before, none.
-
-    One call in C: between two of its assignments Python hears no signal.
-    """
-    if places:
-        deque(map(operator.setitem, *zip(*places, strict=True)), maxlen=0)
 
 
 @dataclass_transform(eq_default=False, field_specifiers=(dataclasses.field,))
