@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, settings
 sys.path.insert(0, str(Path(__file__).parent / "packages"))
 
 import xnet
-from xnet import datasets, operations
+from xnet import datasets, operations, optimizers
 from xnet.layers import Layer, layer_class
 
 BACKENDS = tuple(info.name for info in xnet.backends())  # every registered one takes part
@@ -28,6 +28,9 @@ DTYPES = ("float32", "float64")
 
 REGISTERED = tuple(operations.registered().values())
 """Every operation, before a test defines one of its own."""
+
+OPTIMIZERS = tuple(optimizers.OPTIMIZERS.values())
+"""Every optimizer, likewise."""
 
 SIZES = (6, 4)
 """What operations with sizes get for them, in order: inputs, and outputs if there are such."""

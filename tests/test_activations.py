@@ -1,15 +1,17 @@
 import numpy as np
 import pytest
-from conftest import assert_close, property_settings
+from conftest import assert_close, property_settings, variants
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import xnet
+from xnet import activations, operations
 from xnet.activations import identity, relu, sigmoid, softmax, step
 from xnet.backend import dtype_name
 
-FLOATING = [sigmoid, relu, softmax]
+NAMES = [type(operation).__name__ for operation in variants("pointwise", altered=False)]
+FLOATING = [*(getattr(activations, name.lower()) for name in NAMES), softmax]
 # Finite float32 values are finite float64 ones too, so one strategy serves both dtypes.
 finite = st.floats(allow_nan=False, allow_infinity=False, width=32)
 rows = hnp.arrays(np.float32, hnp.array_shapes(min_dims=1, max_dims=3, max_side=6), elements=finite)
@@ -81,6 +83,25 @@ def test_bytes_in_the_other_order(name, f):
     x = np.array([-1.0, 0.5, 2.0])
     with xnet.use_backend(name) as backend:
         assert_close(backend, f(x.astype(x.dtype.newbyteorder())), f(x))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_pointwise_operation_is_a_function_of_its_name(backend, dtype, rng, name):
+    cls, x = getattr(operations, name), backend.asarray(rng.normal(size=(3, 4)), dtype)
+    f = getattr(activations, name.lower())
+    assert f.__name__ == name.lower()
+    assert f.__doc__ == cls.__doc__
+    for settings in ({}, {k: 0.5 for k, v in cls().settings().items() if type(v) is float}):
+        expected = backend.run(cls(**settings), x)
+        np.testing.assert_array_equal(
+            backend.to_numpy(f(x, **settings)), backend.to_numpy(expected)
+        )
+
+
+@pytest.mark.parametrize("name", ["affine", "dropout", "softmaxwithloss", "Tanh", "nothing"])
+def test_what_is_no_activation_is_no_function(name):
+    with pytest.raises(AttributeError, match=f"has no attribute '{name}'"):
+        getattr(activations, name)
 
 
 # -- each in turn
