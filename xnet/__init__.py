@@ -36,7 +36,7 @@ from xnet.network import Network, TwoLayerNet
 from xnet.threads import num_threads, set_num_threads
 
 if TYPE_CHECKING:
-    from xnet import datasets, plotting, training, weights
+    from xnet import datasets, training, weights
     from xnet.training import History, train
 
 __version__ = "0.1.0"
@@ -70,7 +70,6 @@ __all__ = [
     "optimizers",
     "partial_derivative",
     "perceptron",
-    "plotting",
     "resolve",
     "set_backend",
     "set_num_threads",
@@ -82,8 +81,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # These are imported when asked for; all but plotting import NumPy, for work on the host.
-    if name in ("datasets", "plotting", "training", "weights"):
+    # These are imported when asked for: they import NumPy, for work on the host.
+    if name in ("datasets", "training", "weights"):
         return import_module(f"xnet.{name}")
     if name in ("train", "History"):
         return getattr(import_module("xnet.training"), name)

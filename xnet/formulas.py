@@ -204,7 +204,8 @@ class Bounded:
 
     def _compared(self, other: Any, holds: Callable[[Any, Any], Any]) -> "Truth":
         o = self._of(other)
-        return Truth(holds(self.v, o.v), abs(self.v - o.v) <= self.e + o.e)
+        e = self.e + o.e
+        return Truth(holds(self.v, o.v), (abs(self.v - o.v) <= e) & (e > 0))
 
     def __lt__(self, other: Any) -> "Truth":
         return self._compared(other, lambda a, b: a < b)
@@ -298,8 +299,10 @@ class Bounds(Mathematics):
         """As `log` of one more, with a smaller rounding near 0."""
         return self._function(self.xp.log1p(a.v), a.e / _above_zero(1 + a.v - a.e))
 
-    def sqrt(self, a: Bounded) -> Bounded:
+    def sqrt(self, a: Any) -> Any:
         """Whose difference is that of the numbers over the sum of the roots, at most its root."""
+        if isinstance(a, float):  # no array has to do with it
+            return math.sqrt(a)
         root = self.xp.sqrt(a.v)
         e = self.xp.where(a.e > 0, a.e / self.xp.maximum(root, self.xp.sqrt(a.e)), 0 * a.e)
         return Bounded(root, e + self.u * (root + e), self.u)

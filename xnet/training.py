@@ -13,8 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xnet import weights
-from xnet.backend import Array, use_backend
-from xnet.layers import SoftmaxWithLoss
+from xnet.backend import Array, assign, use_backend
 from xnet.losses import batch_and_targets
 from xnet.network import Network
 from xnet.optimizers import SGD, Optimizer
@@ -33,7 +32,7 @@ class History:
     epoch_ends: list[int] = field(default_factory=list[int])
     """How many iterations had been done when each accuracy was taken."""
     kept_epoch: int | None = None
-    """Index of the epoch whose parameters early stopping went back to; None: the last step's."""
+    """Index of the epoch whose network early stopping went back to; None: the last step's."""
     stopped: str = "finished"
     """Why the run ended: "finished", "early stop", "interrupted" or "diverged"."""
     seconds: float = 0.0
@@ -139,8 +138,8 @@ def train(
         ``"backprop"``, or ``"numerical"`` for central differences.
     patience
         Stop when the accuracy on the test data (without test data, on the training data) has not
-        risen for so many epochs, and go back to the parameters that had the best. With another
-        loss than `SoftmaxWithLoss` it is the loss that has not fallen.
+        risen for so many epochs, and go back to the parameters and state that had the best. With a
+        loss that knows no classes it is the loss that has not fallen.
     seed
         For the draws; None for fresh ones every time.
     checkpoint
@@ -220,7 +219,7 @@ class _Run:
         self.optimizer = optimizer
         self.numerical = gradient == "numerical"
         self.history = History()
-        self.best: tuple[float, int, dict[str, Array]] = (-math.inf, 0, {})
+        self.best: tuple[float, int, list[dict[str, Array]]] = (-math.inf, 0, [])
         self.epochs_since_best = 0
 
     def loop(
@@ -254,27 +253,34 @@ class _Run:
         """One mini-batch: its loss, its gradient, one update."""
         network, (x, t) = self.network, self.data
         xp = network.backend.xp
-        with use_backend(network.backend), network.backend.running():
-            rows = network.backend.asarray(indices)
-            x, t = xp.take(x, rows, axis=0), xp.take(t, rows, axis=0)
-            if not self.numerical:
-                return network.train_step(x, t, self.optimizer)
-            loss, gradients = network.loss(x, t), network.numerical_gradient(x, t)
-            network.update(self.optimizer, gradients)
-            return loss
+        before = [(v.state, name, array) for v in network.layers for name, array in v.state.items()]
+        try:
+            with use_backend(network.backend), network.backend.running():
+                rows = network.backend.asarray(indices)
+                x, t = xp.take(x, rows, axis=0), xp.take(t, rows, axis=0)
+                if not self.numerical:
+                    return network.train_step(x, t, self.optimizer)
+                gradients, loss = network.numerical_gradient(x, t), network.training_loss(x, t)
+                network.update(self.optimizer, gradients)
+                return loss
+        except BaseException:
+            assign(before)  # the forward pass may have moved it, and the step is not whole
+            raise
 
     def is_finite(self) -> bool:
-        """Whether no parameter holds NaN or infinity."""
-        xp = self.network.backend.xp
-        with self.network.backend.running():
-            return all(bool(xp.all(xp.isfinite(W))) for W in self.network.params.values())
+        """Whether neither parameters nor state hold NaN or infinity."""
+        network = self.network
+        xp = network.backend.xp
+        with network.backend.running():
+            arrays = (*network.params.values(), *network.state.values())
+            return all(bool(xp.all(xp.isfinite(array))) for array in arrays)
 
     def end_epoch(self) -> None:
-        """Take the accuracies, and remember the parameters if they are the best so far."""
+        """Take the accuracies, and remember the network if it is the best so far."""
         history, network = self.history, self.network
         train_accuracy = network.accuracy(*self.data)
         test_accuracy = None if self.test is None else network.accuracy(*self.test)
-        if isinstance(network.loss_layer, SoftmaxWithLoss):
+        if network.loss_layer.classes:
             score = train_accuracy if test_accuracy is None else test_accuracy
         else:
             score = -network.loss(*(self.test or self.data))
@@ -285,14 +291,18 @@ class _Run:
             history.test_accuracy.append(test_accuracy)
         self.epochs_since_best += 1
         if score > self.best[0]:
-            kept: dict[str, Array] = {}
-            network.params.keep(kept)
+            kept: list[dict[str, Array]] = [{}, {}]
+            for arrays, values in zip((network.params, network.state), kept, strict=True):
+                arrays.keep(values)
             self.best = score, len(history.epoch_ends) - 1, kept
             self.epochs_since_best = 0
 
     def restore_best(self) -> None:
-        _, self.history.kept_epoch, params = self.best
-        self.network.params.restore(params)
+        _, epoch, kept = self.best
+        if kept:  # no epoch is the best where no loss is a number
+            params, state = kept
+            assign(self.network.params.writing(params) + self.network.state.writing(state))
+            self.history.kept_epoch = epoch
 
 
 def _check_length(name: str, value: int | None) -> None:

@@ -1,34 +1,41 @@
-"""Saving and loading networks: safetensors, and the notes' pickled weights, safely."""
+"""Saving and loading networks: safetensors, and the notes' pickled weights, safely.
+
+A file holds what the network's operations say of themselves: the name and settings of each, and
+the arrays by the names that the network gives them. Which operations there are is said by their
+registry alone.
+"""
 
 import contextlib
 import hashlib
-import io
 import json
 import os
-import pickle
+import reprlib
 import secrets
 import tempfile
-import textwrap
-from collections.abc import Generator
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar, cast
+from types import NoneType, SimpleNamespace, UnionType
+from typing import Any, BinaryIO, Union, cast, get_args, get_origin, get_type_hints
 
 import numpy as np
-from numpy.typing import NDArray
 
-from xnet.backend import Backend, float_dtype, resolve
+from xnet.backend import Backend, dtype_name, float_dtype, resolve
 from xnet.errors import WeightsError
-from xnet.layers import LAYERS, LOSSES, Affine, Layer, Sigmoid, SoftmaxWithLoss
-from xnet.network import Network
+from xnet.layers import Layer, LossLayer
+from xnet.network import Network, Parameters
+from xnet.operations import ENTRY_POINT_GROUP, OPERATIONS, Loss, Operation, registered
 
 METADATA_KEY = "xnet"
 """Under this key a file's metadata holds the architecture, as JSON."""
 
-FORMAT = 1
+FORMAT = 2
+
+STATE = "state."
+"""Before the name of an array that is state, so that no parameter has its name."""
 
 
 def save(network: Network, path: str | os.PathLike[str]) -> None:
-    """Save a network's parameters and architecture as one safetensors file.
+    """Save a network's parameters, state and architecture as one safetensors file.
 
     The file is written under a temporary name beside `path` and renamed, so that a killed run
     leaves the old file or the new one, never half of one.
@@ -36,50 +43,86 @@ def save(network: Network, path: str | os.PathLike[str]) -> None:
     Parameters
     ----------
     network
-        Any stack of xnet's own layers.
+        Any stack of layers that are what their operations say.
     path
         Where; a file that is there is replaced.
 
     Raises
     ------
     WeightsError
-        The file cannot be written, or a layer or loss is none of xnet's own.
+        The file cannot be written, or a layer or the loss says itself what it computes: a file
+        could not.
     """
     from safetensors.numpy import save as to_bytes
 
-    check_savable(network)
-    architecture = {
-        "format": FORMAT,
-        "layers": [[type(layer).__name__, layer.config()] for layer in network.layers],
-        "loss": type(network.loss_layer).__name__,
-    }
+    text = _architecture(network)
     arrays = {
         name: np.ascontiguousarray(network.backend.to_numpy(array))
-        for name, array in network.params.items()
+        for name, array in _arrays(network).items()
     }
-    content = to_bytes(arrays, metadata={METADATA_KEY: json.dumps(architecture)})
+    content = to_bytes(arrays, metadata={METADATA_KEY: text})
     with replaced(path) as file:
         file.write(content)
 
 
 def sha256(network: Network) -> str:
-    """SHA-256 of a network's parameters: their bytes, little-endian in C order, as they come.
+    """SHA-256 of a network's parameters and then its state, as they come.
 
-    Two networks of one shape have the same if, and only if, every bit of their parameters is.
+    It is that of their bytes, little-endian in C order. Two networks of one shape have the same if,
+    and only if, every bit of them is.
     """
     digest = hashlib.sha256()
-    for array in network.params.values():
+    for array in _arrays(network).values():
         host = network.backend.to_numpy(array)
         digest.update(np.ascontiguousarray(host, host.dtype.newbyteorder("<")).tobytes())
     return digest.hexdigest()
 
 
 def check_savable(network: Network) -> None:
-    """Raise `WeightsError` if a layer or the loss is none of xnet's own."""
-    for part in [*network.layers, network.loss_layer]:
-        if type(part) not in (*LAYERS.values(), *LOSSES.values()):
-            known = ", ".join([*LAYERS, *LOSSES])
-            raise WeightsError(f"{part!r} is not one of {known}: only those are saved")
+    """Raise `WeightsError` if a layer or the loss says itself what it computes."""
+    _architecture(network)
+
+
+def _arrays(network: Network) -> dict[str, Any]:
+    """Parameters and state by their names in a file."""
+    state = {f"{STATE}{name}": array for name, array in network.state.items()}
+    return dict(network.params.items()) | state
+
+
+def _architecture(network: Network) -> str:
+    """The names and settings of a network's operations, as JSON."""
+    parts: list[tuple[str, dict[str, Any]]] = []
+    for part in (*network.layers, network.loss_layer):
+        operation = _operation(part)
+        parts.append((type(operation).__name__, operation.settings()))
+        try:
+            json.dumps(parts[-1], default=_number)
+        except (TypeError, ValueError) as error:
+            raise WeightsError(
+                f"{operation!r} has a setting that no file can hold, only numbers, texts and "
+                f"tuples of them: {error}"
+            ) from error
+    frozen = [k for k, layer in enumerate(network.layers) if not layer.trainable]
+    facts = {"format": FORMAT, "layers": parts[:-1], "loss": parts[-1], "frozen": frozen}
+    return json.dumps(facts, default=_number)
+
+
+def _operation(part: Layer | LossLayer) -> Operation:
+    """What a layer computes, if that is all there is to it."""
+    if part.operation is None or part.opaque:
+        raise WeightsError(
+            f"{part!r} cannot be saved: its class says itself what it computes, which no file can "
+            "hold; write it as an operation (xnet.operations.Operation), and it is saved by its "
+            "name and settings"
+        )
+    return part.operation
+
+
+def _number(value: Any) -> Any:
+    """A NumPy number as one of Python's; anything else is refused."""
+    if isinstance(value, np.generic):
+        return cast(Any, value).item()
+    raise TypeError(f"{value!r} is a {type(value).__name__}")
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:
@@ -129,6 +172,8 @@ def load_network(
     path
         A safetensors file by `save`; or a pickled dict of W1, b1, W2, b2, ..., as the notes'
         sample_weight.pkl, taken for Affine layers with sigmoids between and softmax at the end.
+        Operations of one's own are known where their class has been defined, or where an
+        installed package registers it.
     backend
         Where the network goes; None for the current backend.
     dtype
@@ -137,8 +182,9 @@ def load_network(
     Raises
     ------
     WeightsError
-        The file cannot be read, is damaged, or is a pickle that names anything but NumPy arrays:
-        such a pickle is refused by name, and nothing of it runs.
+        The file cannot be read, is damaged, names an operation that is not known here, or is a
+        pickle that names anything but NumPy arrays: such a pickle is refused by name, and nothing
+        of it runs.
     """
     chosen = resolve(backend)
     if dtype is not None:
@@ -147,20 +193,28 @@ def load_network(
         content = Path(path).read_bytes()
     except OSError as error:
         raise WeightsError(f"{path} cannot be read: {error.strerror}") from error
-    # A safetensors file begins with 8 bytes of length and a JSON object.
-    read = _from_safetensors if content[8:9] == b"{" else _from_pickle
     try:
-        layers, loss = read(content)
-        return Network(layers, loss, dtype=dtype, backend=chosen)
+        # A safetensors file begins with 8 bytes of length and a JSON object.
+        if content[8:9] == b"{":
+            operations, loss, arrays, frozen = _from_safetensors(content)
+        else:
+            from xnet.tools import notes_pickle
+
+            operations, loss, arrays = notes_pickle.read(content)
+            frozen = []
+        network = Network(_layers(operations, arrays), loss, dtype=dtype, backend=chosen)
     except KeyError as error:
         raise WeightsError(f"{path}: {error} is missing") from error
     # What a file altered by accident or malice leads to is of many kinds.
     except (WeightsError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise WeightsError(f"{path}: {error}") from error
+    for k in frozen:
+        network.layers[k].trainable = False
+    return network
 
 
-def _from_safetensors(content: bytes) -> tuple[list[Layer], Any]:
-    """Layers and loss from the bytes of a safetensors file."""
+def _from_safetensors(content: bytes) -> tuple[list[Operation], Loss, dict[str, Any], list[int]]:
+    """Operations, loss, arrays, and which layers are frozen, from a safetensors file's bytes."""
     from safetensors import SafetensorError
     from safetensors.numpy import load as from_bytes
 
@@ -177,143 +231,87 @@ def _from_safetensors(content: bytes) -> tuple[list[Layer], Any]:
     architecture = json.loads(text)
     if architecture["format"] != FORMAT:
         raise WeightsError(f"format {architecture['format']}, this xnet reads format {FORMAT}")
-    layers: list[Layer] = []
-    number = 0
-    for name, config in architecture["layers"]:
-        if name == Affine.__name__:
-            number += 1
-            layers.append(Affine.from_params(arrays[f"W{number}"], arrays[f"b{number}"]))
-        elif name in LAYERS:
-            layers.append(LAYERS[name](**config))
-        else:
-            raise WeightsError(f"unknown layer {name!r}, expected one of {', '.join(LAYERS)}")
-    if architecture["loss"] not in LOSSES:
-        raise WeightsError(f"unknown loss {architecture['loss']!r}")
-    return layers, LOSSES[architecture["loss"]]()
+    operations = [_made(*part) for part in architecture["layers"]]
+    for operation in operations:
+        if isinstance(operation, Loss):
+            raise WeightsError(f"{operation!r} is a loss, and stands among the layers")
+    loss = _made(*architecture["loss"])
+    if not isinstance(loss, Loss):
+        raise WeightsError(f"{loss!r} stands for the loss, and is none")
+    frozen = architecture["frozen"]
+    if not all(type(k) is int and 0 <= k < len(operations) for k in frozen):
+        raise WeightsError(f"frozen is {reprlib.repr(frozen)}, expected numbers of layers")
+    return operations, loss, arrays, frozen
 
 
-def _from_pickle(content: bytes) -> tuple[list[Layer], Any]:
-    """Layers and loss from the bytes of a pickled dict of parameters."""
-    try:
-        found: Any = _ArraysOnly(io.BytesIO(content)).load()
-    except WeightsError:
-        raise
-    except Exception as error:
-        # What a damaged pickle raises depends on where it breaks: EOFError, IndexError, ...
+def _made(name: Any, settings: Any) -> Operation:
+    """The operation of this name with these settings, both from outside."""
+    shown = f"{reprlib.repr(name)} with settings {reprlib.repr(settings)}"
+    if not (isinstance(name, str) and isinstance(settings, dict)):
+        raise WeightsError(f"a layer is {shown}, expected a name and a dict")
+    known = OPERATIONS if name in OPERATIONS else registered()
+    if name not in known:
         raise WeightsError(
-            f"neither a safetensors file nor a whole pickle of arrays: {error!r}"
-        ) from error
-    if not isinstance(found, dict):
-        raise WeightsError(f"a pickled {type(found).__name__}, expected a dict of arrays")
-    arrays: dict[str, Any] = {}
-    for name, value in cast("dict[Any, Any]", found).items():
-        if not (isinstance(name, str) and isinstance(value, _Array)):
-            raise WeightsError(
-                f"a pickled dict of {type(name).__name__} to {type(value).__name__}, "
-                "expected the arrays W1, b1, W2, b2, ..."
-            )
-        arrays[name] = value.array
-    depth = len(arrays) // 2
-    names = [f"{kind}{number}" for number in range(1, depth + 1) for kind in "Wb"]
-    if depth == 0 or set(arrays) != set(names):
-        raise WeightsError(
-            f"a pickle of {textwrap.shorten(str(list(arrays)), 80)}, expected W1, b1, W2, b2, ..."
+            f"unknown operation {reprlib.repr(name)}: before loading, import the module that "
+            f"defines it, or install the package that registers it as {ENTRY_POINT_GROUP}"
         )
-    layers: list[Layer] = []
-    for number in range(1, depth + 1):
-        if layers:
-            layers.append(Sigmoid())
-        layers.append(Affine.from_params(arrays[f"W{number}"], arrays[f"b{number}"]))
-    return layers, SoftmaxWithLoss()
+    try:
+        return known[name](**_settings(known[name], cast("dict[str, Any]", settings)))
+    except Exception as error:
+        # What the checks of anybody's operation raise, whose settings a file has altered.
+        raise WeightsError(f"{shown}: {error}") from error
 
 
-class _Dtype:
-    """Stands for numpy.dtype in a pickle: NumPy's own takes any state and believes it."""
+def _settings(operation: type[Operation], found: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as JSON gives them, each as its annotation has it.
 
-    def __init__(self, code: str, *_: Any) -> None:
-        if code not in ("f4", "f8"):
-            raise WeightsError(f"a pickled array of dtype {code!r}, expected f4 or f8")
-        self.dtype = np.dtype(code)
-
-    def __setstate__(self, state: Any) -> None:
-        self.dtype = self.dtype.newbyteorder(">" if state[1] == ">" else "<")
-
-
-class _Array:
-    """Stands for numpy.ndarray in a pickle, and makes the array only of what it has checked."""
-
-    array: NDArray[Any] | None = None
-
-    def __setstate__(self, state: Any) -> None:
-        _, shape, dtype, by_column, data = state
-        self.fill(data, dtype, shape, "F" if by_column else "C")
-
-    def fill(self, data: Any, dtype: Any, shape: Any, order: Any) -> "_Array":
-        """Take the array from its bytes; they must be as many as the shape needs."""
-        if not (isinstance(dtype, _Dtype) and isinstance(data, bytes | bytearray | memoryview)):
-            raise WeightsError("a pickle that does not hold plain arrays of numbers")
-        values = np.frombuffer(cast(bytes, data), dtype.dtype).reshape(shape, order=order)
-        self.array = values.astype(dtype.dtype.newbyteorder("="), order="C")
-        return self
+    Raises
+    ------
+    TypeError
+        One of another type.
+    """
+    try:
+        hints = get_type_hints(operation)
+    except NameError:  # an annotation of what is not imported: the operation must check itself
+        hints = {}
+    return {name: _setting(name, value, hints.get(name, Any)) for name, value in found.items()}
 
 
-_NDARRAY = object()
-"""Stands for the class numpy.ndarray, which is passed along and never called."""
+def _setting(name: str, value: Any, hint: Any) -> Any:
+    kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    for kind in kinds:
+        if kind is float and type(value) is int:
+            float(value)  # one too large for that is no such setting
+            return value
+        if kind in (int, float, str, bool, NoneType):
+            if type(value) is kind:
+                return value
+        elif tuple not in (kind, get_origin(kind)):
+            return value  # of a kind that JSON does not know: the operation must check itself
+        elif isinstance(value, list):  # a tuple, as JSON has it
+            items, (*of, last) = cast("list[Any]", value), get_args(kind) or (Any, ...)
+            each = of * len(items) if last is ... else [*of, last]
+            return tuple(_setting(name, v, h) for v, h in zip(items, each, strict=True))
+    expected = getattr(hint, "__name__", str(hint)) if len(kinds) == 1 else str(hint)
+    raise TypeError(f"{name} is {reprlib.repr(value)}, expected {expected}")
 
 
-def _reconstruct(kind: object, shape: Any, *_: Any) -> _Array:
-    """Stands for NumPy's function of that name: the empty array that a state then fills."""
-    if kind is not _NDARRAY or shape != (0,):
-        raise WeightsError("a pickle that does not hold plain NumPy arrays")
-    return _Array()
-
-
-def _from_buffer(data: Any, dtype: Any, shape: Any, order: Any, *_: Any) -> _Array:
-    """Stands for NumPy's function of that name, which protocol 5 uses."""
-    return _Array().fill(data, dtype, shape, order)
-
-
-def _latin1(text: str, encoding: str) -> bytes:
-    """Stands for _codecs.encode, which protocols 0 to 2 use to write bytes."""
-    if encoding != "latin1":
-        raise WeightsError(f"a pickle that encodes text as {encoding}, expected latin1")
-    return text.encode("latin1")
-
-
-# The pure-Python unpickler: the compiled one lets ten bytes of a pickle allocate gigabytes.
-class _ArraysOnly(pickle._Unpickler):  # pyright: ignore
-    """An unpickler that admits NumPy arrays and nothing else, none of it NumPy's own code."""
-
-    stack: list[Any]
-
-    ADMITTED: ClassVar[dict[str, Any]] = {
-        "numpy.ndarray": _NDARRAY,
-        "numpy.dtype": _Dtype,
-        "numpy.core.multiarray._reconstruct": _reconstruct,
-        "numpy._core.multiarray._reconstruct": _reconstruct,
-        "numpy.core.numeric._frombuffer": _from_buffer,
-        "numpy._core.numeric._frombuffer": _from_buffer,
-        "_codecs.encode": _latin1,
-    }
-
-    def load_build(self) -> None:
-        """Set the state of an array or a dtype; of anything else a pickle could alter it."""
-        state = self.stack.pop()
-        if not isinstance(self.stack[-1], _Array | _Dtype):
-            raise WeightsError("a pickle that sets the state of what is no NumPy array: refused")
-        self.stack[-1].__setstate__(state)
-
-    dispatch: ClassVar[dict[int, Any]] = {
-        **pickle._Unpickler.dispatch,  # pyright: ignore
-        pickle.BUILD[0]: load_build,
-    }
-
-    def find_class(self, module: str, name: str) -> Any:
-        """What a pickle may name; anything else is refused before it is imported."""
-        try:
-            return self.ADMITTED[f"{module}.{name}"]
-        except KeyError:
-            raise WeightsError(
-                f"a pickle that names {module}.{name}, which is no NumPy array: "
-                "refused, nothing of it was run"
-            ) from None
+def _layers(operations: Sequence[Operation], arrays: Mapping[str, Any]) -> list[Layer]:
+    """Layers of these operations, with the arrays that a network of them has by these names."""
+    layers = [Layer.of(operation) for operation in operations]
+    for layer, operation in zip(layers, operations, strict=True):
+        layer.state.update(dict.fromkeys(operation.state))
+    holder = cast(Any, SimpleNamespace(layers=layers))
+    for kind, prefix in {"params": "", "state": STATE}.items():
+        places = ((layer, key) for layer in layers for key in getattr(layer, kind))
+        for number, (layer, key) in zip(Parameters(holder, kind), places, strict=True):
+            name, operation = f"{prefix}{number}", cast(Operation, layer.operation)
+            sizes = operation.parameters[key] if kind == "params" else operation.state[key][0]
+            shape = tuple(getattr(operation, size) for size in sizes)
+            array = arrays[name]
+            if array.shape != shape:
+                raise WeightsError(f"{name} has shape {array.shape}, {layer} expects {shape}")
+            if dtype_name(array.dtype) not in ("float32", "float64"):
+                raise WeightsError(f"{name} is {array.dtype}, expected float32 or float64")
+            getattr(layer, kind)[key] = array
+    return layers

@@ -5,8 +5,10 @@ import math
 import os
 import platform
 import sys
+import textwrap
 import time
 import warnings
+from collections.abc import Callable
 from enum import StrEnum
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
@@ -22,29 +24,44 @@ from rich.markup import escape
 from rich.table import Table
 
 import xnet
-from xnet import bench, datasets, parity, weights
+from xnet import datasets, weights
 from xnet.backend import Backend, backends, get_backend, resolve
 from xnet.errors import KinkWarning, XnetError
 from xnet.gradient import gradient_check
-from xnet.layers import ACTIVATIONS, Affine, Layer
 from xnet.network import Network
-from xnet.optimizers import OPTIMIZERS
+from xnet.operations import Affine, Loss, Operation, SoftmaxWithLoss, registered
+from xnet.optimizers import OPTIMIZERS, SGD
+from xnet.tools import parity, pictures
 from xnet.training import History, train
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="rich")
 out = Console(highlight=False)
 
+
+def _choices(wanted: Callable[[type[Operation]], bool]) -> dict[str, type[Any]]:
+    """Operations, those of installed packages included, that can be had by their name alone."""
+    return {
+        name.lower(): operation
+        for name, operation in registered().items()
+        if wanted(operation) and not parity.required(operation)
+    }
+
+
+ACTIVATIONS = _choices(lambda operation: operation.fuses == "pointwise")
+LOSSES = _choices(lambda operation: issubclass(operation, Loss) and operation.classes)
+
 Dataset = StrEnum("Dataset", list(datasets.DATASETS))
 Activation = StrEnum("Activation", list(ACTIVATIONS))
+LossName = StrEnum("LossName", list(LOSSES))
 OptimizerName = StrEnum("OptimizerName", list(OPTIMIZERS))
 Dtype = StrEnum("Dtype", ["float32", "float64"])
 Gradient = StrEnum("Gradient", ["backprop", "numerical"])
-BenchPart = StrEnum("BenchPart", list(bench.PARTS))
 
 DATASET_OF_INPUTS = {64: "digits", 784: "mnist"}
 NOTES_ITERATIONS = 10_000
 """How long the notes' experiment runs (§4.5.2)."""
-NOTES_LEARNING_RATE = 0.1
+NOTES_OPTIMIZER, NOTES_LEARNING_RATE = SGD.__name__.lower(), 0.1
+"""How it steps."""
 INTERRUPTED = 130
 """Exit status by which a shell reports a command that Ctrl-C ended."""
 
@@ -81,6 +98,24 @@ def main() -> None:
     except (XnetError, ValueError, MemoryError) as error:
         print("xnet:", " ".join(str(error).split()), file=sys.stderr)
         sys.exit(1)
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        print(f"xnet {xnet.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="Show the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """A neural network you can read in one sitting, on NumPy, Numba or CuPy."""
 
 
 # -- info
@@ -172,6 +207,9 @@ def train_command(
     activation: Annotated[Activation, typer.Option(help="After each hidden layer.")] = Activation(
         "relu"
     ),
+    loss: Annotated[LossName, typer.Option(help="What to make small.")] = LossName(
+        SoftmaxWithLoss.__name__.lower()
+    ),
     init: Annotated[
         str, typer.Option(help="Initial weights: he, xavier or a standard deviation.")
     ] = "he",
@@ -181,10 +219,14 @@ def train_command(
         typer.Option(min=1, help=f"Mini-batches, instead of epochs. Default: {NOTES_ITERATIONS}."),
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Samples in a mini-batch.")] = 100,
-    optimizer: Annotated[OptimizerName, typer.Option(help="How to step.")] = OptimizerName("sgd"),
+    optimizer: Annotated[OptimizerName, typer.Option(help="How to step.")] = OptimizerName(
+        NOTES_OPTIMIZER
+    ),
     learning_rate: Annotated[
         float | None,
-        typer.Option(help=f"Default: {NOTES_LEARNING_RATE} for sgd, else the optimizer's own."),
+        typer.Option(
+            help=f"Default: {NOTES_LEARNING_RATE} for {NOTES_OPTIMIZER}, else the optimizer's own."
+        ),
     ] = None,
     gradient: Annotated[
         Gradient, typer.Option(help="numerical takes two losses for each parameter.")
@@ -202,7 +244,7 @@ def train_command(
     """Train a network on digits or MNIST, from scratch."""
     if epochs is None and iterations is None:
         iterations = NOTES_ITERATIONS
-    if learning_rate is None and optimizer == "sgd":
+    if learning_rate is None and optimizer == NOTES_OPTIMIZER:
         learning_rate = NOTES_LEARNING_RATE
     settings = {} if learning_rate is None else {"lr": learning_rate}
     stepper = OPTIMIZERS[optimizer](**settings)
@@ -211,7 +253,8 @@ def train_command(
     chosen = resolve(backend, reproducible)
     (x, t), (x_test, t_test) = datasets.DATASETS[dataset]()
     sizes = [x.shape[1], *(hidden or [50]), int(t.max()) + 1]
-    network = _dense(sizes, activation, init, seed=seed, dtype=dtype, backend=chosen)
+    where = {"seed": seed, "dtype": dtype, "backend": chosen}
+    network = _dense(sizes, activation, init, loss=LOSSES[loss](), **where)
     _warm_up(network, x[:batch_size], t[:batch_size])
     history = train(
         network,
@@ -252,16 +295,16 @@ def train_command(
         sys.exit(INTERRUPTED)
 
 
-def _dense(sizes: list[int], activation: str, init: str, **where: Any) -> Network:
-    """A network of Affine layers of these sizes with the activation between them."""
+def _dense(sizes: list[int], activation: str, init: str, **options: Any) -> Network:
+    """A network of affine layers of these sizes with the activation between them."""
     try:
         std: float | str = float(init)
     except ValueError:
         std = init
-    layers: list[Layer] = [Affine(sizes[0], sizes[1], std)]
+    layers: list[Operation] = [Affine(sizes[0], sizes[1], std)]
     for inputs, outputs in pairwise(sizes[1:]):
         layers += [ACTIVATIONS[activation](), Affine(inputs, outputs, std)]
-    return Network(layers, **where)
+    return Network(layers, **options)
 
 
 def _warm_up(network: Network, x: Any, t: Any) -> None:
@@ -358,7 +401,7 @@ def predict(
     """
     network = weights.load_network(file, resolve(backend, reproducible))
     _dataset_for(network)  # says it well if the network is not one for images
-    rows = np.stack([datasets.load_image(image, network.inputs or 0) for image in images])
+    rows = np.stack([pictures.load_image(image, network.inputs or 0) for image in images])
     probabilities = network.backend.to_numpy(network.predict(rows))
     if as_json:
         print(
@@ -418,8 +461,8 @@ def parity_command(
         facts = {"versions": _versions(), "steps": steps, "seed": seed, "kept": kept}
         print(json.dumps({**facts, "operations": rows, "training_sha256": hashes}))
     else:
-        for reproducible in (True, False):
-            out.print(_parity_table([v for v in verdicts if v.reproducible == reproducible]))
+        for label in dict.fromkeys(v.backend for v in verdicts):
+            out.print(_parity_table([v for v in verdicts if v.backend == label]))
         out.print(_hash_table(hashes, steps))
         print("every promise kept" if kept else "a promise is broken: see the cells with !")
     if not kept:
@@ -432,6 +475,7 @@ def _parity(
     """Verdicts, and training hashes by mode, dtype and backend; the reference's own first."""
     verdicts: list[parity.Verdict] = []
     hashes: dict[str, dict[str, dict[str, str]]] = {}
+    trials = parity.trials()
     with Console(stderr=True).status("") as status:
         for mode, reproducible in {"reproducible": True, "fast": False}.items():
             reference = resolve("numpy", reproducible)
@@ -440,24 +484,34 @@ def _parity(
                 found = hashes.setdefault(mode, {}).setdefault(d, {})
                 for b in (reference, *chosen):
                     status.update(f"{b.label}, {mode}, {d}: training (compiles on first use)")
-                    found[b.label] = parity.training_hash(b, d, steps)
-                for operation in parity.OPERATIONS:
-                    for b in chosen if d in operation.dtypes else []:
-                        status.update(f"{b.label}, {mode}, {d}: {operation.name}")
+                    found[b.label] = _training_hash(b, d, steps)
+                for trial in trials:
+                    for b in chosen if d in trial.dtypes else []:
+                        status.update(f"{b.label}, {mode}, {d}: {trial.name}")
                         draw = parity.standard_normal(seed)
-                        verdicts.append(parity.verdict(operation, b, reference, d, draw))
+                        verdicts.append(parity.verdict(trial, b, reference, d, draw))
     return verdicts, hashes
 
 
+def _training_hash(backend: Backend, dtype: str, steps: int) -> str:
+    try:
+        return parity.training_hash(backend, dtype, steps)
+    except Exception as error:  # whatever a plug-in raises: the rest is still compared
+        return f"error: {type(error).__name__}: {error}"
+
+
 def _parity_table(verdicts: list[parity.Verdict]) -> Table:
-    """A row for each operation and dtype, a column for each backend."""
-    labels = list(dict.fromkeys(v.backend for v in verdicts))
-    reproducible = any(v.reproducible for v in verdicts)
-    title = "reproducible: bits" if reproducible else "fast: largest difference, share of its bound"
-    table = Table("operation", "dtype", *labels, title=f"{title}, against numpy")
-    cells = {(v.operation, v.dtype, v.backend): _parity_cell(v) for v in verdicts}
-    for operation, d in dict.fromkeys((v.operation, v.dtype) for v in verdicts):
-        table.add_row(operation, d, *(cells[operation, d, label] for label in labels))
+    """Of one backend: a row for each trial, its bits in every dtype, and fast mode by dtype."""
+    dtypes = list(dict.fromkeys(v.dtype for v in verdicts))
+    title = f"{verdicts[0].backend} against numpy: bits in reproducible mode; in fast mode the "
+    title += "largest difference, in units in the last place, and its share of what is allowed"
+    table = Table("tried", "bits", *(f"{d}, fast" for d in dtypes), title=title)
+    for name in dict.fromkeys(v.operation for v in verdicts):
+        of_name = [v for v in verdicts if v.operation == name]
+        cells = {v.dtype: _parity_cell(v) for v in of_name if v.reproducible}
+        bits = "\n".join(f"{d}: {cell}" for d, cell in cells.items() if cell != "equal")
+        fast = {v.dtype: _parity_cell(v) for v in of_name if not v.reproducible}
+        table.add_row(name, bits or "equal", *(fast.get(d, "") for d in dtypes))
     return table
 
 
@@ -467,14 +521,17 @@ def _finite(value: float) -> float | None:
 
 
 def _parity_cell(v: parity.Verdict) -> str:
+    if v.error is not None:
+        return escape(f"! error: {textwrap.shorten(v.error, 60)}")
     if v.equal:
         return "equal"
     if not math.isfinite(v.ulps):
         return "! not finite"
-    if v.reproducible:
-        return f"! {v.ulps:,.0f} ulp"
+    ulps = f"{v.ulps:,.0f} ulp" if v.ulps < 1e6 else f"{v.ulps:.0e} ulp"
+    if v.reproducible or not math.isfinite(v.share):
+        return f"! {ulps}"
     share = f"{v.share:.0%}" if v.share >= 0.01 else "<1%"
-    return f"{'' if v.kept else '! '}{v.ulps:,.0f} ulp, {share}"
+    return f"{ulps}, {share}" if v.kept else f"! {ulps}, {share}"
 
 
 def _hash_table(hashes: dict[str, dict[str, dict[str, str]]], steps: int) -> Table:
@@ -484,7 +541,7 @@ def _hash_table(hashes: dict[str, dict[str, dict[str, str]]], steps: int) -> Tab
             first = next(iter(found.values()))
             for label, digest in found.items():
                 broken = "! " if mode == "reproducible" and digest != first else ""
-                table.add_row(mode, d, label, f"{broken}{digest[:16]}…")
+                table.add_row(mode, d, label, f"{broken}{escape(digest[:16])}…")
     return table
 
 
@@ -554,28 +611,6 @@ def gradcheck(
 # -- demo
 
 
-@app.command("bench", epilog="Example: [bold]xnet bench inference --json-file bench.json[/bold]")
-def bench_command(
-    part: Annotated[BenchPart, typer.Argument(help="What to time.")] = BenchPart("inference"),
-    json_file: Annotated[Path | None, typer.Option(help="Write the times there, as JSON.")] = None,
-    figure: Annotated[Path | None, typer.Option(help="Draw throughput there (inference).")] = None,
-) -> None:
-    """Time the backends, in turns, answers compared first; most against NumPy written by hand."""
-    if figure is not None and part != "inference":
-        raise typer.BadParameter("--figure goes with inference")
-    with Console(stderr=True).status("taking turns"):
-        found = bench.PARTS[part]()
-        floor = bench.floor()
-    out.print(bench.table(found), markup=False, soft_wrap=True)
-    if json_file is not None:
-        facts = {"machine": bench.machine(), "seconds": found, "floor_seconds_per_image": floor}
-        bench.write(json_file, facts)
-    if figure is not None:
-        from xnet import plotting
-
-        plotting.throughput(found, floor).savefig(figure, dpi=110)
-
-
 @app.command(epilog="Example: [bold]xnet demo --backend numpy[/bold]")
 def demo(
     backend: BackendOption = "auto",
@@ -621,41 +656,24 @@ def _comparison(network: Network, usable: list[Backend], x: Any) -> list[dict[st
     """Each backend on the same network: its predictions against NumPy's, and two speeds."""
     home = network.backend
     reference = _predictions(network.to("numpy"), x)
-    bound = 0.0 if home.reproducible else _rounding_bound(network, x)
+    bound = 0.0 if home.reproducible else parity.prediction_bound(network, x)
     rows: list[dict[str, Any]] = []
     for backend in usable:
         network.to(backend)
         with Console(stderr=True).status(f"timing {backend.label} (compiles on first use)"):
-            difference = float(np.abs(_predictions(network, x) - reference).max())
+            difference = np.abs(_predictions(network, x) - reference)
             one, batch = _rates(network, x)
         rows.append(
             {
                 "backend": backend.label,
-                "largest_difference": difference,
-                "agrees": difference <= bound,
+                "largest_difference": float(difference.max()),
+                "agrees": bool((difference <= bound).all()),
                 "images_per_second_one_at_a_time": one,
                 "images_per_second_in_a_batch": batch,
             }
         )
     network.to(home)
     return rows
-
-
-def _rounding_bound(network: Network, x: Any) -> float:
-    """How far rounding can put two backends' probabilities apart.
-
-    n rounded operations on a path leave an error of at most gamma_n = n u / (1 - n u) times the
-    same path with absolute values (Higham 2002, §3.1), and ReLU and sigmoid pass it on as it is
-    or smaller. A probability moves by at most as much as the scores, and exp adds a few units.
-    """
-    magnitude, operations = np.abs(x.astype(np.float64)), 0
-    for layer in network.layers:
-        if isinstance(layer, Affine):
-            W, b = (np.abs(network.backend.to_numpy(array)) for array in (layer.W, layer.b))
-            magnitude, operations = magnitude @ W + b, operations + layer.inputs + 1
-    u = float(np.finfo(network.dtype).eps) / 2
-    gamma = operations * u / (1 - operations * u)
-    return 2 * gamma * float(magnitude.max()) + 16 * u
 
 
 def _predictions(network: Network, x: Any) -> Any:

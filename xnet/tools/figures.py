@@ -196,7 +196,7 @@ def throughput(
     Parameters
     ----------
     found
-        What `xnet.bench.inference` gives: by batch size, by contender, a summary in seconds.
+        By batch size, by contender, a summary in seconds: as benchmarks/bench.py gives it.
     floor
         Seconds that an image takes at least; drawn in.
 

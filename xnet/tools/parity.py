@@ -1,0 +1,630 @@
+"""Do the backends agree? Everything that the library computes, on each of them, against NumPy.
+
+What is tried follows from the registries: every operation, a user's own included, and every
+optimizer; then networks of them. In reproducible mode two results are equal or they are not: the
+bits are compared. In fast mode they may differ by what rounding can do, no more; how much that is,
+the very formulas say, interpreted with numbers that carry their rounding errors
+(`xnet.formulas.Bounds`). Each of two backends may be that far off, so they may be twice that apart.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from itertools import cycle
+from typing import Any, TypeAlias, cast
+
+import numpy as np
+
+from xnet import activations, weights
+from xnet.backend import Array, Backend, use_backend
+from xnet.formulas import Arrays, Bounded, Bounds
+from xnet.layers import Add, Layer, Mul
+from xnet.network import Network
+from xnet.operations import Affine, Loss, Operation, ReLU, registered
+from xnet.optimizers import OPTIMIZERS, Adam, Optimizer
+from xnet.training import train
+
+Host: TypeAlias = np.ndarray[Any, Any]
+Draw: TypeAlias = Callable[[int, int], Host]
+"""Makes a float64 matrix of the shape asked for: the kind of numbers an operation is tried on."""
+Run: TypeAlias = Callable[[Any, list[Array]], list[Array]]
+"""Computes on a backend, from arrays there, a list of arrays."""
+
+LIBRARY_ULPS = 4
+"""How far, in units in the last place, two libraries' exp or log may be apart."""
+
+N, D, M, C = 20, 30, 12, 10
+"""Samples, inputs, units and classes of the arrays."""
+
+STEP = 1e-4
+"""The h of the numerical gradient."""
+
+TRAINING_STEPS = 3
+"""Of the training runs: errors grow from step to step, and so do their bounds."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """Something that the library computes.
+
+    Attributes
+    ----------
+    name
+        As the table has it.
+    arrays
+        Makes the inputs, float64, from `Draw`.
+    run
+        Computes on a backend, from those inputs there in the dtype tried, a list of arrays.
+    bound
+        The same on `Bounding`: numbers with how far they may be off. None where rounding leaves no
+        choice: each number is rounded correctly, in one order, and so equal in fast mode too.
+    dtypes
+        What it is tried in.
+    """
+
+    name: str
+    arrays: Callable[[Draw], list[Host]]
+    run: Run
+    bound: Run | None = None
+    dtypes: tuple[str, ...] = ("float32", "float64")
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """How a backend's result of one trial compares with the reference's.
+
+    `ulps` is the largest difference in units in the last place, `share` the largest share of the
+    bound that a difference takes; inf where only one of the two is finite, or the bound is 0.
+    `error` is what the backend raised, if it did.
+    """
+
+    operation: str
+    dtype: str
+    backend: str
+    reproducible: bool
+    equal: bool = False
+    ulps: float = math.inf
+    share: float = math.inf
+    error: str | None = None
+
+    @property
+    def kept(self) -> bool:
+        """Whether the mode's promise is kept."""
+        return self.equal if self.reproducible else self.share <= 1
+
+
+def verdict(trial: Trial, backend: Backend, reference: Backend, dtype: str, draw: Draw) -> Verdict:
+    """Try it on both backends and compare."""
+    facts = trial.name, dtype, backend.label, backend.reproducible
+    where = f"on {reference.label}: "
+    try:
+        inputs = [array.astype(dtype) for array in trial.arrays(draw)]
+        expected = results(trial, reference, inputs)
+        limits = bounds(trial, inputs, dtype) if trial.bound else [0.0] * len(expected)
+        where = ""
+        pairs = list(zip(expected, results(trial, backend, inputs), strict=True))
+    except Exception as error:  # whatever a plug-in raises: the other trials tell more
+        return Verdict(*facts, error=f"{where}{type(error).__name__}: {error}")
+    with np.errstate(all="ignore"):
+        return Verdict(
+            *facts,
+            equal=all(same_bits(*pair) for pair in pairs),
+            ulps=max((_ulps(*pair) for pair in pairs), default=0.0),
+            share=max(
+                (_share(*pair, limit) for pair, limit in zip(pairs, limits, strict=True)),
+                default=0.0,
+            ),
+        )
+
+
+def results(trial: Trial, backend: Backend, inputs: list[Host]) -> list[Host]:
+    """What it gives on `backend`, brought to the host."""
+    with use_backend(backend), backend.running():
+        outputs = trial.run(backend, [backend.asarray(array) for array in inputs])
+        return [np.asarray(backend.to_numpy(array)) for array in outputs]
+
+
+def bounds(trial: Trial, inputs: list[Host], dtype: str) -> list[Any]:
+    """How far two fast backends' results may be apart: arrays that broadcast against them."""
+    backend = Bounding(dtype)
+    with np.errstate(all="ignore"):
+        arrays = [backend.asarray(array) for array in inputs]
+        found = (trial.bound or trial.run)(backend, arrays)
+    # Where a division may be by nothing, its error has no bound, and inf times 0 is no number.
+    return [2 * np.where(np.isnan(bounded.e), math.inf, bounded.e) for bounded in found]
+
+
+def same_bits(a: Host, b: Host) -> bool:
+    """Whether two arrays are the same: dtype, shape and every bit, the sign of 0 included.
+
+    NaN is NaN: which of its many patterns a processor makes is not IEEE 754's to say.
+    """
+    if a.dtype != b.dtype or a.shape != b.shape:
+        return False
+    integer = f"i{a.dtype.itemsize}"
+    same = np.atleast_1d(a).view(integer) == np.atleast_1d(b).view(integer)
+    return bool(np.all(same | np.atleast_1d(np.isnan(a) & np.isnan(b))))
+
+
+def _difference(a: Host, b: Host) -> Host:
+    """|a - b| in float64, 0 where both are the same infinity or NaN."""
+    if a.shape != b.shape:
+        return np.array(np.inf)
+    same = (a == b) | (np.isnan(a) & np.isnan(b))
+    difference = np.where(same, 0.0, np.abs(a.astype(np.float64) - b.astype(np.float64)))
+    return np.nan_to_num(difference, nan=np.inf, posinf=np.inf)
+
+
+def _ulps(a: Host, b: Host) -> float:
+    difference = _difference(a, b)
+    spacing = np.spacing(np.maximum(np.abs(a), np.abs(b))).astype(np.float64)
+    ulps = np.where(difference == 0, 0.0, difference / spacing)
+    return float(np.nan_to_num(ulps, nan=np.inf, posinf=np.inf).max(initial=0))
+
+
+def _share(a: Host, b: Host, bound: Any) -> float:
+    difference = _difference(a, b)
+    share = np.where(difference == 0, 0.0, difference / np.maximum(bound, 0))
+    return float(np.nan_to_num(share, nan=np.inf, posinf=np.inf).max(initial=0))
+
+
+# -- what interprets a trial for its bound
+
+
+class _Training(Bounds):
+    """`Bounds` with what `Arrays` has for training besides."""
+
+    def __init__(self, backend: "Bounding", training: bool, state: Any, draw: Any) -> None:
+        super().__init__(backend.xp, backend.u, LIBRARY_ULPS / 2, training)
+        self.state, self.draw = state, draw
+        self.moved: dict[str, Bounded] = {}
+
+    def uniform(self, like: Bounded) -> Bounded:
+        """Random numbers, rounded."""
+        v = self.draw(tuple(like.shape))
+        return self.take(v, self.u * v)
+
+    move: Any = Arrays.move
+
+
+class Bounding(Backend):
+    """A backend whose arrays are numbers with how far a fast backend may be from them.
+
+    Whatever is written in terms of a backend's operations says on this one how far it may be off.
+
+    Parameters
+    ----------
+    dtype
+        The precision that the backends compute in.
+    """
+
+    name = "bounds"
+    xp: Any = np
+
+    def __init__(self, dtype: str) -> None:
+        super().__init__()
+        self.u = float(np.finfo(dtype).eps) / 2
+
+    @cached_property
+    def maths(self) -> Any:
+        return _Training(self, False, {}, None)
+
+    def asarray(self, values: Any, dtype: Any = None) -> Bounded:
+        return self.maths.take(np.asarray(values, np.float64))
+
+    def matmul(self, a: Array, b: Array) -> Array:
+        return self.maths.matmul(a, b)
+
+    def sum(self, a: Array, axis: int | None = None, keepdims: bool = False) -> Array:
+        if axis == -1 and keepdims:
+            return self.maths.sum(a)
+        v, e = (np.ravel(x) if axis is None else np.moveaxis(x, axis, 0) for x in (a.v, a.e))
+        return self.maths.total(Bounded(v, e, a.u))
+
+    def _elementary(self, name: str, a: Array) -> Array:
+        return getattr(self.maths, name)(a)
+
+    def row_losses(self, loss: Loss, x: Array, t: Array) -> Array:
+        rows = loss.forward(self.maths, x, t)
+        return Bounded(rows.v[..., 0], rows.e[..., 0], rows.u)
+
+
+def _maths(backend: Any, training: bool, state: Any, draw: Any) -> Any:
+    """What interprets an operation that trains, or has state, on a backend's arrays."""
+    return (_Training if isinstance(backend, Bounding) else Arrays)(backend, training, state, draw)
+
+
+# -- operations
+
+
+def _one_hot(rows: int, classes: int = C) -> Host:
+    return np.eye(classes)[np.arange(rows) * 7 % classes]
+
+
+def _drawn(seed: int = 0) -> Callable[[tuple[int, ...]], Host]:
+    """The same random numbers in [0, 1) on every backend."""
+    return np.random.default_rng(seed).random
+
+
+def required(operation: type[Operation]) -> dict[str, Any]:
+    """The settings of an operation that have no default, and their annotations."""
+    fields = dataclasses.fields(operation)  # pyright: ignore[reportArgumentType]
+    return {field.name: field.type for field in fields if field.default is dataclasses.MISSING}
+
+
+def made(operation: type[Operation], *sizes: int) -> Any:
+    """An operation with its defaults; a setting without one is a size, from `sizes`, or 1/2."""
+    given = iter(sizes)
+    settings: dict[str, Any] = {
+        name: 0.5 if kind in (float, "float") else next(given, sizes[-1])
+        for name, kind in required(operation).items()
+    }
+    return operation(**settings)
+
+
+def _shapes(operation: Operation) -> list[tuple[int, ...]]:
+    """Those of its parameters."""
+    sizes = operation.parameters.values()
+    return [tuple(getattr(operation, size) for size in names) for names in sizes]
+
+
+def _parameters(draw: Draw, operation: Operation) -> list[Host]:
+    """Numbers for its parameters; matrices scaled so that what they are met with keeps its size."""
+    found: list[Host] = []
+    for shape in _shapes(operation):
+        numbers = draw(math.prod(shape[:-1]), shape[-1]).reshape(shape)
+        found.append(numbers / math.sqrt(shape[0]) if len(shape) > 1 else numbers)
+    return found
+
+
+def _state(operation: Operation, backend: Backend, like: Array) -> dict[str, Array]:
+    """What it has for state before it was trained."""
+    dtype = getattr(like, "dtype", None)
+    return {
+        name: backend.asarray(np.full([getattr(operation, size) for size in sizes], value), dtype)
+        for name, (sizes, value) in operation.state.items()
+    }
+
+
+def _is_plain(operation: Operation | type[Operation]) -> bool:
+    """Whether it treats each row on its own and keeps nothing."""
+    return not (operation.mixes or operation.random or operation.state)
+
+
+def _operation_trial(operation: type[Operation]) -> Trial:
+    """Forward and backward, in training and not where that differs."""
+    one = made(operation, D, M)
+    inputs, outputs = one.widths[0] or D, one.widths[1] or one.widths[0] or D
+
+    def run(backend: Backend, arrays: list[Array]) -> list[Array]:
+        x, dout, *parameters = arrays
+        found: list[Array] = []
+        for training in (False,) if _is_plain(one) else (False, True):
+            m = _maths(backend, training, _state(one, backend, x), _drawn())
+            y = backend.run(one, x, *parameters, m=None if _is_plain(one) else m)
+            back = backend.run_backward(
+                one, dout, x, y, *parameters, m=None if _is_plain(one) else m
+            )
+            found += [y, *back, *m.moved.values()]
+        if _is_plain(one):
+            found += backend.parameter_gradients(one, dout, x, found[0], *parameters)
+        return found
+
+    def arrays(draw: Draw) -> list[Host]:
+        return [draw(N, inputs), draw(N, outputs), *_parameters(draw, one)]
+
+    return Trial(operation.__name__, arrays, run, run)
+
+
+def _loss_trial(loss: type[Loss]) -> Trial:
+    """The loss of each row, their mean, its gradient, and predictions."""
+    one = made(loss, C)
+
+    def run(backend: Backend, arrays: list[Array]) -> list[Array]:
+        x, *labels = arrays
+        found = [backend.predicted(one, x)]
+        for t in labels:
+            t = one.targets(backend.maths, t)
+            found += [backend.row_losses(one, x, t), *backend.loss_and_delta(one, x, t)]
+        return found
+
+    return Trial(loss.__name__, lambda draw: [draw(N, C), _one_hot(N), draw(N, C)], run, run)
+
+
+def _forward_and_backward(layer: Mul, x: Array, y: Array) -> list[Array]:
+    return [layer.forward(x, y), *layer.backward(x)]
+
+
+def _basic(name: str, arrays: Callable[[Draw], list[Host]], run: Run) -> Trial:
+    return Trial(name, arrays, run, run)
+
+
+BASICS = (
+    Trial(
+        "step, Add, Mul",
+        lambda draw: [draw(N, D), draw(N, D)],
+        lambda _, i: [
+            activations.step(i[0]),
+            Add().forward(*i),
+            *_forward_and_backward(Mul(), *i),
+        ],
+    ),
+    Trial(
+        "one_hot",
+        lambda draw: [np.arange(N) * 7.0 % C],  # labels, whatever numbers are drawn
+        lambda b, i: [b.one_hot(b.xp.astype(i[0], b.xp.int64), C, i[0].dtype)],
+    ),
+    _basic(
+        "matmul",
+        lambda draw: [draw(N, D), draw(D, M)],
+        lambda b, i: [b.matmul(*i), b.matmul(*(b.maths.T(a) for a in i[::-1]))],
+    ),
+    _basic(
+        "sum",
+        lambda draw: [draw(N, D)],
+        lambda b, i: [b.sum(*i), b.sum(*i, axis=0), b.sum(*i, axis=-1, keepdims=True)],
+    ),
+    _basic("exp", lambda draw: [draw(N, D)], lambda b, i: [b.exp(*i)]),
+    _basic("expm1", lambda draw: [draw(N, D)], lambda b, i: [b.expm1(*i)]),
+    _basic("log", lambda draw: [np.abs(draw(N, D))], lambda b, i: [b.log(*i)]),
+    _basic("log1p", lambda draw: [np.abs(draw(N, D))], lambda b, i: [b.log1p(*i)]),
+)
+"""What operations are made of."""
+
+
+def _optimizer_trial(optimizer: type[Optimizer]) -> Trial:
+    """Three steps of one parameter: its numbers, and what is remembered of them."""
+
+    def run(backend: Backend, arrays: list[Array]) -> list[Array]:
+        W, *gradients = arrays
+        params = {"W": backend.xp.asarray(W, copy=True)}  # an update writes to it
+        one = optimizer(weight_decay=0.01)
+        for gradient in gradients:
+            one.update(params, {"W": gradient})
+        return [params["W"], *one.memory["W"]]
+
+    return Trial(
+        f"optimizer {optimizer.__name__}, 3 steps",
+        lambda draw: [draw(D, M) for _ in range(4)],
+        run,
+    )
+
+
+# -- networks
+
+
+Parts: TypeAlias = Sequence[tuple[Operation, tuple[Any, ...], dict[str, Any]]]
+"""Operations with their parameters and state."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Stack:
+    """What a network consists of: a product, an operation, a product, and a loss."""
+
+    operations: tuple[Operation, ...]
+    loss: Loss
+
+    @classmethod
+    def around(cls, hidden: type[Operation], loss: type[Loss]) -> "Stack":
+        """One of these, with their defaults."""
+        one = made(hidden, M)
+        return cls((Affine(D, M), one, Affine(one.widths[1] or M, C)), made(loss, C))
+
+    def arrays(self, draw: Draw, samples: int = N) -> list[Host]:
+        """Samples, labels, and the parameters."""
+        parameters = [numbers for one in self.operations for numbers in _parameters(draw, one)]
+        return [draw(samples, D), _one_hot(samples), *parameters]
+
+    def parts(self, parameters: Sequence[Any]) -> list[tuple[Operation, tuple[Any, ...]]]:
+        """Each operation with its own of the parameters."""
+        given = iter(parameters)
+        return [(one, tuple(next(given) for _ in one.parameters)) for one in self.operations]
+
+    def network(self, parameters: Sequence[Array], backend: str | None = None) -> Network:
+        """With these parameters, on the backend named or the current one."""
+        layers = [Layer.of(operation) for operation in self.operations]
+        for layer, (_, arrays) in zip(layers, self.parts(parameters), strict=True):
+            layer.params.update(zip(layer.params, arrays, strict=True))
+        return Network(layers, self.loss, backend=backend)
+
+    def bounded(
+        self, backend: Bounding, parameters: Sequence[Bounded], states: Sequence[dict[str, Any]]
+    ) -> Parts:
+        """For `gradients`."""
+        pairs = zip(self.parts(parameters), states, strict=True)
+        return [(one, arrays, state) for (one, arrays), state in pairs]
+
+
+def _forward(backend: Bounding, parts: Parts, x: Bounded, draw: Any) -> tuple[list[Any], list[Any]]:
+    """What interprets each operation, and x with their outputs; they train if they may draw."""
+    maths = [_Training(backend, draw is not None, state, draw) for _, _, state in parts]
+    outputs = [x]
+    for m, (operation, arrays, _) in zip(maths, parts, strict=True):
+        outputs.append(backend.run(operation, outputs[-1], *arrays, m=cast(Any, m)))
+    return maths, outputs
+
+
+def _gradients(
+    backend: Bounding, parts: Parts, loss: Loss, x: Bounded, t: Bounded, draw: Any
+) -> tuple[Bounded, list[Bounded]]:
+    """The mean loss in training, and its gradients by the parameters; the states move."""
+    maths, outputs = _forward(backend, parts, x, draw)
+    targets = loss.targets(backend.maths, t)
+    mean, dout = backend.loss_and_delta(loss, outputs[-1], targets)
+    found: list[Bounded] = []
+    for k in reversed(range(len(parts))):
+        operation, arrays, state = parts[k]
+        given = dout, outputs[k], outputs[k + 1], *arrays
+        dout, *by = backend.run_backward(operation, *given, m=maths[k])
+        found = [*by, *found]
+        state.update(maths[k].moved)
+    return mean, found
+
+
+def prediction_bound(network: Network, x: Host) -> Host:
+    """How far the predictions of two fast backends may be apart for samples x: as they are."""
+    backend = Bounding(network.dtype)
+
+    def bounded(arrays: Mapping[str, Array]) -> dict[str, Bounded]:
+        return {k: backend.asarray(network.backend.to_numpy(W)) for k, W in arrays.items()}
+
+    parts = [
+        (cast(Operation, v.operation), tuple(bounded(v.params).values()), bounded(v.state))
+        for v in network.layers
+    ]
+    with np.errstate(all="ignore"):
+        rows = backend.asarray(np.asarray(x, network.dtype))
+        _, outputs = _forward(backend, parts, rows, None)
+        return 2 * backend.predicted(network.loss_layer.loss, outputs[-1]).e
+
+
+def _network_trial(hidden: type[Operation], loss: type[Loss]) -> Trial:
+    """Predictions, loss, gradients, and what state has become."""
+    stack = Stack.around(hidden, loss)
+
+    def run(backend: Backend, inputs: list[Array]) -> list[Array]:
+        x, t, *parameters = inputs
+        network = stack.network(parameters)
+        predicted = network.predict(x)
+        value, gradients = network.loss_and_gradient(x, t)
+        mean = backend.asarray(value, network.dtype)
+        return [predicted, mean, *gradients.values(), *network.state.values()]
+
+    def bound(backend: Bounding, inputs: list[Bounded]) -> list[Bounded]:
+        x, t, *parameters = inputs
+        states = [_state(operation, backend, x) for operation in stack.operations]
+        parts = stack.bounded(backend, parameters, states)
+        predicted = backend.predicted(stack.loss, _forward(backend, parts, x, None)[1][-1])
+        draw = _draw_of(stack, parameters)
+        mean, found = _gradients(backend, parts, stack.loss, x, t, draw)
+        return [predicted, mean, *found, *(v for state in states for v in state.values())]
+
+    return Trial(f"network, {hidden.__name__}, {loss.__name__}", stack.arrays, run, bound)
+
+
+def _draw_of(stack: Stack, parameters: list[Bounded]) -> Any:
+    """What its network draws with."""
+    return stack.network([array.v for array in parameters], "numpy").draw
+
+
+def _numerical_trial(hidden: type[Operation], loss: type[Loss]) -> Trial:
+    stack = Stack.around(hidden, loss)
+
+    def run(_: Backend, inputs: list[Array]) -> list[Array]:
+        x, t, *parameters = inputs
+        found = stack.network(parameters).numerical_gradient(x, t, STEP, method="incremental")
+        return list(found.values())
+
+    def bound(backend: Bounding, inputs: list[Bounded]) -> list[Bounded]:
+        """Of (L(w + h) - L(w - h)) / 2h, where each L is off by e: that makes e / h.
+
+        Evaluating only what a perturbation changes rounds the scores once more on the way, which
+        at most doubles e.
+        """
+        x, t, *parameters = inputs
+        parts = stack.bounded(backend, parameters, [{} for _ in stack.operations])
+        mean, found = _gradients(backend, parts, stack.loss, x, t, None)
+        return [Bounded(g.v, 2 * mean.e / STEP + backend.u * abs(g.v), g.u) for g in found]
+
+    return Trial(
+        f"numerical gradient, {hidden.__name__}, {loss.__name__}",
+        lambda draw: stack.arrays(draw, 6),
+        run,
+        bound,
+        dtypes=("float64",),
+    )
+
+
+def _training_trial(optimizer: type[Optimizer], hidden: type[Operation], loss: type[Loss]) -> Trial:
+    """Parameters and state after some steps, each as the backend takes it whole."""
+    stack = Stack.around(hidden, loss)
+
+    def run(_: Backend, inputs: list[Array]) -> list[Array]:
+        x, t, *parameters = inputs
+        network, one = stack.network(parameters), optimizer()
+        for _step in range(TRAINING_STEPS):
+            network.train_step(x, t, one)
+        return [*network.params.values(), *network.state.values()]
+
+    def bound(backend: Bounding, inputs: list[Bounded]) -> list[Bounded]:
+        """Each step's errors, and what later ones make of them: the formulas carry them along."""
+        x, t, *parameters = inputs
+        states = [_state(operation, backend, x) for operation in stack.operations]
+        one, draw = optimizer(), _draw_of(stack, parameters)
+        memory = [[backend.asarray(0 * W.v)] * one.slots for W in parameters]
+        for n in range(1, TRAINING_STEPS + 1):
+            parts = stack.bounded(backend, parameters, states)
+            _, found = _gradients(backend, parts, stack.loss, x, t, draw)
+            for k, (W, g) in enumerate(zip(parameters, found, strict=True)):
+                parameters[k], *memory[k] = backend.step(one, n, W, g, memory[k])
+        return [*parameters, *(v for state in states for v in state.values())]
+
+    name = f"training by {optimizer.__name__}, {hidden.__name__}, {loss.__name__}"
+    return Trial(name, stack.arrays, run, bound)
+
+
+# -- all of them
+
+
+def trials(
+    operations: Mapping[str, type[Operation]] | None = None,
+    optimizers: Mapping[str, type[Optimizer]] | None = None,
+) -> list[Trial]:
+    """Everything there is to try.
+
+    Networks take one operation each, with the losses in turn, until each operation and each loss
+    has had one; training runs take an optimizer each, with those networks in turn.
+
+    Parameters
+    ----------
+    operations, optimizers
+        By name; None for all there are.
+    """
+    kinds = list((registered() if operations is None else operations).values())
+    steps = list((OPTIMIZERS if optimizers is None else optimizers).values())
+    losses = [kind for kind in kinds if issubclass(kind, Loss)]
+    others = [kind for kind in kinds if not issubclass(kind, Loss)]
+    longest = range(max(len(others), len(losses)))
+    stacks = [(a, b) for _, a, b in zip(longest, cycle(others), cycle(losses), strict=False)]
+    plain = [(hidden, loss) for hidden, loss in stacks if _is_plain(hidden)]
+    trained = [(kind, *stack) for kind, stack in zip(steps, cycle(stacks), strict=False)]
+    return [
+        *BASICS,
+        *(_attempted(_operation_trial, kind) for kind in others),
+        *(_attempted(_loss_trial, kind) for kind in losses),
+        *(_attempted(_network_trial, *stack) for stack in stacks),
+        *(_attempted(_numerical_trial, *stack) for stack in plain),
+        *(_attempted(_optimizer_trial, kind) for kind in steps),
+        *(_attempted(_training_trial, *kinds) for kinds in trained),
+    ]
+
+
+def _attempted(make: Callable[..., Trial], *kinds: type[Any]) -> Trial:
+    """The trial of these classes; where it cannot be made, one that says so."""
+    try:
+        return make(*kinds)
+    except Exception as error:  # a class of anybody's: the others are still tried
+        reason = error
+
+        def fail(*_: Any) -> list[Any]:
+            raise reason
+
+        return Trial(", ".join(kind.__name__ for kind in kinds), fail, fail)
+
+
+def standard_normal(seed: int = 0) -> Draw:
+    """Numbers as a network meets them."""
+    rng = np.random.default_rng(seed)
+    return lambda rows, columns: rng.standard_normal((rows, columns))
+
+
+def training_hash(backend: Backend, dtype: str, steps: int = 200) -> str:
+    """SHA-256 of the weights after `steps` steps of Adam on made-up data: see `weights.sha256`."""
+    rng = np.random.default_rng(0)
+    x, t = rng.standard_normal((500, 64)), rng.integers(0, 10, 500)
+    layers = [Affine(64, 50, "he"), ReLU(), Affine(50, 10, "he")]
+    network = Network(layers, dtype=dtype, backend=backend)
+    optimizer = Adam(lr=0.01)
+    train(network, x, t, optimizer=optimizer, iterations=steps, batch_size=50, progress=False)
+    return weights.sha256(network)

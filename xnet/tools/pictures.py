@@ -1,0 +1,171 @@
+"""A picture of one's own, as a network trained on a data set of digits expects it.
+
+Ink is the high value and paper is 0, as in the data sets. Pillow is imported when it is needed.
+"""
+
+import math
+import os
+import warnings
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xnet.datasets import optional
+from xnet.errors import DatasetError
+
+Floats: TypeAlias = NDArray[np.float32]
+
+
+def load_image(path: str | os.PathLike[str], features: int = 784) -> Floats:
+    """Load a picture of one digit in the form a network trained on a data set expects.
+
+    Any file that Pillow reads: a photo, a scan, a drawing; dark on light or light on dark; with
+    transparency. There should be one digit in it, with some paper around, and nothing else.
+
+    784 features follow MNIST (LeCun et al., 1998, section III.A): the digit's bounding box is
+    scaled to fit 20×20, keeping its proportions, and placed in 28×28 with its centre of mass in
+    the middle. 64 follow scikit-learn's digits (Garris et al., NISTIR 5469): scaled to the full
+    height of a 32×32 bitmap, keeping its proportions up to a width of 24 (most of theirs are no
+    wider), and averaged over blocks of 4×4.
+
+    Parameters
+    ----------
+    path
+        The file.
+    features
+        784 for a network trained on MNIST, 64 for one trained on the digits.
+
+    Returns
+    -------
+    NDArray[float32]
+        ``(features,)``, paper 0, the strongest ink 1.
+
+    Raises
+    ------
+    DatasetError
+        If the file cannot be read as a picture, is absurdly large, or shows no ink.
+    ValueError
+        If ``features`` is neither 784 nor 64.
+    """
+    if features not in (784, 64):
+        raise ValueError(
+            f"load_image: features is {features!r}, expected 784 (MNIST, 28×28) or 64 (digits, 8×8)"
+        )
+    path = Path(path)
+    ink = _crop(_find_ink(*_read_grey(path), path))
+    height, width = ink.shape
+    if features == 784:
+        scale = 20 / max(height, width)
+        square = _place(ink, round(height * scale), round(width * scale), side=28)
+    else:
+        square = _place(ink, 32, min(round(width * 32 / height), 24), side=32)
+        square = square.reshape(8, 4, 8, 4).mean(axis=(1, 3))
+    # Shrinking pales a thin stroke; the data sets' own strokes reach full strength.
+    return (square / square.max()).reshape(features)
+
+
+def _read_grey(path: Path) -> tuple[Floats, Floats]:
+    """Return a picture's grey levels, 0..255, and its opacity, 0..1, both ``(H, W)``."""
+    with optional("load_image", "Pillow"):
+        from PIL import Image, ImageOps
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as file:
+                image = ImageOps.exif_transpose(file)
+        if image.mode.startswith("I"):  # 16 bits, which Pillow would clip, not scale
+            image = Image.fromarray((np.asarray(image) // 256).clip(0, 255).astype(np.uint8))
+        image = image.convert("RGBA").convert("LA")
+        image.thumbnail((1024, 1024))  # plenty for 28×28, and a photo's noise averages out
+    # On a damaged file Pillow's decoders raise nearly anything, not only OSError.
+    except Exception as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise DatasetError(f"{path} cannot be read as a picture: {reason}") from error
+    grey, opacity = np.moveaxis(np.asarray(image, dtype=np.float32), -1, 0)
+    return grey, opacity / np.float32(255)
+
+
+def _find_ink(grey: Floats, opacity: Floats, path: Path) -> Floats:
+    """Return how much ink each pixel holds, from 0, paper, to 1, the strongest; ``(H, W)``."""
+    grey = _on_paper(grey, opacity)
+    ink = grey - _paper_level(grey)
+    # Ink is darker or lighter than paper, whichever differs more in all; squared, so that the
+    # few pixels of a stroke outweigh a faint shade over half the sheet.
+    if np.sum(np.minimum(ink, 0) ** 2) > np.sum(np.maximum(ink, 0) ** 2):
+        ink = -ink
+    grain = 3 * np.median(np.abs(_border(ink)))  # the paper's own; 0 in a clean drawing
+    contrast, needed = ink.max(), max(8, 3 * grain)
+    if contrast < needed:
+        raise DatasetError(
+            f"{path} looks blank: its strongest mark differs from the paper by {contrast:.0f} of "
+            f"255 grey levels, where {needed:.0f} are needed to tell ink from paper"
+        )
+    return ((ink - grain) / (contrast - grain)).clip(0, 1)
+
+
+def _on_paper(grey: Floats, opacity: Floats) -> Floats:
+    """Lay a picture on the paper that its transparent parts stand for."""
+    opaque = _border(opacity) > 0.5
+    if opaque.mean() > 0.5:  # only its corners, say, are cut out
+        paper = float(np.median(_border(grey)[opaque]))
+    else:
+        # White, unless that hides the drawing: chalk strokes on nothing.
+        dark, light = (opacity * (255 - grey)).max(), (opacity * grey).max()
+        paper = 0 if 4 * dark < light else 255
+    return (paper + opacity * (grey - paper)).astype(np.float32)
+
+
+def _paper_level(grey: Floats) -> Floats:
+    """Estimate the grey of bare paper at each pixel, ``(H, W)``: a plane through the border.
+
+    A plane, as a photo's light falls off to one side. It is fitted to the half of the border
+    nearest to its median, so that ink that touches the border does not tilt it.
+    """
+    height, width = grey.shape
+    plane = np.ones((3, height, width), np.float32)
+    plane[1] = np.linspace(-1, 1, height)[:, np.newaxis]
+    plane[2] = np.linspace(-1, 1, width)
+    border = _border(grey)
+    distance = np.abs(border - np.median(border))
+    paper = distance <= np.median(distance)
+    level, *_ = np.linalg.lstsq(_border(plane)[:, paper].T, border[paper])
+    return np.tensordot(level, plane, 1).astype(np.float32)
+
+
+def _border(picture: Floats) -> Floats:
+    """Return the outermost pixels of ``(..., H, W)`` as ``(..., M)``."""
+    sides = picture[..., 0, :], picture[..., -1, :], picture[..., 1:-1, 0], picture[..., 1:-1, -1]
+    return np.concatenate(sides, axis=-1)
+
+
+def _crop(ink: Floats) -> Floats:
+    """Cut out the bounding box of the ink."""
+    marked = ink > 0.1  # above the ripples that JPEG leaves around a stroke
+    rows, columns = np.flatnonzero(marked.any(axis=1)), np.flatnonzero(marked.any(axis=0))
+    return ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+
+
+def _place(ink: Floats, height: int, width: int, side: int) -> Floats:
+    """Scale to ``(height, width)`` and place in ``(side, side)``, the centre of mass central."""
+    from PIL import Image  # _read_grey found it
+
+    height, width = max(height, 1), max(width, 1)
+    # The area average gives back the very pixels of an enlarged original; enlarging with it
+    # would give blocks.
+    grows = height * width > ink.size
+    resample = Image.Resampling.BICUBIC if grows else Image.Resampling.BOX
+    scaled: Floats = np.asarray(Image.fromarray(ink).resize((width, height), resample)).clip(0, 1)
+    top, left = _offset(scaled.sum(axis=1), side), _offset(scaled.sum(axis=0), side)
+    square = np.zeros((side, side), np.float32)
+    square[top : top + height, left : left + width] = scaled
+    return square
+
+
+def _offset(mass: Floats, side: int) -> int:
+    """Bring the centre of mass to pixel side/2, MNIST's, unless that would cut ink off."""
+    centre = np.average(np.arange(mass.size), weights=mass)
+    # Whole pixels; of two equally good places, which an even bar has, the truly central one.
+    offset = math.ceil(round(float((side - 1) / 2 - centre), 3))
+    return min(max(offset, 0), side - mass.size)
