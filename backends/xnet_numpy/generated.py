@@ -112,7 +112,7 @@ def _kept(make: Callable[[Any], Formula], *spare: str) -> Callable[[Any], Functi
     def found(owner: Any) -> Function:
         values = vars(owner).values()
         # What an optimizer remembers, by name, is no setting.
-        shape = [None if type(v) is float else v for v in values if type(v) is not dict]
+        shape = [float if type(v) is float else v for v in values if type(v) is not dict]
         key = make, spare, type(owner), *shape
         function = _functions.get(key)
         if function is None:
