@@ -157,6 +157,8 @@ class NumbaBackend(Backend):
     def step(
         self, update: Any, n: int, W: Array, g: Array, memory: Sequence[Array]
     ) -> tuple[Array, ...]:
+        if len(memory) > self.loops.MOST_SLOTS:
+            return super().step(update, n, W, g, memory)
         return self.loops.step(update, n, W, g, memory)
 
     def one_hot(self, t: Array, classes: int, dtype: Any) -> Array:

@@ -139,8 +139,8 @@ class Prepared:
     def forward_keeping(self, x):
         """The run's output, and the room in which the pass has left what `backward` needs."""
         room = self._room_for(len(x))
-        room.tell(forth=1, loss=0, dout=0, dx=0)
         room.descends = False
+        room.tell(forth=1, loss=0, dout=0, dx=0)
         self._run(room, x, x, x[:0])
         m = self.outputs
         return room.outputs[len(x) * (self.between - m) :].reshape(-1, m).copy(), (room, x)
@@ -149,8 +149,8 @@ class Prepared:
         """The gradients by the run's input, None if it is the `first`, and by its parameters."""
         room, x = kept
         dx = None if first else np.empty_like(x)
-        room.tell(forth=0, loss=0, dout=_address(dout), dx=0 if first else _address(dx))
         room.descends = False
+        room.tell(forth=0, loss=0, dout=_address(dout), dx=0 if first else _address(dx))
         found = np.empty(self.numbers, self.dtype)
         self._run(room, x, dout, found)
         return dx, self._parted(found)
@@ -176,17 +176,18 @@ class Prepared:
         room = self._room_for(len(x))
         step = generated.step(update, self.dtype, FAST)
         if room.step is not step:
-            room.step, room.step_numbers = step, step.numbers(update, self.dtype, n)
+            room.step, room.step_numbers = None, step.numbers(update, self.dtype, n)
             room.tell(step_numbers=_address(room.step_numbers), slots=update.slots)
+            room.step = step  # last: Ctrl-C may come between
         if self.found is None:
             self.found = np.empty(self.numbers, self.dtype)
         fields = room.fields
         room.step_numbers[:] = step.values(update, n)
         if update.slots:
             fields[_MEMORY] = self._memory_of(update, names, backend)
-        fields[_DONE], fields[_STEP] = 0, step.address
         counted = dict.fromkeys(names, n)
         try:
+            fields[_DONE], fields[_STEP] = 0, step.address
             self._descend(room, x, t, loss, None, self.found)
         finally:  # Ctrl-C comes when the step is done, or before it has begun
             fields[_STEP] = 0
@@ -220,11 +221,12 @@ class Prepared:
     def _descend(self, room, x, t, loss, dx, found):
         if room.loss is not loss:
             loop = generated.loss_and_delta(loss, self.dtype, FAST)
+            room.loss, room.descends = None, False
             room.loss_numbers = loop.numbers(loss, self.dtype, 1 / len(x))
-            room.loss, room.loss_address = loss, loop.address
             room.tell(loss_numbers=_address(room.loss_numbers))
-            room.descends = False
+            room.loss, room.loss_address = loss, loop.address
         if dx is not None or not room.descends:
+            room.descends = False
             at_dx = 0 if dx is None else _address(dx)
             room.tell(forth=1, loss=room.loss_address, dout=0, dx=at_dx)
             room.descends = dx is None

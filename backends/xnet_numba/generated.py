@@ -11,6 +11,7 @@ In fast mode a multiplication may be fused with an addition; in reproducible mod
 is as written, and sums and elementary functions are those of `xnet.exact`.
 """
 
+import contextlib
 import hashlib
 import importlib.util
 import os
@@ -27,7 +28,19 @@ import numpy as np
 from numba import types
 
 import xnet
-from xnet.formulas import CALLS, Formula, Node, Number, Python, lines, nodes, spelled, symbolic, trace
+from xnet.formulas import (
+    CALLS,
+    Formula,
+    FormulaError,
+    Node,
+    Number,
+    Python,
+    lines,
+    nodes,
+    spelled,
+    symbolic,
+    trace,
+)
 from xnet_numba.compiling import routine
 
 FAST, EXACT = "fast", "exact"
@@ -73,13 +86,14 @@ def folder():
         places.append(Path.home() / ".cache")
     except RuntimeError:  # nobody's home
         pass
-    owner = getattr(os, "getuid", lambda: "")()
+    owner = os.getuid() if hasattr(os, "getuid") else None
     places = [place / "xnet" for place in places]
-    places.append(Path(tempfile.gettempdir()) / f"xnet-{owner}")
+    with contextlib.suppress(OSError):  # no temporary folder
+        places.append(Path(tempfile.gettempdir()) / f"xnet-{owner}")
     for place in places:
         try:
             place.mkdir(mode=0o700, parents=True, exist_ok=True)
-            ours = not owner or place.stat().st_uid == owner
+            ours = owner is None or place.stat().st_uid == owner
             if ours and os.access(place, os.W_OK | os.X_OK):
                 return place
         except OSError:
@@ -95,10 +109,10 @@ def load(source):
         return sys.modules[name], hasattr(sys.modules[name], "__file__")
     path = folder() and folder() / f"{name}.py"
     try:
-        if path and not (path.exists() and path.read_text() == text):
+        if path and not (path.exists() and path.read_bytes() == text.encode()):
             descriptor, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-            with os.fdopen(descriptor, "w") as file:
-                file.write(text)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(text.encode())
             os.replace(temporary, path)
     except OSError:
         path = None
@@ -175,11 +189,17 @@ class Loop(NamedTuple):
         return np.array(self.values(owner, n), dtype)
 
 
+_REMEMBERED = "taken", "memory"
+"""What an optimizer has beside settings."""
+
+
 def _shape(owner):
     """What of an operation or optimizer the expression depends on: all but its numbers."""
-    values = vars(owner).values()
-    # What an optimizer remembers, by name, is no setting.
-    return type(owner), *[None if type(v) is float else v for v in values if type(v) is not dict]
+    return type(owner), *[
+        None if type(v) is float else v if type(v).__hash__ else repr(v)
+        for name, v in vars(owner).items()
+        if name not in _REMEMBERED
+    ]
 
 
 _loops = {}
@@ -204,7 +224,12 @@ def _compiled(formula, source, mode, dtype, arguments):
     return routine(module.loop, *kinds, options=OPTIONS[mode], cache=kept)
 
 
-def _over_numbers(formula, into, mode, dtype):
+def _over_numbers(owner, formula, into, mode, dtype):
+    if formula.by_rows:
+        raise FormulaError(
+            f"{type(owner).__name__}: a formula of single numbers takes m.sum, m.max or m.width of "
+            "a row; derive from Rows"
+        )
     arguments = len(formula.inputs) + 2
     address = _compiled(formula, _loop(formula, into), mode, dtype, arguments)
     return Loop(address, formula, formula.values())
@@ -213,13 +238,15 @@ def _over_numbers(formula, into, mode, dtype):
 @_kept
 def forward(operation, dtype, mode):
     """A pointwise operation in the place of its input: (zero, x, size, numbers)."""
-    return _over_numbers(trace(operation.forward, "x"), ("x",), mode, dtype)
+    return _over_numbers(operation, trace(operation.forward, "x"), ("x",), mode, dtype)
 
 
 @_kept
 def backward(operation, dtype, mode):
     """Its gradient in the place of dout: (zero, dout, x, y, size, numbers)."""
-    return _over_numbers(trace(operation.backward, "dout", "x", "y"), ("dout",), mode, dtype)
+    return _over_numbers(
+        operation, trace(operation.backward, "dout", "x", "y"), ("dout",), mode, dtype
+    )
 
 
 @_kept
@@ -230,7 +257,7 @@ def step(optimizer, dtype, mode):
     """
     memory = [f"memory{k}" for k in range(optimizer.slots)]
     formula = trace(optimizer.formula, "n", "W", "g", *memory)
-    return _over_numbers(formula, ("W", *memory), EXACT, dtype)
+    return _over_numbers(optimizer, formula, ("W", *memory), EXACT, dtype)
 
 
 # -- over rows
@@ -344,9 +371,10 @@ class _Rows:
             else:
                 terms = self._array(True)
                 self._store(term, terms)
+            place = "i : n * m : n" if self.columns else "i * m : i * m + m"
             self.written += [
                 "for i in range(n):",
-                f"    {name}[i] = row_sum({terms}[i * m : i * m + m])",
+                f"    {name}[i] = row_sum({terms}[{place}])",
             ]
             self.of_row[id(node)] = name
             return
@@ -390,7 +418,9 @@ class _Rows:
         for value, name in zip(self.formula.results, into, strict=True):
             varies = isinstance(value, Node) and value.varies
             arrays.setdefault(name, "n * m" if varies else "n")
-        head = [f"{name}_ = carray(pointer_to(zero, {name}), {size})" for name, size in arrays.items()]
+        head = [
+            f"{name}_ = carray(pointer_to(zero, {name}), {size})" for name, size in arrays.items()
+        ]
         return "\n".join(
             [
                 f"def loop(zero, {', '.join(arrays)}, n, m, numbers):",
@@ -404,7 +434,18 @@ class _Rows:
         ), len(arrays)
 
 
-def _along_rows(formula, into, mode, dtype, columns=False):
+def _along_rows(owner, formula, into, mode, dtype, columns=False):
+    for value, name in zip(formula.results, into, strict=True):
+        varies = isinstance(value, Node) and value.varies
+        if varies != (name != "losses"):  # the array of the other kind has not its size
+            raise FormulaError(
+                f"{type(owner).__name__}: a formula gives one number for each "
+                + (
+                    "element, expected one for each row: use m.sum"
+                    if varies
+                    else "row, expected one for each element"
+                )
+            )
     source, arrays = _Rows(formula, mode, columns).source(into)
     address = _compiled(formula, source, mode, dtype, arrays + 3)
     return Loop(address, formula, formula.values())
@@ -413,13 +454,13 @@ def _along_rows(formula, into, mode, dtype, columns=False):
 @_kept
 def rows_forward(operation, dtype, mode):
     """An operation along rows, in the place of its input: (zero, x, n, m, numbers)."""
-    return _along_rows(trace(operation.forward, "x"), ("x",), mode, dtype)
+    return _along_rows(operation, trace(operation.forward, "x"), ("x",), mode, dtype)
 
 
 @_kept
 def rows_backward(operation, dtype, mode):
     """Its gradient: (zero, dout, x, y, dx, n, m, numbers)."""
-    return _along_rows(trace(operation.backward, "dout", "x", "y"), ("dx",), mode, dtype)
+    return _along_rows(operation, trace(operation.backward, "dout", "x", "y"), ("dx",), mode, dtype)
 
 
 @_kept
@@ -427,21 +468,21 @@ def predicted(loss, dtype, mode):
     """What a loss predicts, in the place of the scores: (zero, x, n, m, numbers); None if those."""
     formula = trace(loss.predict, "x")
     (result,) = formula.results
-    if result.operator == "input":
+    if getattr(result, "operator", None) == "input":
         return None
-    return _along_rows(formula, ("x",), mode, dtype)
+    return _along_rows(loss, formula, ("x",), mode, dtype)
 
 
 @_kept
 def loss_rows(loss, dtype, mode):
     """The loss of each row: (zero, x, t, losses, n, m, numbers)."""
-    return _along_rows(trace(loss.forward, "x", "t"), ("losses",), mode, dtype)
+    return _along_rows(loss, trace(loss.forward, "x", "t"), ("losses",), mode, dtype)
 
 
 @_kept
 def loss_columns(loss, dtype, mode):
     """The loss of each column of x (m, n), for the targets t (m,): arguments as `loss_rows`."""
-    return _along_rows(trace(loss.forward, "x", "t"), ("losses",), mode, dtype, columns=True)
+    return _along_rows(loss, trace(loss.forward, "x", "t"), ("losses",), mode, dtype, columns=True)
 
 
 @_kept
@@ -455,4 +496,4 @@ def loss_and_delta(loss, dtype, mode):
     def both(m, x, t):
         return shadow.forward(m, x, t), shadow.backward(m, x, t) * Number("n")
 
-    return _along_rows(trace(both, "x", "t"), ("losses", "delta"), mode, dtype)
+    return _along_rows(loss, trace(both, "x", "t"), ("losses", "delta"), mode, dtype)

@@ -138,6 +138,8 @@ class Loops:
     """What `Backend` asks of operations, in a mode, "fast" or "exact"."""
 
     one_hot = staticmethod(_one_hot)
+    MOST_SLOTS = MOST_ARRAYS - 2
+    """Arrays that an optimizer may remember to have its step taken here."""
 
     def __init__(self, mode):
         self.mode = mode
