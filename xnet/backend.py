@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 from xnet import exact, perturbation, threads
 from xnet.errors import BackendError
-from xnet.formulas import Arrays
+from xnet.formulas import Arrays, as_tuple
 from xnet.operations import Loss, Operation
 
 if TYPE_CHECKING:
@@ -219,7 +219,7 @@ class Backend:
         """Its `backward`: the gradient by x, then those by the parameters."""
         with self.running():
             found = operation.backward(m or self.maths, dout, x, y, *parameters)
-            return found if isinstance(found, tuple) else (found,)
+            return as_tuple(found)
 
     def parameter_gradients(
         self, operation: Operation, dout: Array, x: Array, y: Array, *parameters: Array
@@ -255,7 +255,7 @@ class Backend:
         """An optimizer's n-th step: the new W, then the new memory, all of them new arrays."""
         with self.running():
             found = update.formula(self.maths, n, W, g, *memory)
-            return found if isinstance(found, tuple) else (found,)
+            return as_tuple(found)
 
     def one_hot(self, t: Array, classes: int, dtype: Any) -> Array:
         """Class indices t (...) as rows (..., C) of `dtype`: 1 at the index, 0 elsewhere.

@@ -13,7 +13,7 @@ import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import SimpleNamespace
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 Array: TypeAlias = Any
 
@@ -145,8 +145,9 @@ class Arrays(Mathematics):
 class Bounded:
     """Numbers `v`, and how far `e` a computation in a precision of unit u may be from them.
 
-    The model is (a o b)(1 + d), |d| <= u, for + - * / and sqrt (Higham 2002, "Accuracy and Stability
-    of Numerical Algorithms", §2.2); errors are carried along as in his running analysis (§3.3).
+    The model is (a o b)(1 + d), |d| <= u, for + - * / and sqrt (Higham 2002, "Accuracy and
+    Stability of Numerical Algorithms", §2.2); errors are carried along as in his running analysis
+    (§3.3).
     """
 
     __array_ufunc__ = None  # NumPy leaves the operators to this class
@@ -430,6 +431,13 @@ def _binary(sign: str, swapped: bool = False) -> Any:
     return method
 
 
+def _unary(sign: str) -> Any:
+    def method(self: _Symbol) -> _Symbol:
+        return _combined(sign, self)
+
+    return method
+
+
 for _name, _sign in {"add": "+", "sub": "-", "mul": "*", "truediv": "/"}.items():
     setattr(_Symbol, f"__{_name}__", _binary(_sign))
     setattr(_Symbol, f"__r{_name}__", _binary(_sign, swapped=True))
@@ -437,9 +445,8 @@ for _name, _sign in {"lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==", "
     setattr(_Symbol, f"__{_name}__", _binary(_sign))
 for _name, _sign in {"and": "&", "or": "|"}.items():
     setattr(_Symbol, f"__{_name}__", _binary(_sign))
-setattr(_Symbol, "__neg__", lambda self: _combined("neg", self))
-setattr(_Symbol, "__invert__", lambda self: _combined("~", self))
-setattr(_Symbol, "__abs__", lambda self: _combined("abs", self))
+for _name, _sign in {"neg": "neg", "invert": "~", "abs": "abs"}.items():
+    setattr(_Symbol, f"__{_name}__", _unary(_sign))
 _Symbol.__hash__ = object.__hash__
 
 
@@ -524,7 +531,11 @@ class Trace(Mathematics):
 
     def __getattr__(self, name: str) -> Any:
         if name in self.functions:
-            return lambda *arguments: _combined(name, *arguments)
+
+            def call(*arguments: Any) -> Any:
+                return _combined(name, *arguments)
+
+            return call
         raise FormulaError(
             f"m.{name} is not for a formula that is to be compiled: it may use "
             f"{', '.join(self.functions)}, where, maximum, minimum, sum, max and width"
@@ -558,7 +569,7 @@ class Formula:
         """Whether a number depends on others of its row."""
         return any(n.operator in ("sum", "max", "width") for n in nodes(self.results))
 
-    def values(self) -> Callable[[Any, int], tuple[float, ...]]:
+    def values(self) -> Callable[[Any, float], tuple[float, ...]]:
         """A function of the settings' owner and the step: the numbers to be handed over."""
         sources = "".join(f"{source}, " for source in self.numbers)
         return eval(f"lambda s, n=0: ({sources})", {"power": power, "sqrt": math.sqrt})
@@ -566,17 +577,31 @@ class Formula:
 
 def symbolic(owner: Any) -> Any:
     """An operation like this one, whose numbers are `Number`s; what is no number stays."""
-    shadow = object.__new__(type(owner))
-    floats = {name for cls in type(owner).__mro__ for name, kind in _annotations(cls) if kind}
-    for name, value in vars(owner).items():
+    shadow: Any = object.__new__(owner.__class__)
+    floats = {name for cls in owner.__class__.__mro__ for name, kind in _annotations(cls) if kind}
+    for name, value in cast("dict[str, Any]", vars(owner)).items():
         number = isinstance(value, float) or (name in floats and isinstance(value, int))
         object.__setattr__(shadow, name, Number(f"s.{name}") if number else value)
     return shadow
 
 
+def structure(owner: Any) -> tuple[Any, ...]:
+    """What of an operation or optimizer its expressions depend on: all but its numbers."""
+    values = cast("dict[str, Any]", vars(owner)).values()
+    # What an optimizer remembers, by name, is no setting.
+    return owner.__class__, *[
+        None if type(v) is float else v for v in values if type(v) is not dict
+    ]
+
+
 def _annotations(cls: type) -> Iterable[tuple[str, bool]]:
     for name, kind in vars(cls).get("__annotations__", {}).items():
         yield name, kind in (float, "float")
+
+
+def as_tuple(found: Any) -> tuple[Any, ...]:
+    """What a formula gave, one result or several, as a tuple."""
+    return cast("tuple[Any, ...]", found) if isinstance(found, tuple) else (found,)
 
 
 def trace(formula: Callable[..., Any], *inputs: str, m: Any = None) -> Formula:
@@ -595,8 +620,7 @@ def trace(formula: Callable[..., Any], *inputs: str, m: Any = None) -> Formula:
     if owner is not None:
         formula = getattr(symbolic(owner), formula.__name__)
     given = [Number("n") if name == "n" else Node("input", (name,), True) for name in inputs]
-    found = formula(m or Trace(), *given)
-    results = _shared(found if isinstance(found, tuple) else (found,))
+    results = _shared(as_tuple(formula(m or Trace(), *given)))
     numbers = dict.fromkeys(
         a.source
         for node in nodes(results)
@@ -606,6 +630,22 @@ def trace(formula: Callable[..., Any], *inputs: str, m: Any = None) -> Formula:
     numbers |= dict.fromkeys(r.source for r in results if isinstance(r, Number))
     names = tuple(name for name in inputs if name != "n")
     return Formula(names, results, tuple(numbers))
+
+
+def loss_and_delta(loss: Any) -> Formula:
+    """The loss of a row of scores x and targets t, and its gradient by x times the number n."""
+    shadow = symbolic(loss)
+
+    def both(m: Any, x: Any, t: Any) -> Any:
+        return shadow.forward(m, x, t), shadow.backward(m, x, t) * Number("n")
+
+    return trace(both, "x", "t")
+
+
+def step(optimizer: Any) -> Formula:
+    """An optimizer's step of W, its gradient g, and memory0, memory1, ...; n is the step's."""
+    memory = [f"memory{k}" for k in range(optimizer.slots)]
+    return trace(optimizer.formula, "n", "W", "g", *memory)
 
 
 def _shared(results: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -618,9 +658,12 @@ def _shared(results: tuple[Any, ...]) -> tuple[Any, ...]:
 
     for node in nodes(results):
         arguments = node.arguments if node.operator == "input" else tuple(map(of, node.arguments))
-        key = node.operator, *(
-            (type(a), getattr(a, "source", repr(a))) if not isinstance(a, Node) else id(a)
-            for a in arguments
+        key: Any = (
+            node.operator,
+            *(
+                (type(a), getattr(a, "source", repr(a))) if not isinstance(a, Node) else id(a)
+                for a in arguments
+            ),
         )
         new = known.setdefault(key, Node(node.operator, arguments, node.varies))
         same[id(node)] = new
@@ -684,9 +727,7 @@ class Cuda(Python):
         return f"bool {name} = {text};"
 
 
-def spelled(
-    language: type[Python], formula: Formula, node: Node, names: Mapping[int, str]
-) -> str:
+def spelled(language: type[Python], formula: Formula, node: Node, names: Mapping[int, str]) -> str:
     """A node's expression, its arguments by their `names`, of each node's id."""
 
     def name(value: Any) -> str:

@@ -659,8 +659,9 @@ def _kinks(backend: Backend, layers: Any, z: Array, h: float) -> list[Kink]:
             crossed = crossed & (moved > 0)
             samples = int(xp.count_nonzero(xp.any(crossed, axis=1)))
             if samples:
-                name, units = type(operation).__name__, int(
-                    xp.count_nonzero(xp.any(crossed, axis=0))
+                name, units = (
+                    type(operation).__name__,
+                    int(xp.count_nonzero(xp.any(crossed, axis=0))),
                 )
                 kinks.append(Kink(k, samples, units, name))
             own, everywhere = (

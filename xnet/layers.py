@@ -89,6 +89,7 @@ class Layer:
     state: dict[str, Array]
     trainable: bool = True
     owner: Any = None
+    _memory: Any
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -97,7 +98,8 @@ class Layer:
 
     def __new__(cls, *_: Any, **__: Any) -> Self:
         layer = super().__new__(cls)
-        vars(layer).update(params={}, grads={}, state={}, operation=None, _memory=None)
+        empty: dict[str, Any] = {"operation": None, "_memory": None}
+        vars(layer).update(params={}, grads={}, state={}, **empty)
         return layer
 
     def __init__(self, *arguments: Any, **settings: Any) -> None:
@@ -126,8 +128,8 @@ class Layer:
     @classmethod
     def of(cls, operation: Operation) -> "Layer":
         """The layer that computes an operation."""
-        layer = object.__new__(layer_class(type(operation)))
-        vars(layer).update(params={}, grads={}, state={}, _memory=None)
+        made = layer_class(type(operation))
+        layer: Layer = made.__new__(made)
         layer._set(operation)
         return layer
 
@@ -158,9 +160,13 @@ class Layer:
         for key, array in given.items():
             expected = made.parameters[key]
             shape = tuple(sizes.get(size, size) for size in expected)
-            if array.ndim != len(expected) or 0 in array.shape or any(
-                isinstance(size, int) and size != n
-                for size, n in zip(shape, array.shape, strict=True)
+            if (
+                array.ndim != len(expected)
+                or 0 in array.shape
+                or any(
+                    isinstance(size, int) and size != n
+                    for size, n in zip(shape, array.shape, strict=True)
+                )
             ):
                 text = ", ".join(map(str, shape)) + ("," if len(shape) == 1 else "")
                 raise ValueError(f"{name}: {key} has shape {tuple(array.shape)}, expected ({text})")
@@ -170,9 +176,8 @@ class Layer:
             if float_dtype(one.dtype, f"dtype of {first}") != float_dtype(
                 other.dtype, f"dtype of {key}"
             ):
-                raise ValueError(
-                    f"{name}: {first} is {dtype_name(one.dtype)}, {key} is {dtype_name(other.dtype)}"
-                )
+                kinds = dtype_name(one.dtype), dtype_name(other.dtype)
+                raise ValueError(f"{name}: {first} is {kinds[0]}, {key} is {kinds[1]}")
         layer = cls(**sizes, **settings)
         layer.params.update(given)
         return layer
@@ -200,6 +205,10 @@ class Layer:
             if name not in self.state:
                 full = backend.xp.full(shape(sizes), value, dtype=backend.xp.float64)
                 self.state[name] = backend.asarray(full, dtype)
+
+    def hold(self, params: dict[str, Array], state: dict[str, Array]) -> None:
+        """Have these arrays, all of them, for parameters and state."""
+        self.__dict__.update(params=params, state=state)
 
     def copy(self) -> Self:
         """A layer like this one, with copies of its parameters, that belongs to no network."""
@@ -332,7 +341,9 @@ class Layer:
         return type(self).__name__ + arguments[arguments.index("(") :]
 
 
-def numbered(layers: Iterable[Layer], kind: str = "params") -> dict[str, tuple[dict[str, Array], str]]:
+def numbered(
+    layers: Iterable[Layer], kind: str = "params"
+) -> dict[str, tuple[dict[str, Array], str]]:
     """Where the arrays of layers are, by the names that a network gives them: W1, b1, W2, ...
 
     A name's number counts the layers that have an array of that name.
@@ -378,6 +389,13 @@ class LossLayer:
     def __init__(self, *arguments: Any, **settings: Any) -> None:
         made = type(self).operation_class
         self.operation = None if made is None else made(*arguments, **settings)
+
+    @classmethod
+    def of(cls, operation: Loss) -> Self:
+        """The loss layer that computes an operation."""
+        layer = cls.__new__(cls)
+        layer.operation = operation
+        return layer
 
     @property
     def loss(self) -> Loss:
@@ -434,9 +452,7 @@ def named(name: str, *kinds: str | None) -> type[Any]:
     ValueError
         There is none: what there is is listed.
     """
-    known = {
-        key: cls for key, cls in registered().items() if not kinds or cls.fuses in kinds
-    }
+    known = {key: cls for key, cls in registered().items() if not kinds or cls.fuses in kinds}
     found = known.get(name) or {k.lower(): v for k, v in known.items()}.get(name.lower())
     if found is None:
         what = "/".join(str(kind) for kind in kinds) or "operation"

@@ -13,7 +13,7 @@ from collections.abc import (
     MutableSequence,
     Sequence,
 )
-from typing import Any, overload
+from typing import Any, cast, overload
 
 from xnet import perturbation
 from xnet.backend import (
@@ -140,7 +140,7 @@ class Layers(MutableSequence[Layer]):
         self._changed(lambda layers: layers.insert(index, value))
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Sequence) and list(self) == list(other)
+        return isinstance(other, Sequence) and list(self) == list(cast("Sequence[Any]", other))
 
     __hash__ = None  # pyright: ignore[reportAssignmentType]
 
@@ -236,12 +236,11 @@ class Network:
 
     @loss_layer.setter
     def loss_layer(self, loss: LossLayer | Loss) -> None:
+        made: Any = loss
         if isinstance(loss, Loss):
-            made = layer_class(type(loss))()
-            made.operation = loss
-            loss = made
-        _check_instance("loss", loss, LossLayer)
-        self._loss_layer: LossLayer = loss
+            made = layer_class(type(loss)).of(loss)
+        _check_instance("loss", made, LossLayer)
+        self._loss_layer: LossLayer = made
         self._plan = None
 
     def _take(self, layers: list[Any]) -> None:
@@ -263,10 +262,11 @@ class Network:
                     params = {k: self._own_copy(W, k) for k, W in layer.params.items()}
                     state = {k: self._own_copy(W, k) for k, W in layer.state.items()}
                 finally:  # until all of them are known to fit, none is changed
-                    vars(layer).update(params=before[0], state=before[1])
+                    layer.hold(*before)
                 prepared.append((layer, params, state))
         for layer, params, state in prepared:
-            vars(layer).update(params=params, state=state, owner=weakref.ref(self))
+            layer.hold(params, state)
+            layer.owner = weakref.ref(self)
         for layer in self._layers:
             if not any(layer is kept for kept in layers):
                 layer.owner = None
@@ -328,7 +328,7 @@ class Network:
             for v in self._layers
         ]
         for layer, (params, state) in zip(self._layers, moved, strict=True):
-            vars(layer).update(params=params, state=state)
+            layer.hold(params, state)
         self._plan = None
         self.backend = target
         return self
@@ -613,10 +613,7 @@ class Network:
         return loss
 
     def _all_train(self) -> bool:
-        for layer in self._layers:
-            if not layer.trainable:
-                return False
-        return True
+        return False not in [layer.trainable for layer in self._layers]
 
     def update(self, optimizer: Optimizer, gradients: dict[str, Array]) -> None:
         """Have the optimizer take a step, in full or, if Ctrl-C or an error comes, not at all."""

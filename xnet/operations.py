@@ -21,6 +21,7 @@ Every class registers by being defined: a user's is a layer, a loss, and saved, 
 
 import dataclasses
 import math
+import warnings
 from functools import cache
 from typing import Any, ClassVar, TypeAlias, dataclass_transform
 
@@ -67,6 +68,9 @@ class Operation:
     def __init_subclass__(cls, abstract: bool = False) -> None:
         super().__init_subclass__()
         dataclasses.dataclass(frozen=True, eq=False, repr=False)(cls)
+        formulas = {"forward", "backward", "backward_parameters"} & vars(cls).keys()
+        if cls.fuses == "product" and formulas and "fuses" not in vars(cls):
+            cls.fuses = None  # what is computed otherwise is no product that backends know
         if abstract:
             return
         known = OPERATIONS.get(cls.__name__)
@@ -77,13 +81,17 @@ class Operation:
             )
         OPERATIONS[cls.__name__] = cls
 
-    def forward(self, m: Maths, x: Value, *parameters: Value) -> Value:
-        """The output of x; of a loss, which is given targets t for parameters, that of each row."""
-        raise NotImplementedError
+    def forward(self, *arguments: Any, **named: Any) -> Any:
+        """``forward(m, x, *parameters)``: the output; of a loss ``forward(m, x, t)``."""
+        raise NotImplementedError(f"{type(self).__name__} has no forward")
 
-    def backward(self, m: Maths, dout: Value, x: Value, y: Value, *parameters: Value) -> Any:
-        """The gradient by x and, in a tuple with it, by each parameter; y is forward's output."""
-        raise NotImplementedError
+    def backward(self, *arguments: Any, **named: Any) -> Any:
+        """``backward(m, dout, x, y, *parameters)``: the gradient by x and by each parameter.
+
+        y is forward's output; where there are parameters the gradients are a tuple. Of a loss
+        ``backward(m, x, t)``.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no backward")
 
     def initial(self, name: str) -> tuple[float, float]:
         """Mean and standard deviation of the normal numbers that a parameter begins as."""
@@ -114,7 +122,10 @@ def _load_packages() -> None:
     from importlib.metadata import entry_points
 
     for entry in entry_points(group=ENTRY_POINT_GROUP):
-        entry.load()
+        try:
+            entry.load()
+        except Exception as error:  # a broken package must not take the others' with it
+            warnings.warn(f"operations of {entry.value} are left out: {error!r}", stacklevel=3)
 
 
 def registered() -> dict[str, type[Operation]]:
@@ -160,12 +171,10 @@ class Affine(Operation):
                 raise ValueError(f"Affine: {name} is {size}, expected at least 1")
         self.initial("W")  # an unknown name fails here, not when the network is built
 
-    def forward(self, m: Maths, x: Value, *parameters: Value) -> Value:
-        W, b = parameters
+    def forward(self, m: Maths, x: Value, W: Value, b: Value) -> Value:
         return m.matmul(x, W) + b
 
-    def backward(self, m: Maths, dout: Value, x: Value, y: Value, *parameters: Value) -> Any:
-        W, _ = parameters
+    def backward(self, m: Maths, dout: Value, x: Value, y: Value, W: Value, b: Value) -> Any:
         return m.matmul(dout, m.T(W)), *self.backward_parameters(m, dout, x)
 
     def backward_parameters(self, m: Maths, dout: Value, x: Value) -> tuple[Value, Value]:
@@ -444,12 +453,6 @@ class Loss(Operation, abstract=True):
         """What `forward` and `backward` take for targets t (N, C)."""
         return t
 
-    def forward(self, m: Maths, x: Value, t: Value) -> Value:
-        raise NotImplementedError
-
-    def backward(self, m: Maths, x: Value, t: Value) -> Value:
-        raise NotImplementedError
-
 
 class SoftmaxWithLoss(Loss):
     """Cross-entropy of the softmax, for classification: -sum(t log softmax(x)) (§5.6.3).
@@ -628,13 +631,13 @@ class Dropout(Operation):
         if not 0 <= self.ratio < 1:
             raise ValueError(f"Dropout: ratio is {self.ratio}, expected within [0, 1)")
 
-    def forward(self, m: Maths, x: Value, *parameters: Value) -> Value:
+    def forward(self, m: Maths, x: Value) -> Value:
         if not m.training:
             return x
         m.kept.dropped = m.uniform(x) < self.ratio
         return m.where(m.kept.dropped, 0, x / (1 - self.ratio))
 
-    def backward(self, m: Maths, dout: Value, x: Value, y: Value, *parameters: Value) -> Any:
+    def backward(self, m: Maths, dout: Value, x: Value, y: Value) -> Value:
         return m.where(m.kept.dropped, 0, dout / (1 - self.ratio)) if m.training else dout
 
 
@@ -652,8 +655,7 @@ class BatchNorm(Operation):
     state: ClassVar = {"mean": (("units",), 0.0), "variance": (("units",), 1.0)}
     mixes = True
 
-    def forward(self, m: Maths, x: Value, *parameters: Value) -> Value:
-        gamma, beta = parameters
+    def forward(self, m: Maths, x: Value, gamma: Value, beta: Value) -> Value:
         mean, variance = m.state["mean"], m.state["variance"]
         if m.training:
             mean = m.total(x) / m.count(x)
@@ -663,8 +665,7 @@ class BatchNorm(Operation):
         m.kept.normal = (x - mean) / m.kept.std
         return gamma * m.kept.normal + beta
 
-    def backward(self, m: Maths, dout: Value, x: Value, y: Value, *parameters: Value) -> Any:
-        gamma, _ = parameters
+    def backward(self, m: Maths, dout: Value, x: Value, y: Value, gamma: Value, beta: Value) -> Any:
         normal, std = m.kept.normal, m.kept.std
         by_gamma, by_beta = m.total(dout * normal), m.total(dout)
         d = dout
@@ -688,12 +689,10 @@ class LayerNorm(Operation):
 
     parameters: ClassVar = {"gamma": ("units",), "beta": ("units",)}
 
-    def forward(self, m: Maths, x: Value, *parameters: Value) -> Value:
-        gamma, beta = parameters
+    def forward(self, m: Maths, x: Value, gamma: Value, beta: Value) -> Value:
         return gamma * self.normal(m, x)[0] + beta
 
-    def backward(self, m: Maths, dout: Value, x: Value, y: Value, *parameters: Value) -> Any:
-        gamma, _ = parameters
+    def backward(self, m: Maths, dout: Value, x: Value, y: Value, gamma: Value, beta: Value) -> Any:
         normal, std = self.normal(m, x)
         d = dout * gamma
         inner = d - m.sum(d) / m.width(x) - normal * (m.sum(d * normal) / m.width(x))

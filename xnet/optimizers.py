@@ -77,17 +77,21 @@ class Optimizer:
     """What is remembered of each parameter."""
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if isinstance(value, numbers.Real) and not isinstance(value, bool):
+        number: Any = value
+        if isinstance(number, numbers.Real) and number is not True and number is not False:
             below = 1.0 if name in self.fractions else math.inf
+            value = float(number)  # a NumPy number could widen a float32 parameter
             if not 0 <= value < below:
                 limit = "finite" if below == math.inf else f"below {below}"
-                raise ValueError(f"{name} is {value}, expected at least 0 and {limit}")
-            value = float(value)  # a NumPy number could widen a float32 parameter
+                raise ValueError(f"{name} is {number}, expected at least 0 and {limit}")
         object.__setattr__(self, name, value)
 
-    def step(self, m: Maths, n: Any, W: Value, g: Value, *memory: Value) -> Any:
-        """The n-th step of a parameter, n from 1: its new value and, in a tuple, the new memory."""
-        raise NotImplementedError
+    def step(self, *arguments: Any, **named: Any) -> Any:
+        """``step(m, n, W, g, *memory)``: a parameter's new value and, in a tuple, the new memory.
+
+        It is the parameter's n-th step, n from 1, and g its gradient.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no step")
 
     def formula(self, m: Maths, n: Any, W: Value, g: Value, *memory: Value) -> Any:
         """`step` with the weight decay."""
@@ -112,7 +116,7 @@ class Optimizer:
             Parameter, gradient and what is remembered of it live on different devices.
         """
         current = get_backend()
-        place = getattr(params, "place", lambda name: (params, name))
+        place: Any = getattr(params, "place", None)
         assignments: list[tuple[Any, Any, Any]] = []
         with current.running():
             for name, gradient in grads.items():
@@ -133,13 +137,12 @@ class Optimizer:
                     )
                 memory, n = self.memory_of(name, W, backend), self.taken.get(name, 0) + 1
                 new, *remembered = backend.step(self, n, W, gradient, memory)
-                assignments += [
-                    (W, ..., new) if backend.writable(W) else (*place(name), new),
-                    (self.taken, name, n),
-                ]
+                container, key = place(name) if place else (params, name)
+                new_W = (W, ..., new) if backend.writable(W) else (container, key, new)
+                assignments += [new_W, (self.taken, name, n)]
                 for k, (old, value) in enumerate(zip(memory, remembered, strict=True)):
-                    to = (old, ...) if backend.writable(old) else (memory, k)
-                    assignments.append((*to, value))
+                    written = backend.writable(old)
+                    assignments.append((old, ..., value) if written else (memory, k, value))
             assign(assignments)
 
     def memory_of(self, name: str, W: Array, backend: Backend) -> list[Array]:
@@ -155,6 +158,11 @@ class Optimizer:
                 raise ValueError(
                     f"{name} has shape {tuple(W.shape)}, the optimizer remembers one of "
                     f"{tuple(array.shape)}: use a new optimizer for each network"
+                )
+            if array.dtype != W.dtype and dtype_name(array.dtype) != dtype_name(W.dtype):
+                raise ValueError(
+                    f"{name} is {dtype_name(W.dtype)}, the optimizer remembers one that is "
+                    f"{dtype_name(array.dtype)}: use a new optimizer for each network"
                 )
         return memory
 
@@ -173,7 +181,7 @@ class SGD(Optimizer):
 
     lr: float = 0.01
 
-    def step(self, m: Maths, n: Any, W: Value, g: Value, *memory: Value) -> Any:
+    def step(self, m: Maths, n: Any, W: Value, g: Value) -> Any:
         return W - self.lr * g
 
 
@@ -186,8 +194,7 @@ class Momentum(Optimizer):
     slots = 1
     fractions = ("momentum",)
 
-    def step(self, m: Maths, n: Any, W: Value, g: Value, *memory: Value) -> Any:
-        (v,) = memory
+    def step(self, m: Maths, n: Any, W: Value, g: Value, v: Value) -> Any:
         v = self.momentum * v - self.lr * g
         return W + v, v
 
@@ -199,8 +206,7 @@ class Nesterov(Momentum):
     stands for the point already moved ahead, so that the gradient is needed at W alone.
     """
 
-    def step(self, m: Maths, n: Any, W: Value, g: Value, *memory: Value) -> Any:
-        (v,) = memory
+    def step(self, m: Maths, n: Any, W: Value, g: Value, v: Value) -> Any:
         v = self.momentum * v - self.lr * g
         return W + (self.momentum * v - self.lr * g), v
 
@@ -213,8 +219,7 @@ class AdaGrad(Optimizer):
 
     slots = 1
 
-    def step(self, m: Maths, n: Any, W: Value, g: Value, *memory: Value) -> Any:
-        (h,) = memory
+    def step(self, m: Maths, n: Any, W: Value, g: Value, h: Value) -> Any:
         h = h + g * g
         return W - self.lr * g / (m.sqrt(h) + self.eps), h
 
@@ -232,8 +237,7 @@ class RMSProp(Optimizer):
     slots = 1
     fractions = ("decay",)
 
-    def step(self, m: Maths, n: Any, W: Value, g: Value, *memory: Value) -> Any:
-        (h,) = memory
+    def step(self, m: Maths, n: Any, W: Value, g: Value, h: Value) -> Any:
         h = self.decay * h + (1 - self.decay) * (g * g)
         return W - self.lr * g / (m.sqrt(h) + self.eps), h
 
@@ -258,8 +262,7 @@ class Adam(Optimizer):
     slots = 2
     fractions = ("beta1", "beta2")
 
-    def step(self, m: Maths, n: Any, W: Value, g: Value, *memory: Value) -> Any:
-        p, q = memory
+    def step(self, m: Maths, n: Any, W: Value, g: Value, p: Value, q: Value) -> Any:
         p = self.beta1 * p + (1 - self.beta1) * g
         q = self.beta2 * q + (1 - self.beta2) * (g * g)
         c1, c2 = 1 - m.power(self.beta1, n), 1 - m.power(self.beta2, n)
@@ -279,8 +282,7 @@ class AdamW(Adam):
 class Nadam(Adam):
     """Adam with Nesterov's momentum (Dozat 2016, algorithm 2), beta1 the same at every step."""
 
-    def step(self, m: Maths, n: Any, W: Value, g: Value, *memory: Value) -> Any:
-        p, q = memory
+    def step(self, m: Maths, n: Any, W: Value, g: Value, p: Value, q: Value) -> Any:
         p = self.beta1 * p + (1 - self.beta1) * g
         q = self.beta2 * q + (1 - self.beta2) * (g * g)
         c1, c2 = 1 - m.power(self.beta1, n), 1 - m.power(self.beta2, n)
@@ -300,8 +302,7 @@ class Lion(Optimizer):
     fractions = ("beta1", "beta2")
     decoupled = True
 
-    def step(self, m: Maths, n: Any, W: Value, g: Value, *memory: Value) -> Any:
-        (p,) = memory
+    def step(self, m: Maths, n: Any, W: Value, g: Value, p: Value) -> Any:
         c = self.beta1 * p + (1 - self.beta1) * g
         sign = m.where(c > 0, 1, m.where(c < 0, -1, c))
         return W - self.lr * sign, self.beta2 * p + (1 - self.beta2) * g

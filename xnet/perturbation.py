@@ -48,7 +48,8 @@ def loss_differences(backend: Any, x: Any, a: Any, rest: Any, loss: Any, t: Any,
         for start in range(0, a.shape[1], size):
             j = slice(start, min(start + size, a.shape[1]))
             # Axes: the sign of h, the sample, the perturbed column, then a layer's units.
-            column_z = through(backend, before, xp.stack([a_rows[:, j] + step, a_rows[:, j] - step]))
+            moved = xp.stack([a_rows[:, j] + step, a_rows[:, j] - step])
+            column_z = through(backend, before, moved)
             if W is None:
                 perturbed = xp.where(unit[j, :], column_z[..., None], z_rows[:, None, :])
             else:
@@ -76,7 +77,8 @@ def parameter_differences(
     found: list[Any] = []
     for k, W in enumerate(parameters):
         size = math.prod(W.shape)
-        flat, differences = xp.reshape(W, (-1,)), []
+        flat = xp.reshape(W, (-1,))
+        differences: list[Any] = []
         for i in range(size):
             here = xp.arange(size, device=W.device) == i
             losses: list[Any] = []

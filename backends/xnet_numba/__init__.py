@@ -58,9 +58,7 @@ class NumbaBackend(Backend):
     @cached_property
     def loops(self) -> Any:
         """The loops of operations."""
-        return import_module("xnet_numba.kernels").Loops(
-            "exact" if self.reproducible else "fast"
-        )
+        return import_module("xnet_numba.kernels").Loops("exact" if self.reproducible else "fast")
 
     def owns(self, array: object) -> bool:
         """Whether `array` is a NumPy array or scalar."""

@@ -38,10 +38,10 @@ def takes(run):
             if not _plain(W, b, dtype, features):
                 break
             features = b.size
-        elif operation.fuses != "pointwise" or parameters or not count:
-            break
-        elif run.operations[count - 1].fuses != "product":
-            break
+        else:
+            follows = count and run.operations[count - 1].fuses == "product"
+            if operation.fuses != "pointwise" or parameters or not follows:
+                break
         count += 1
     return count
 
@@ -202,13 +202,14 @@ class Prepared:
             table, lists, arrays = self.memory
             now = [memory.get(name) for name in names]
             if all(a is b for a, b in zip(now, lists, strict=True)) and all(
-                a is b for kept, seen in zip(lists, arrays, strict=True) for a, b in zip(kept, seen)
+                a is b
+                for kept, seen in zip(lists, arrays, strict=True)
+                for a, b in zip(kept, seen, strict=True)
             ):
                 return _address(table)
         parameters = (array for W, b, _ in self.layers for array in (W, b))
         lists = [
-            update.memory_of(name, W, backend)
-            for name, W in zip(names, parameters, strict=True)
+            update.memory_of(name, W, backend) for name, W in zip(names, parameters, strict=True)
         ]
         for kept in lists:
             for k, array in enumerate(kept):
@@ -284,8 +285,7 @@ class _Room:
             self.tell(**{name: _address(getattr(self, name))})
 
     def tell(self, **fields):
-        """Set fields of the job by their names: as int64s, for a record's take several times as
-        long."""
+        """Set fields of the job by their names."""
         for name, value in fields.items():
             self.fields[_AT[name]] = value
 

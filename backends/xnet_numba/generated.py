@@ -28,6 +28,7 @@ import numpy as np
 from numba import types
 
 import xnet
+from xnet import formulas
 from xnet.formulas import (
     CALLS,
     Formula,
@@ -38,7 +39,7 @@ from xnet.formulas import (
     lines,
     nodes,
     spelled,
-    symbolic,
+    structure,
     trace,
 )
 from xnet_numba.compiling import routine
@@ -193,15 +194,6 @@ _REMEMBERED = "taken", "memory"
 """What an optimizer has beside settings."""
 
 
-def _shape(owner):
-    """What of an operation or optimizer the expression depends on: all but its numbers."""
-    return type(owner), *[
-        None if type(v) is float else v if type(v).__hash__ else repr(v)
-        for name, v in vars(owner).items()
-        if name not in _REMEMBERED
-    ]
-
-
 _loops = {}
 
 
@@ -209,7 +201,7 @@ def _kept(make):
     """Keep what `make` gives for each shape of an owner, dtype and mode."""
 
     def found(owner, dtype, mode):
-        key = make, _shape(owner), dtype, mode
+        key = make, structure(owner), dtype, mode
         loop = _loops.get(key)
         if loop is None:
             loop = _loops.setdefault(key, make(owner, dtype, mode))
@@ -256,8 +248,7 @@ def step(optimizer, dtype, mode):
     As written in both modes, so that a step has one result however it is taken.
     """
     memory = [f"memory{k}" for k in range(optimizer.slots)]
-    formula = trace(optimizer.formula, "n", "W", "g", *memory)
-    return _over_numbers(optimizer, formula, ("W", *memory), EXACT, dtype)
+    return _over_numbers(optimizer, formulas.step(optimizer), ("W", *memory), EXACT, dtype)
 
 
 # -- over rows
@@ -412,7 +403,7 @@ class _Rows:
             self.written += ["for i in range(n):", *_indented(1, per_row)]
         if inner:
             self.written += self._nest(inner)
-        arrays = {name: "n * m" for name in self.formula.inputs}
+        arrays = dict.fromkeys(self.formula.inputs, "n * m")
         if self.columns and "t" in arrays:
             arrays["t"] = "m"
         for value, name in zip(self.formula.results, into, strict=True):
@@ -491,9 +482,4 @@ def loss_and_delta(loss, dtype, mode):
 
     (zero, x, t, losses, delta, n, m, numbers), and n is 1 / N where N is the batch.
     """
-    shadow = symbolic(loss)
-
-    def both(m, x, t):
-        return shadow.forward(m, x, t), shadow.backward(m, x, t) * Number("n")
-
-    return _along_rows(loss, trace(both, "x", "t"), ("losses", "delta"), mode, dtype)
+    return _along_rows(loss, formulas.loss_and_delta(loss), ("losses", "delta"), mode, dtype)

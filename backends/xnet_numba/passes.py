@@ -45,9 +45,7 @@ LAYER = _record(
     "back_numbers",
 )
 
-HEAD = _record(
-    "work", "routines", "table", "layers", "widest", "predict", "predict_numbers"
-)
+HEAD = _record("work", "routines", "table", "layers", "widest", "predict", "predict_numbers")
 """A run: where `_forward_work` and the products' routines are, the layers, and what comes last."""
 
 FORWARD = _record(
@@ -375,9 +373,7 @@ def _train(mail, at_job, x, t, found, helpers):
     job.rows = products.share(n, helpers + 1)
     if job.forth != 0:
         size = table[0].inputs * table[0].outputs
-        job.skip = np.int64(
-            products.skippable(kind, job.x, n, job.k, table[0].weights, size)
-        )
+        job.skip = np.int64(products.skippable(kind, job.x, n, job.k, table[0].weights, size))
     if back:
         _weights_transposed(kind, table, 0 if job.dx != 0 else 1, job.transposed)
     run(mail, job.there_and_back, at_job, helpers)
@@ -409,9 +405,7 @@ def _alone_product(mail, at_head, x, W, b, out, helpers):
     # As LAYER and HEAD have it.
     table = on_stack((address_of(W), address_of(b), k, m, 0, -1, 0, 0, 0, 0))
     head = on_stack((given.work, given.routines, table, 1, m, 0, 0))
-    _through(
-        mail, x.dtype.type(0), head, address_of(x), x.shape[0], k, address_of(out), m, helpers
-    )
+    _through(mail, x.dtype.type(0), head, address_of(x), x.shape[0], k, address_of(out), m, helpers)
 
 
 @_alone
@@ -438,8 +432,20 @@ def _weight_gradients(mail, at_head, weights, dout, x, dW, db, helpers):
     job.routines, job.layers = head.routines, 1
     job.table = on_stack((0, 0, k, m, 0, -1, 0, 0, 0, 0))
     job.places = on_stack((address_of(dW), address_of(db)))
-    job.x, job.n, job.k, job.m, job.deltas, job.outputs = address_of(x), n, k, m, address_of(dout), 0
-    job.words, job.zeros, job.skip, job.step = address_of(words), address_of(zeros), np.int64(skip), 0
+    job.x, job.n, job.k, job.m, job.deltas, job.outputs = (
+        address_of(x),
+        n,
+        k,
+        m,
+        address_of(dout),
+        0,
+    )
+    job.words, job.zeros, job.skip, job.step = (
+        address_of(words),
+        address_of(zeros),
+        np.int64(skip),
+        0,
+    )
     run(mail, weights, at_job, helpers)
     lives_until_here((words, zeros))
 

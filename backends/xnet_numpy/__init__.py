@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from xnet.backend import Array, Backend, Run, assign
-from xnet.formulas import Arrays
+from xnet.formulas import Arrays, as_tuple
 from xnet.operations import Loss, Operation
 from xnet_numpy import generated
 
@@ -121,7 +121,7 @@ class NumpyBackend(Backend):
         if self.reproducible:
             return super().row_losses(loss, x, t)
         call, values = generated.row_losses(loss)
-        return call(x, t, *values(loss, 0))[..., 0]
+        return call(x, np.broadcast_to(t, x.shape), *values(loss, 0))[..., 0]
 
     @_silently
     def loss_and_delta(self, loss: Loss, x: Array, t: Array) -> tuple[Array, Array]:
@@ -137,7 +137,7 @@ class NumpyBackend(Backend):
     ) -> tuple[Array, ...]:
         call, values = generated.step(update)
         found = call(W, g, *memory, *values(update, n))
-        return found if isinstance(found, tuple) else (found,)
+        return as_tuple(found)
 
     @_silently
     def train_step(

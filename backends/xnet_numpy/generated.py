@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xnet.formulas import TRUTHS, Formula, Node, Number, nodes, symbolic, trace
+from xnet import formulas
+from xnet.formulas import TRUTHS, Formula, Node, Number, nodes, structure, trace
 
 CALLS = {
     **{"+": "add", "-": "subtract", "*": "multiply", "/": "divide", "neg": "negative"},
@@ -27,7 +28,7 @@ class Function(NamedTuple):
     """A function of arrays and then of the host's numbers, and those of an owner and a step."""
 
     call: Callable[..., Any]
-    values: Callable[[Any, int], tuple[float, ...]]
+    values: Callable[[Any, float], tuple[float, ...]]
 
 
 def _is_maximum(node: Node) -> bool:
@@ -110,10 +111,7 @@ def _kept(make: Callable[[Any], Formula], *spare: str) -> Callable[[Any], Functi
     """Keep what is written for each class, and whatever of an owner is no number."""
 
     def found(owner: Any) -> Function:
-        values = vars(owner).values()
-        # What an optimizer remembers, by name, is no setting.
-        shape = [float if type(v) is float else v for v in values if type(v) is not dict]
-        key = make, spare, type(owner), *shape
+        key = make, spare, structure(owner)
         function = _functions.get(key)
         if function is None:
             function = _functions[key] = _compiled(make(owner), spare)
@@ -146,24 +144,11 @@ def row_losses(loss: Any) -> Formula:
     return trace(loss.forward, "x", "t")
 
 
-@_kept
-def loss_and_delta(loss: Any) -> Formula:
-    """``forward(x, t), backward(x, t)`` times the number n."""
-    shadow = symbolic(loss)
+loss_and_delta = _kept(formulas.loss_and_delta)
+"""``forward(x, t), backward(x, t)`` times the number n."""
 
-    def both(m: Any, x: Any, t: Any) -> Any:
-        return shadow.forward(m, x, t), shadow.backward(m, x, t) * Number("n")
-
-    return trace(both, "x", "t")
-
-
-def _step(optimizer: Any) -> Formula:
-    memory = [f"memory{k}" for k in range(optimizer.slots)]
-    return trace(optimizer.formula, "n", "W", "g", *memory)
-
-
-step = _kept(_step)
+step = _kept(formulas.step)
 """``formula(W, g, *memory)``."""
 
-last_step = _kept(_step, "g")
+last_step = _kept(formulas.step, "g")
 """The same, for a gradient that nobody needs after it."""
