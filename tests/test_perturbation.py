@@ -6,16 +6,27 @@ from itertools import pairwise
 import cuda_on_host
 import numpy as np
 import pytest
-from conftest import property_settings
+from conftest import property_settings, variants
 from hypothesis import given
 from hypothesis import strategies as st
 
 import xnet
 from xnet import perturbation
-from xnet.layers import Affine, IdentityWithLoss, Layer, ReLU, Sigmoid, SoftmaxWithLoss
+from xnet.layers import (
+    Affine,
+    BatchNorm,
+    Dropout,
+    IdentityWithLoss,
+    Layer,
+    LayerNorm,
+    ReLU,
+    Sigmoid,
+    SoftmaxWithLoss,
+)
 from xnet.network import Network
 
 U = 2.0**-53
+ACTIVATIONS, LOSSES = variants("pointwise", "rows"), variants("loss")
 
 
 def assert_agree(network, x, t, h=1e-4):
@@ -51,8 +62,8 @@ def widths_of_networks(draw):
 
 @given(
     widths=widths_of_networks(),
-    activations=st.lists(st.sampled_from([None, ReLU, Sigmoid]), min_size=5, max_size=5),
-    loss=st.sampled_from([SoftmaxWithLoss, IdentityWithLoss]),
+    activations=st.lists(st.sampled_from([None, *ACTIVATIONS]), min_size=5, max_size=5),
+    loss=st.sampled_from(LOSSES),
     one_hot=st.booleans(),
     samples=st.integers(1, 5),
     seed=st.integers(0, 1000),
@@ -65,12 +76,37 @@ def test_random_networks(backend, widths, activations, loss, one_hot, samples, s
     rng = np.random.default_rng(seed)
     layers = []
     for inputs, outputs, activation in zip(widths, widths[1:], activations, strict=False):
-        layers += [Affine(inputs, outputs, "he"), *([] if activation is None else [activation()])]
-    network = Network(layers, loss(), seed=seed)
+        layers += [Affine(inputs, outputs, "he"), *([] if activation is None else [activation])]
+    network = Network(layers, loss, seed=seed)
     t = rng.integers(0, widths[-1], samples)
     assert_agree(
         network, sparse(rng, (samples, widths[0])), np.eye(widths[-1])[t] if one_hot else t
     )
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=repr)
+def test_every_loss(backend, rng, loss):
+    """Scores near and far from the targets, labels and shares of classes."""
+    network = Network([Affine(5, 6, 2.0), Sigmoid(), Affine(6, 4, 3.0)], loss)
+    x = sparse(rng, (8, 5))
+    assert_agree(network, x, rng.integers(0, 4, 8))
+    assert_agree(network, x, rng.dirichlet(np.ones(4), 8))
+    assert_agree(network, x, rng.integers(0, 4, 8), h=0.5)
+
+
+@pytest.mark.parametrize("operation", ACTIVATIONS, ids=repr)
+def test_every_activation(backend, rng, operation):
+    network = Network([Affine(5, 6, 0.7), operation, Affine(6, 5, 0.7), operation, Affine(5, 3)])
+    assert_agree(network, sparse(rng, (6, 5)), rng.integers(0, 3, 6))
+    assert_agree(network, sparse(rng, (6, 5)), rng.integers(0, 3, 6), h=0.5)
+
+
+def test_parameters_of_what_is_no_product(backend, rng):
+    layers = [Affine(5, 6, 0.7), LayerNorm(6), Sigmoid(), Affine(6, 4, 0.7), LayerNorm(4)]
+    network = Network(layers)
+    for name in ("gamma1", "beta1", "gamma2"):
+        network.params[name] = backend.asarray(rng.normal(size=network.params[name].shape))
+    assert_agree(network, rng.normal(size=(6, 5)), rng.integers(0, 4, 6))
 
 
 @pytest.mark.parametrize("activation", [ReLU, Sigmoid])
@@ -197,22 +233,20 @@ def test_stacks_stay_within_their_bound(monkeypatch, rng):
     monkeypatch.setattr(
         NumpyBackend,
         "row_losses",
-        lambda self, scores, loss, t: seen.append(scores.size) or row_losses(self, scores, loss, t),
+        lambda self, loss, scores, t: seen.append(scores.size) or row_losses(self, loss, scores, t),
     )
     network = Network([Affine(5, 90, "he"), ReLU(), Affine(90, 40, "he")], backend="numpy")
     network.numerical_gradient(rng.standard_normal((6, 5)), rng.integers(0, 40, 6))
     assert max(seen) <= 2000
 
 
-@pytest.mark.parametrize("largest_stack", [2_000, 100_000, 10**9])
-@pytest.mark.parametrize(("samples", "widths"), [(40, (8, 90, 40, 10)), (200, (20, 40, 12))])
-def test_memory_stays_within_its_bound(monkeypatch, rng, largest_stack, samples, widths):
+def assert_within_memory(monkeypatch, rng, largest_stack, samples, widths, activation, loss):
     monkeypatch.setattr(perturbation, "LARGEST_STACK", largest_stack)
     monkeypatch.setattr(perturbation, "SPARE", 100_000)
     layers = []
     for inputs, outputs in pairwise(widths):
-        layers += [Affine(inputs, outputs, "he"), Sigmoid()]
-    network = Network(layers[:-1], backend="numpy")
+        layers += [Affine(inputs, outputs, "he"), activation]
+    network = Network(layers[:-1], loss, backend="numpy")
     x, t = rng.standard_normal((samples, widths[0])), rng.integers(0, widths[-1], samples)
     network.numerical_gradient(x, t)  # what is imported and cached on first use
     tracemalloc.start()
@@ -221,6 +255,28 @@ def test_memory_stays_within_its_bound(monkeypatch, rng, largest_stack, samples,
     tracemalloc.stop()
     bound = perturbation.memory(samples, widths)
     assert bound / 4 < peak <= bound
+
+
+SHAPES = [(40, (8, 90, 40, 10)), (200, (20, 40, 12))]
+
+
+@pytest.mark.parametrize("largest_stack", [2_000, 100_000, 10**9])
+@pytest.mark.parametrize(("samples", "widths"), SHAPES)
+def test_memory_stays_within_its_bound(monkeypatch, rng, largest_stack, samples, widths):
+    operations = variants("pointwise", altered=False)[0], variants("loss", altered=False)[0]
+    assert_within_memory(monkeypatch, rng, largest_stack, samples, widths, *operations)
+
+
+@pytest.mark.parametrize("operation", variants("pointwise", "rows", altered=False), ids=repr)
+def test_memory_whatever_the_activation(monkeypatch, rng, operation):
+    for shape in SHAPES:
+        assert_within_memory(monkeypatch, rng, 100_000, *shape, operation, LOSSES[0])
+
+
+@pytest.mark.parametrize("loss", variants("loss", altered=False), ids=repr)
+def test_memory_whatever_the_loss(monkeypatch, rng, loss):
+    for shape in SHAPES:
+        assert_within_memory(monkeypatch, rng, 100_000, *shape, ACTIVATIONS[0], loss)
 
 
 def test_float32_with_an_h_that_suits_it(backend, rng):
@@ -256,6 +312,18 @@ def test_a_layer_that_mixes_rows_is_evaluated_naively(rng):
         np.testing.assert_array_equal(found, naive[name])
     row_wise = Network([Affine(4, 3, "he")], backend="numpy")
     assert not np.allclose(naive["W1"], row_wise.numerical_gradient(x, t)["W1"])
+
+
+@pytest.mark.parametrize("layer", [BatchNorm(3), Dropout(0.3)], ids=repr)
+def test_what_mixes_rows_or_draws_is_evaluated_naively(rng, layer):
+    network = Network([Affine(4, 3, "he"), layer.copy()], backend="numpy")
+    x, t = rng.standard_normal((5, 4)), rng.integers(0, 3, 5)
+    with pytest.raises(ValueError, match=r"method='incremental': \w+\(.*\) may mix rows or keeps"):
+        network.numerical_gradient(x, t, method="incremental")
+    with pytest.warns(xnet.NaiveGradientWarning, match="may mix rows or keeps something"):
+        gradient = network.numerical_gradient(x, t)
+    for name, found in network.numerical_gradient(x, t, method="naive").items():
+        np.testing.assert_array_equal(gradient[name], found)
 
 
 class Leaky(ReLU):
@@ -313,19 +381,27 @@ def test_numbas_exponentials_over_their_whole_range(name, low, high):
     assert out[-1] == 1.0
 
 
-def test_numbas_logarithm_over_its_whole_range():
+@pytest.mark.parametrize("name", ["log", "log1p", "expm1"])
+def test_numbas_elementary_functions_over_their_whole_range(name):
     numba = pytest.importorskip("numba")
-    from xnet_numba.elementary import _log
+    from xnet_numba import elementary
+
+    function = getattr(elementary, name)
 
     @numba.njit
-    def logs(x, out):
+    def values(x, out):
         for k in range(x.size):
-            out[k] = _log(x[k])
+            out[k] = function(x[k])
 
-    near_1 = 1 + np.concatenate([-np.geomspace(1e-16, 0.4, 5000), np.geomspace(1e-16, 0.6, 5000)])
-    x = np.concatenate([np.geomspace(1e-300, 1e300, 20001), np.geomspace(1e-7, 1, 20001), near_1])
+    near_0 = np.concatenate([-np.geomspace(1e-300, 0.4, 9000), np.geomspace(1e-300, 0.6, 9000)])
+    x = {
+        "log": [np.geomspace(1e-300, 1e300, 20001), np.geomspace(1e-7, 1, 20001), 1 + near_0],
+        "log1p": [np.geomspace(1e-300, 1e300, 20001), near_0, -1 + np.geomspace(1e-15, 1, 5000)],
+        "expm1": [np.linspace(-745, 709, 20001), near_0],
+    }[name]
+    x = np.concatenate(x)
     out = np.empty_like(x)
-    logs(x, out)
-    expected = np.log(x.astype(np.longdouble))
+    values(x, out)
+    expected = getattr(np, name)(x.astype(np.longdouble))
     units = np.spacing(np.abs(expected.astype(np.float64)))
     assert (np.abs(out - expected) <= 2 * units).all()
