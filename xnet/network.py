@@ -597,7 +597,8 @@ class Network:
             As in `loss`.
         """
         plan = self._planned()
-        if plan.whole is not None and plan.loss is not None and self._all_train():
+        takes_whole = self._all_train() and not optimizer.opaque
+        if plan.whole is not None and plan.loss is not None and takes_whole:
             with self._running():
                 rows, labels, _ = self._batch(x, t)
                 if rows.ndim != 2 or rows.shape[1] != plan.inputs or rows.dtype != plan.dtype:

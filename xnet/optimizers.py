@@ -60,11 +60,15 @@ class Optimizer:
     slots: ClassVar[int] = 0
     fractions: ClassVar[tuple[str, ...]] = ()
     decoupled: ClassVar[bool] = False
+    opaque: ClassVar[bool] = False
+    """Whether a subclass steps otherwise than its formula says."""
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         dataclasses.dataclass(eq=False, repr=False)(cls)
         OPTIMIZERS[cls.__name__.lower()] = cls
+        if "update" in vars(cls):
+            cls.opaque = True
 
     def __new__(cls, *_: Any, **__: Any) -> Self:
         optimizer = super().__new__(cls)

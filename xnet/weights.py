@@ -13,6 +13,7 @@ import reprlib
 import secrets
 import tempfile
 from collections.abc import Generator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from types import NoneType, SimpleNamespace, UnionType
 from typing import Any, BinaryIO, Union, cast, get_args, get_origin, get_type_hints
@@ -246,38 +247,38 @@ def _from_safetensors(content: bytes) -> tuple[list[Operation], Loss, dict[str, 
 
 def _made(name: Any, settings: Any) -> Operation:
     """The operation of this name with these settings, both from outside."""
-    shown = f"{reprlib.repr(name)} with settings {reprlib.repr(settings)}"
     if not (isinstance(name, str) and isinstance(settings, dict)):
-        raise WeightsError(f"a layer is {shown}, expected a name and a dict")
+        raise WeightsError(f"a layer is {_shown(name, settings)}, expected a name and a dict")
     known = OPERATIONS if name in OPERATIONS else registered()
     if name not in known:
         raise WeightsError(
             f"unknown operation {reprlib.repr(name)}: before loading, import the module that "
             f"defines it, or install the package that registers it as {ENTRY_POINT_GROUP}"
         )
+    operation, hints = known[name], _hints(known[name])
+    found = cast("dict[str, Any]", settings)
     try:
-        return known[name](**_settings(known[name], cast("dict[str, Any]", settings)))
+        return operation(**{k: _setting(k, v, hints.get(k, Any)) for k, v in found.items()})
     except Exception as error:
         # What the checks of anybody's operation raise, whose settings a file has altered.
-        raise WeightsError(f"{shown}: {error}") from error
+        raise WeightsError(f"{_shown(name, settings)}: {error}") from error
 
 
-def _settings(operation: type[Operation], found: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings as JSON gives them, each as its annotation has it.
+def _shown(name: Any, settings: Any) -> str:
+    return f"{reprlib.repr(name)} with settings {reprlib.repr(settings)}"
 
-    Raises
-    ------
-    TypeError
-        One of another type.
-    """
+
+@cache
+def _hints(operation: type[Operation]) -> dict[str, Any]:
+    """The annotations of its settings."""
     try:
-        hints = get_type_hints(operation)
-    except NameError:  # an annotation of what is not imported: the operation must check itself
-        hints = {}
-    return {name: _setting(name, value, hints.get(name, Any)) for name, value in found.items()}
+        return get_type_hints(operation)
+    except NameError:  # one of what is not imported: the operation must check itself
+        return {}
 
 
 def _setting(name: str, value: Any, hint: Any) -> Any:
+    """A setting as JSON gives it, as its annotation has it; TypeError if it is of another type."""
     kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
     for kind in kinds:
         if kind is float and type(value) is int:
