@@ -14,7 +14,8 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
-from xnet_numpy import Silence, product
+from xnet_numpy import Silence
+from xnet_numpy.runs import affine, affine_gradients, product
 
 from xnet import threads
 from xnet.backend import Array, Backend, Gradients, Run
@@ -104,7 +105,7 @@ class NumbaBackend(Backend):
         if operation.fuses == "product":
             W, b = parameters
             if not self.reproducible and (len(x) == 1 or x.size * b.size < LITTLE):
-                return product(x, W) + b
+                return affine(x, W, b)
             return self.kernels.affine(_packed(x), _packed(W), _packed(b))
         if operation.fuses == "pointwise" and not parameters:
             return self.loops.forward(operation, x)
@@ -125,7 +126,7 @@ class NumbaBackend(Backend):
             W, _ = parameters
             few = len(x) < FEW_ROWS or x.size * W.shape[1] < LITTLE
             if few and not self.reproducible:
-                return product(dout, W.T), product(x.T, dout), np.add.reduce(dout, axis=0)
+                return product(dout, W.T), *affine_gradients(dout, x)
             return self.kernels.affine_backward(_packed(dout), _packed(x), _packed(W))
         if operation.fuses == "pointwise" and not parameters:
             return (self.loops.backward(operation, dout, x, y),)
@@ -139,7 +140,7 @@ class NumbaBackend(Backend):
         if operation.fuses != "product":
             return super().parameter_gradients(operation, dout, x, y, *parameters)
         if not self.reproducible and x.size * dout.shape[1] < LITTLE:
-            return product(x.T, dout), np.add.reduce(dout, axis=0)
+            return affine_gradients(dout, x)
         return self.kernels.affine_gradients(_packed(dout), _packed(x))
 
     def predicted(self, loss: Loss, x: Array) -> Array:
