@@ -585,12 +585,17 @@ def symbolic(owner: Any) -> Any:
     return shadow
 
 
+REMEMBERED = frozenset(("taken", "memory"))
+"""What an optimizer has beside settings."""
+
+
 def structure(owner: Any) -> tuple[Any, ...]:
     """What of an operation or optimizer its expressions depend on: all but its numbers."""
-    values = cast("dict[str, Any]", vars(owner)).values()
-    # What an optimizer remembers, by name, is no setting.
+    values = cast("dict[str, Any]", vars(owner))
     return owner.__class__, *[
-        None if type(v) is float else v for v in values if type(v) is not dict
+        float if type(v) is float else repr(v) if type(v) in (list, dict, set) else v
+        for name, v in values.items()
+        if name not in REMEMBERED
     ]
 
 
