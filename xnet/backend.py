@@ -3,8 +3,9 @@
 A backend is a subclass of :class:`Backend` with a `name`, an array-API namespace `xp` and
 `owns`. Everything else has a generic form here, in terms of `xp` and what decides the bits
 (`matmul`, `sum`, `exp`, `log` and their kin): operations are interpreted on its arrays. A backend
-overrides what it runs faster, with the same signature and the same meaning. A package registers its class under the entry-point group
-``xnet.backends``; the three that come with xnet use that same door and no other.
+overrides what it runs faster, with the same signature and the same meaning. A package registers its
+class under the entry-point group ``xnet.backends``; the three that come with xnet use that same
+door and no other.
 """
 
 import contextlib

@@ -10,14 +10,16 @@ import itertools
 import math
 import numbers
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
 from xnet import perturbation
-from xnet.backend import Array, Backend, backend_of, compiler_of, dtype_name
+from xnet.backend import Array, Backend, Run, backend_of, compiler_of, dtype_name
 from xnet.errors import KinkWarning, RoundingWarning
 from xnet.formulas import Bounds
+from xnet.losses import batch_and_targets
+from xnet.operations import Loss
 
 DEFAULT_STEPS = {"float64": 1e-4, "float32": 5e-3}
 """h where none is given: the notes' own in float64, where it leaves f's rounding, 1e-12 |f|, far
@@ -396,6 +398,37 @@ def gradient_descent(
             if path is not None:
                 path.append(xp.asarray(x, copy=True))
         return x
+
+
+def incremental_gradient(
+    backend: Backend, steps: Sequence[Any], loss: Loss, x: Array, t: Array, h: float
+) -> list[Array]:
+    """The central difference (L(w + h) - L(w - h)) / 2h for every parameter w of a network.
+
+    Parameters
+    ----------
+    steps
+        The network's operations with their parameters, from x (N, D) to the scores.
+    loss, t
+        A `Loss`, and labels as it is trained with.
+    """
+    inputs = [x]
+    for step in steps:
+        inputs.append(perturbation.through(backend, [step], inputs[-1]))
+    targets = loss.targets(backend.maths, batch_and_targets(inputs[-1], t)[2])
+    found: list[Array] = []
+    for k, (operation, parameters) in enumerate(steps):
+        if operation.fuses == "product":
+            rest = Run([o for o, _ in steps[k + 1 :]], [p for _, p in steps[k + 1 :]])
+            arrays = inputs[k], inputs[k + 1], rest
+            differences = backend.loss_differences(*arrays, loss, targets, h) / (2 * h)
+            found += [differences[:-1, :], differences[-1, :]]
+        elif parameters:
+            by_parameter = perturbation.parameter_differences(
+                backend, inputs[k], list(steps[k:]), loss, targets, h
+            )
+            found += [differences / (2 * h) for differences in by_parameter]
+    return found
 
 
 # -- backpropagation against the numerical gradient

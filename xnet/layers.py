@@ -128,8 +128,7 @@ class Layer:
     @classmethod
     def of(cls, operation: Operation) -> "Layer":
         """The layer that computes an operation."""
-        made = layer_class(type(operation))
-        layer: Layer = made.__new__(made)
+        layer: Layer = Layer.__new__(layer_class(type(operation)))
         layer._set(operation)
         return layer
 

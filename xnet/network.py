@@ -15,7 +15,6 @@ from collections.abc import (
 )
 from typing import Any, cast, overload
 
-from xnet import perturbation
 from xnet.backend import (
     Array,
     Backend,
@@ -27,7 +26,7 @@ from xnet.backend import (
     resolve,
 )
 from xnet.errors import BackendError, NaiveGradientWarning
-from xnet.gradient import checked_step, numerical_gradient
+from xnet.gradient import checked_step, incremental_gradient, numerical_gradient
 from xnet.layers import Layer, LossLayer, layer_class, named, numbered
 from xnet.losses import batch_and_targets, targets_for
 from xnet.operations import Affine, Loss, Operation, SoftmaxWithLoss
@@ -734,39 +733,16 @@ class Network:
                         name: numerical_gradient(lambda _: loss(x, t), array, h)
                         for name, array in self.params.items()
                     }
-            return self._incremental_gradient(x, t, h)
+            loss: Any = self._loss_layer.operation
+            steps = [(v.operation, tuple(v.params.values())) for v in self._layers]
+            found = incremental_gradient(self.backend, steps, loss, self._layers[0].rows(x), t, h)
+            return dict(zip(self.params, found, strict=True))
 
     def _obstacle(self) -> Layer | LossLayer | None:
         """The first layer, or the loss, of which it is not known what a perturbed row changes."""
         if self._loss_layer.opaque or self._loss_layer.operation is None:
             return self._loss_layer
         return next((layer for layer in self._layers if not is_plain(layer)), None)
-
-    def _incremental_gradient(self, x: Array, t: Array, h: float) -> dict[str, Array]:
-        backend, plan = self.backend, self._planned()
-        loss: Any = plan.loss
-        x = self._layers[0].rows(x)
-        steps: list[Any] = [(v.operation, tuple(v.params.values())) for v in self._layers]
-        inputs = [x]
-        for step in steps:
-            inputs.append(perturbation.through(backend, [step], inputs[-1]))
-        _, _, t = batch_and_targets(inputs[-1], t)
-        t = loss.targets(backend.maths, t)
-        found: list[Array] = []
-        for k, (operation, parameters) in enumerate(steps):
-            if operation.fuses == "product":
-                behind = steps[k + 1 :]
-                rest = Run([o for o, _ in behind], [p for _, p in behind])
-                differences = backend.loss_differences(
-                    inputs[k], inputs[k + 1], rest, loss, t, h
-                ) / (2 * h)
-                found += [differences[:-1, :], differences[-1, :]]
-            elif parameters:
-                differences = perturbation.parameter_differences(
-                    backend, inputs[k], steps[k:], loss, t, h
-                )
-                found += [difference / (2 * h) for difference in differences]
-        return dict(zip(self.params, found, strict=True))
 
     def __repr__(self) -> str:
         layers = ", ".join(map(repr, self._layers))

@@ -57,6 +57,8 @@ class Operation:
         Whether a row of the output depends on other rows of the input, in training.
     random
         Whether training draws random numbers.
+    kinks
+        The inputs at which the slope jumps.
     """
 
     fuses: ClassVar[str | None] = None
@@ -64,6 +66,7 @@ class Operation:
     state: ClassVar[dict[str, tuple[tuple[str, ...], float]]] = {}
     mixes: ClassVar[bool] = False
     random: ClassVar[bool] = False
+    kinks: ClassVar[tuple[float, ...]] = ()
 
     def __init_subclass__(cls, abstract: bool = False) -> None:
         super().__init_subclass__()
@@ -99,13 +102,12 @@ class Operation:
 
     @property
     def widths(self) -> tuple[int | None, int | None]:
-        """How many numbers of a sample it takes and gives; None for any, and for as many."""
-        return None, None
+        """How many numbers of a sample it takes and gives; None for any, and for as many.
 
-    @property
-    def kinks(self) -> tuple[float, ...]:
-        """The inputs at which the slope jumps."""
-        return ()
+        Both are `units`, where there is such a setting.
+        """
+        units: int | None = getattr(self, "units", None)
+        return units, units
 
     def settings(self) -> dict[str, Any]:
         """Arguments that make an operation like this one."""
@@ -244,15 +246,13 @@ class Sigmoid(Pointwise):
 class ReLU(Pointwise):
     """Rectified linear unit max(0, x) (§3.2.7, §5.5.1); NaN stays NaN."""
 
+    kinks = (0.0,)
+
     def forward(self, m: Maths, x: Value) -> Value:
         return m.where(x <= 0, 0, x)
 
     def backward(self, m: Maths, dout: Value, x: Value, y: Value) -> Value:
         return m.where(y <= 0, 0, dout)
-
-    @property
-    def kinks(self) -> tuple[float, ...]:
-        return (0.0,)
 
 
 class Tanh(Pointwise):
@@ -269,16 +269,13 @@ class LeakyReLU(Pointwise):
     """x where x > 0, slope x elsewhere (Maas, Hannun & Ng 2013)."""
 
     slope: float = 0.01
+    kinks = (0.0,)
 
     def forward(self, m: Maths, x: Value) -> Value:
         return m.where(x > 0, x, self.slope * x)
 
     def backward(self, m: Maths, dout: Value, x: Value, y: Value) -> Value:
         return m.where(x > 0, dout, self.slope * dout)
-
-    @property
-    def kinks(self) -> tuple[float, ...]:
-        return (0.0,)
 
 
 class ELU(Pointwise):
@@ -293,7 +290,7 @@ class ELU(Pointwise):
         return m.where(x > 0, dout, dout * (y + self.alpha))
 
     @property
-    def kinks(self) -> tuple[float, ...]:
+    def kinks(self) -> tuple[float, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
         return () if self.alpha == 1 else (0.0,)
 
 
@@ -302,16 +299,13 @@ class SELU(Pointwise):
 
     alpha: float = 1.6732632423543772
     scale: float = 1.0507009873554805
+    kinks = (0.0,)
 
     def forward(self, m: Maths, x: Value) -> Value:
         return self.scale * m.where(x > 0, x, self.alpha * m.expm1(m.minimum(x, 0)))
 
     def backward(self, m: Maths, dout: Value, x: Value, y: Value) -> Value:
         return dout * m.where(x > 0, self.scale, y + self.scale * self.alpha)
-
-    @property
-    def kinks(self) -> tuple[float, ...]:
-        return (0.0,)
 
 
 class Softplus(Pointwise):
@@ -354,29 +348,25 @@ class GELU(Pointwise):
 class HardSigmoid(Pointwise):
     """The line x / 6 + 1/2, kept within 0 and 1."""
 
+    kinks = (-3.0, 3.0)
+
     def forward(self, m: Maths, x: Value) -> Value:
         return m.where(x <= -3, 0, m.where(x >= 3, 1, x / 6 + 0.5))
 
     def backward(self, m: Maths, dout: Value, x: Value, y: Value) -> Value:
         return m.where((x <= -3) | (x >= 3), 0, dout / 6)
 
-    @property
-    def kinks(self) -> tuple[float, ...]:
-        return (-3.0, 3.0)
-
 
 class HardTanh(Pointwise):
     """x, kept within -1 and 1 (Collobert 2004)."""
+
+    kinks = (-1.0, 1.0)
 
     def forward(self, m: Maths, x: Value) -> Value:
         return m.where(x <= -1, -1, m.where(x >= 1, 1, x))
 
     def backward(self, m: Maths, dout: Value, x: Value, y: Value) -> Value:
         return m.where((x <= -1) | (x >= 1), 0, dout)
-
-    @property
-    def kinks(self) -> tuple[float, ...]:
-        return (-1.0, 1.0)
 
 
 class Mish(Pointwise):
@@ -641,17 +631,26 @@ class Dropout(Operation):
         return m.where(m.kept.dropped, 0, dout / (1 - self.ratio)) if m.training else dout
 
 
-class BatchNorm(Operation):
+class Normalized(Operation, abstract=True):
+    """Numbers of mean 0 and variance 1, times gamma, plus beta."""
+
+    units: int
+
+    parameters: ClassVar = {"gamma": ("units",), "beta": ("units",)}
+
+    def initial(self, name: str) -> tuple[float, float]:
+        return float(name == "gamma"), 0.0
+
+
+class BatchNorm(Normalized):
     """gamma (x - mean) / sqrt(variance + eps) + beta over the batch (§6.3; Ioffe & Szegedy 2015).
 
     Predictions take running means of both, which move by `1 - decay` a training step.
     """
 
-    units: int
     decay: float = 0.9
     eps: float = 1e-5
 
-    parameters: ClassVar = {"gamma": ("units",), "beta": ("units",)}
     state: ClassVar = {"mean": (("units",), 0.0), "variance": (("units",), 1.0)}
     mixes = True
 
@@ -673,21 +672,11 @@ class BatchNorm(Operation):
             d = dout - by_beta / m.count(x) - normal * (by_gamma / m.count(x))
         return d * (gamma / std), by_gamma, by_beta
 
-    def initial(self, name: str) -> tuple[float, float]:
-        return float(name == "gamma"), 0.0
 
-    @property
-    def widths(self) -> tuple[int | None, int | None]:
-        return self.units, self.units
-
-
-class LayerNorm(Operation):
+class LayerNorm(Normalized):
     """gamma (x - mean) / sqrt(variance + eps) + beta along each row (Ba, Kiros & Hinton 2016)."""
 
-    units: int
     eps: float = 1e-5
-
-    parameters: ClassVar = {"gamma": ("units",), "beta": ("units",)}
 
     def forward(self, m: Maths, x: Value, gamma: Value, beta: Value) -> Value:
         return gamma * self.normal(m, x)[0] + beta
@@ -703,10 +692,3 @@ class LayerNorm(Operation):
         d = x - m.sum(x) / m.width(x)
         std = m.sqrt(m.sum(d * d) / m.width(x) + self.eps)
         return d / std, std
-
-    def initial(self, name: str) -> tuple[float, float]:
-        return float(name == "gamma"), 0.0
-
-    @property
-    def widths(self) -> tuple[int | None, int | None]:
-        return self.units, self.units
