@@ -165,10 +165,11 @@ class Prepared:
 
     def train_step(self, x, t, loss, update, names, backend):
         """The mean loss, after which every W and b has moved; see `Backend`."""
-        if update.slots > MOST_SLOTS or not all(
-            W.flags.writeable and b.flags.writeable for W, b, _ in self.layers
-        ):
+        if update.slots > MOST_SLOTS:
             return None
+        for W, b, _ in self.layers:
+            if not (W.flags.writeable and b.flags.writeable):
+                return None
         taken = {update.taken.get(name, 0) for name in names}
         if len(taken) > 1:  # each is at a step of its own
             return None
@@ -196,28 +197,25 @@ class Prepared:
         return room.losses.sum() / len(x)
 
     def _memory_of(self, update, names, backend):
-        """The address of those of all that an optimizer remembers."""
-        memory = update.memory
-        if self.memory is not None:
-            table, lists, arrays = self.memory
-            now = [memory.get(name) for name in names]
-            if all(a is b for a, b in zip(now, lists, strict=True)) and all(
-                a is b
-                for kept, seen in zip(lists, arrays, strict=True)
-                for a, b in zip(kept, seen, strict=True)
-            ):
-                return _address(table)
-        parameters = (array for W, b, _ in self.layers for array in (W, b))
-        lists = [
-            update.memory_of(name, W, backend) for name, W in zip(names, parameters, strict=True)
-        ]
-        for kept in lists:
+        """The address of those of all that an optimizer remembers, parameter by parameter."""
+        now = [array for name in names for array in update.memory.get(name, ())]
+        if self.memory is not None and len(now) == len(self.memory[0]):
+            for array, seen in zip(now, self.memory[0], strict=True):
+                if array is not seen:
+                    break
+            else:
+                return self.memory[2]
+        parameters = [array for W, b, _ in self.layers for array in (W, b)]
+        arrays = []
+        for name, W in zip(names, parameters, strict=True):
+            kept = update.memory_of(name, W, backend)
             for k, array in enumerate(kept):
                 if not (array.flags.c_contiguous and array.flags.writeable):
                     kept[k] = np.array(array, order="C")
-        addresses = [_address(array) for kept in lists for array in kept]
-        self.memory = np.array(addresses, np.int64), lists, [tuple(kept) for kept in lists]
-        return _address(self.memory[0])
+            arrays += kept
+        table = np.array([_address(array) for array in arrays], np.int64)
+        self.memory = arrays, table, _address(table)
+        return self.memory[2]
 
     def _descend(self, room, x, t, loss, dx, found):
         if room.loss is not loss:
