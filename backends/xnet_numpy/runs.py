@@ -1,11 +1,12 @@
 """Runs of layers on NumPy, in fast mode: what each layer calls, looked up once."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from xnet.backend import Array, Gradients, Run
+from xnet.operations import Loss
 from xnet_numpy import generated
 
 SMALL = 1 << 14
@@ -31,6 +32,10 @@ def affine_gradients(dout: Array, x: Array) -> tuple[Array, Array]:
     return product(x.T, dout), np.add.reduce(dout, axis=0)
 
 
+Call: TypeAlias = tuple[Callable[..., Array], tuple[Any, ...]]
+"""A function, and its arguments after the arrays."""
+
+
 class Prepared:
     """What each operation of a run calls, and with what beside its input.
 
@@ -38,11 +43,14 @@ class Prepared:
     ----------
     forth, back
         By operation; `back` is None for a product, whose gradients are `affine_gradients` and more.
+    last
+        What is called for a loss's predictions.
     """
 
     def __init__(self, run: Run) -> None:
-        self.forth: list[tuple[Callable[..., Array], tuple[Any, ...]]] = []
-        self.back: list[tuple[Callable[..., Array], tuple[Any, ...]] | None] = []
+        self.forth: list[Call] = []
+        self.back: list[Call | None] = []
+        self.last: dict[Loss, Call] = {}
         self.weights: list[Array] = [arrays[0] if arrays else None for arrays in run.parameters]
         for operation, parameters in run:
             if operation.fuses == "product":
@@ -54,11 +62,17 @@ class Prepared:
                 call, values = generated.backward(operation)
                 self.back.append((call, values(operation, 0)))
 
-    def through(self, x: Array, last: tuple[Callable[..., Array], tuple[Any, ...]] | None) -> Array:
-        """The run's output, and what is called last of it."""
+    def through(self, x: Array, loss: Loss | None) -> Array:
+        """The run's output, or what a loss predicts of it."""
         for call, more in self.forth:
             x = call(x, *more)
-        return x if last is None else last[0](x, *last[1])
+        if loss is None:
+            return x
+        last = self.last.get(loss)
+        if last is None:
+            call, values = generated.predicted(loss)
+            last = self.last[loss] = call, values(loss, 0)
+        return last[0](x, *last[1])
 
     def keeping(self, x: Array) -> list[Array]:
         """The run's input and every operation's output."""
