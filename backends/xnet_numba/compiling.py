@@ -14,7 +14,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import numba
 import scipy.linalg  # noqa: F401  # Numba loads its BLAS, sooner or later: now it can be limited
 from numba import cfunc, njit, types
-from numba.core.event import Listener, register
+from numba.core.event import Listener, install_listener
 
 from xnet import threads
 
@@ -22,13 +22,17 @@ threads.apply_to_blas()  # SciPy's has been loaded just now
 
 
 class _Announcement(Listener):
-    """Says on stderr, once a process, that kernels are being compiled, and shows how many."""
+    """Says on stderr, once a process, that kernels are being compiled, and shows how many.
+
+    It listens only while something of ours is compiled; another thread may compile its own then.
+    """
 
     def __init__(self):
         self.count = 0
 
     def on_start(self, event):
-        if not event.data["dispatcher"].py_func.__module__.startswith("xnet_numba."):
+        function = getattr(event.data.get("dispatcher"), "py_func", None)
+        if not str(getattr(function, "__module__", "")).startswith("xnet_"):
             return
         self.count += 1
         if self.count == 1:
@@ -40,14 +44,33 @@ class _Announcement(Listener):
         pass
 
 
-register("numba:compile", _Announcement())
+_announcement = _Announcement()
+
+
+def _announced(dispatcher):
+    """A compiled function that says so where it is compiled."""
+    compile_it = dispatcher.compile
+
+    def compile_and_say(signature):
+        with install_listener("numba:compile", _announcement):
+            return compile_it(signature)
+
+    dispatcher.compile = compile_and_say
+    return dispatcher
+
 
 OPTIONS = {"error_model": "numpy", "fastmath": {"contract", "reassoc"}}
 """Of fast mode. "numpy": a division by 0 gives inf or NaN; the branch that would raise keeps loops
 scalar. "contract" allows fused multiply-adds, "reassoc" lets a sum be kept in several lanes."""
 
 _serial = njit(cache=True, **OPTIONS)
-_alone = njit(cache=True, nogil=True, **OPTIONS)
+
+
+def _alone(function):
+    """Compile what Python calls; other threads of Python go on meanwhile."""
+    return _announced(njit(cache=True, nogil=True, **OPTIONS)(function))
+
+
 _parallel = njit(cache=True, parallel=True, **OPTIONS)
 
 # As written, for what reproducible mode takes too.
@@ -65,7 +88,8 @@ def routine(function, *arguments, options=None, cache=True):
     options = OPTIONS if options is None else dict(options)
     if "fastmath" in options:
         options["fastmath"] = set(options["fastmath"])
-    _routines.append(cfunc(types.void(*arguments), cache=cache, **options)(function))
+    with install_listener("numba:compile", _announcement):
+        _routines.append(cfunc(types.void(*arguments), cache=cache, **options)(function))
     return _routines[-1].address
 
 
