@@ -11,7 +11,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from conftest import property_settings
+from conftest import property_settings, variants
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -26,8 +26,28 @@ from xnet.gradient import (
     numerical_gradient,
     partial_derivative,
 )
-from xnet.layers import Affine, IdentityWithLoss, ReLU, Sigmoid, SoftmaxWithLoss
+from xnet.layers import (
+    Affine,
+    BatchNorm,
+    Dropout,
+    IdentityWithLoss,
+    LayerNorm,
+    ReLU,
+    Sigmoid,
+    SoftmaxWithLoss,
+    layer_class,
+)
 
+POINTWISE, ACTIVATIONS = variants("pointwise"), variants("pointwise", "rows")
+LOSSES = variants("loss")
+CURVATURE_JUMPS = ("ELU", "Huber")
+"""Where they do, truncation is of h and not h^2, and what the check allows need not be enough."""
+SLOPE_JUMPS = ("AbsoluteError", "Hinge")
+"""The check knows the kinks of activations, but not those of losses."""
+SMOOTH, SMOOTH_LOSSES = (
+    [o for o in some if not o.kinks and type(o).__name__ not in CURVATURE_JUMPS + SLOPE_JUMPS]
+    for some in (ACTIVATIONS, LOSSES)
+)
 BAD_STEPS = [0, -1e-4, math.nan, math.inf]
 
 
@@ -689,11 +709,13 @@ STACKS = {
 }
 
 
-def stack(depth, activation, loss, **options):
+def stack(depth, activation=Sigmoid, loss=SoftmaxWithLoss, **options):
+    """Affine layers with activations between: a class, or an operation; so the loss."""
     layers = []
     for sizes in STACKS[depth]:
-        layers += [Affine(*sizes, weight_init_std=0.7), activation()]
-    return xnet.Network(layers[:-1], loss(), **options)
+        layers.append(Affine(*sizes, weight_init_std=0.7))
+        layers.append(activation() if isinstance(activation, type) else activation)
+    return xnet.Network(layers[:-1], loss() if isinstance(loss, type) else loss, **options)
 
 
 @pytest.mark.parametrize("depth", STACKS)
@@ -763,6 +785,10 @@ def test_check_describes_each_parameter(backend, rng, monkeypatch):
 class NoFactor(Sigmoid):
     """A backward that forgets (1 - y)."""
 
+    def forward(self, x):
+        self.y = super().forward(x)
+        return self.y
+
     def backward(self, dout):
         return dout * self.y
 
@@ -774,12 +800,82 @@ class Negligent(ReLU):
         return super().backward(dout) + 1e-3 * dout
 
 
+a_layer_of_ones_own = pytest.mark.filterwarnings("ignore::xnet.NaiveGradientWarning")
+
+
+@a_layer_of_ones_own
 @pytest.mark.parametrize("wrong", [NoFactor, Negligent])
 def test_check_catches_a_wrong_backward(backend, rng, wrong):
     net = stack(2, wrong, SoftmaxWithLoss)
     check = gradient_check(net, rng.normal(size=(4, 5)), rng.integers(0, 3, 4))
     verdicts = {name: found.passed for name, found in check.parameters.items()}
     assert verdicts == {"W1": False, "b1": False, "W2": True, "b2": True}
+
+
+def off_by_one_percent(cls):
+    """A layer or loss like this one, but for its backward."""
+
+    class Wrong(cls):
+        def backward(self, *dout):
+            return 1.01 * super().backward(*dout)
+
+    return Wrong
+
+
+@pytest.mark.parametrize("operation", ACTIVATIONS, ids=repr)
+def test_every_activation_passes_the_check(backend, operation):
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        net = stack(2, operation, seed=seed)
+        check = gradient_check(net, rng.normal(size=(4, 5)), rng.integers(0, 3, 4))
+        assert check.passed, str(check)
+        assert max(check.values()) < 1e-8
+
+
+@a_layer_of_ones_own
+@pytest.mark.parametrize("operation", ACTIVATIONS, ids=repr)
+def test_one_percent_off_in_any_activation_is_caught(backend, rng, operation):
+    wrong = off_by_one_percent(layer_class(type(operation)))
+    layers = [Affine(5, 6, 0.7), wrong(**operation.settings()), Affine(6, 3, 0.7)]
+    check = gradient_check(xnet.Network(layers), rng.normal(size=(4, 5)), rng.integers(0, 3, 4))
+    verdicts = {name: found.passed for name, found in check.parameters.items()}
+    assert verdicts == {"W1": False, "b1": False, "W2": True, "b2": True}
+
+
+@pytest.mark.parametrize("operation", LOSSES, ids=repr)
+def test_every_loss_passes_the_check(backend, operation):
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        net = stack(2, Sigmoid, operation, seed=seed)
+        for t in (rng.integers(0, 3, 4), rng.dirichlet(np.ones(3), 4)):
+            check = gradient_check(net, rng.normal(size=(4, 5)), t)
+            assert check.passed, str(check)
+            assert max(check.values()) < 1e-8
+
+
+@a_layer_of_ones_own
+@pytest.mark.parametrize("operation", LOSSES, ids=repr)
+def test_one_percent_off_in_any_loss_is_caught(backend, rng, operation):
+    net = stack(
+        2, Sigmoid, off_by_one_percent(layer_class(type(operation)))(**operation.settings())
+    )
+    check = gradient_check(net, rng.normal(size=(4, 5)), rng.integers(0, 3, 4))
+    assert not check.passed
+    for found in check.parameters.values():  # a hinge that no score reaches has no slope at all
+        assert found.passed == (found.backprop == found.numerical == 0), str(check)
+
+
+@a_layer_of_ones_own
+@pytest.mark.parametrize("between", [BatchNorm(6), Dropout(0.4), LayerNorm(6)], ids=repr)
+def test_both_gradients_are_of_the_loss_in_training(backend, rng, between):
+    """What is dropped is the same on both sides, and no running mean moves."""
+    net = xnet.Network([Affine(5, 6, 0.7), between.copy(), Sigmoid(), Affine(6, 3, 0.7)], seed=4)
+    x, t = rng.normal(size=(8, 5)), rng.integers(0, 3, 8)
+    state = {name: backend.to_numpy(array).copy() for name, array in net.state.items()}
+    check = gradient_check(net, x, t)
+    assert check.passed, str(check)
+    for name, array in net.state.items():
+        np.testing.assert_array_equal(backend.to_numpy(array), state[name])
 
 
 def test_check_catches_nan(backend, rng, monkeypatch):
@@ -800,16 +896,17 @@ def test_check_catches_nan(backend, rng, monkeypatch):
     std=st.sampled_from([0.01, 0.7, 5.0]),
     scale=st.sampled_from([1e-2, 1.0, 1e2]),
     h=st.sampled_from([None, 1e-5, 1e-3]),
-    loss=st.sampled_from([SoftmaxWithLoss, IdentityWithLoss]),
+    activation=st.sampled_from(SMOOTH),
+    loss=st.sampled_from(SMOOTH_LOSSES),
     seed=st.integers(0, 1000),
 )
-def test_a_right_backward_is_never_accused(backend, depth, std, scale, h, loss, seed):
+def test_a_right_backward_is_never_accused(backend, depth, std, scale, h, activation, loss, seed):
     """Over sizes of weights, inputs and steps: what is allowed follows them."""
     rng = np.random.default_rng(seed)
     layers = []
     for sizes in STACKS[depth]:
-        layers += [Affine(*sizes, weight_init_std=std), Sigmoid()]
-    net = xnet.Network(layers[:-1], loss(), seed=seed)
+        layers += [Affine(*sizes, weight_init_std=std), activation]
+    net = xnet.Network(layers[:-1], loss, seed=seed)
     check = gradient_check(net, scale * rng.normal(size=(4, 5)), rng.integers(0, 3, 4), h)
     assert check.passed, str(check)
     # What is allowed does not swallow the gradient itself, where that is not all but nothing.
@@ -825,12 +922,31 @@ def test_check_says_where_a_kink_is_crossed(backend):
     W, b = (backend.to_numpy(net.params[name]).copy() for name in ("W1", "b1"))
     b[1] = -(W[0, 1] + 2 * W[1, 1]) + 1e-4  # unit 1 is 1e-4 above its kink for the first sample
     net.params["b1"] = backend.asarray(b)
-    with pytest.warns(xnet.KinkWarning, match=r"layers\[1\], a ReLU \(1 sample\(s\), 1 unit"):
+    with pytest.warns(xnet.KinkWarning, match=r"layers\[1\], ReLU \(1 sample\(s\), 1 unit"):
         check = gradient_check(net, x, t)
     (kink,) = check.kinks
-    assert (kink.layer, kink.samples, kink.units) == (1, 1, 1)
+    assert (kink.layer, kink.samples, kink.units, kink.operation) == (1, 1, 1, "ReLU")
     assert "h=0.0001 may cross the kink of layers[1]" in str(check)
     assert gradient_check(net, x, t, h=1e-5).kinks == []  # 2e-5 at most: out of reach
+
+
+@pytest.mark.parametrize("operation", POINTWISE, ids=repr)
+def test_kinks_are_the_operations(backend, operation):
+    """One unit is put 1e-4 above each in turn, and where a kink of another operation would be."""
+    everywhere = {kink for other in POINTWISE for kink in other.kinks}
+    for place in everywhere:
+        net = xnet.Network([Affine(2, 3, 0.7), operation, Affine(3, 2, 0.7)], seed=1)
+        x, t = [[1.0, 2.0], [0.5, -2.5]], [0, 1]
+        W, b = (backend.to_numpy(net.params[name]).copy() for name in ("W1", "b1"))
+        b[1] = place - (W[0, 1] + 2 * W[1, 1]) + 1e-4
+        net.params["b1"] = backend.asarray(b)
+        near = place in operation.kinks
+        with pytest.warns(xnet.KinkWarning) if near else contextlib.nullcontext():
+            kinks = gradient_check(net, x, t).kinks
+        assert [(k.layer, k.samples, k.units, k.operation) for k in kinks] == (
+            [(1, 1, 1, type(operation).__name__)] if near else []
+        )
+        assert gradient_check(net, x, t, h=1e-5).kinks == []  # 2e-5 at most: out of reach
 
 
 def test_check_finds_a_kink_behind_another_layer(backend):
