@@ -22,6 +22,16 @@ class FormulaError(TypeError):
     """A formula does what only a computation on arrays could: it cannot be compiled."""
 
 
+NUMBERS = (int, float)
+"""Python's own: NumPy's are arrays without axes."""
+
+TWO_NUMBERS = (
+    "chooses between two numbers, which are of no array's type",
+    "put the array that the choice is for in it, as in m.where(condition, dout, 0)",
+)
+"""What is wrong, and what to do instead."""
+
+
 class Mathematics:
     """What every interpreter derives from its own `where`, once for all."""
 
@@ -33,10 +43,14 @@ class Mathematics:
 
     def maximum(self, a: Any, b: Any) -> Any:
         """The larger of a and b; NaN if a is, or if b is."""
+        if type(a) in NUMBERS:  # whether it is NaN, no array library can be asked
+            a, b = b, a
         return self.where(a >= b, a, self.where(a != a, a, b))
 
     def minimum(self, a: Any, b: Any) -> Any:
         """The smaller of a and b; NaN if a is, or if b is."""
+        if type(a) in NUMBERS:
+            a, b = b, a
         return self.where(a <= b, a, self.where(a != a, a, b))
 
     def power(self, base: float, n: int) -> Any:
@@ -93,6 +107,8 @@ class Arrays(Mathematics):
         return math.sqrt(a) if isinstance(a, float) else self.xp.sqrt(a)
 
     def where(self, condition: Array, a: Any, b: Any) -> Array:
+        if type(a) in NUMBERS and type(b) in NUMBERS:
+            raise FormulaError(f"m.where(condition, {a}, {b}) {TWO_NUMBERS[0]}; {TWO_NUMBERS[1]}")
         if isinstance(a, int | float):
             a = self.xp.asarray(a, dtype=b.dtype, device=b.device)
         elif isinstance(b, int | float):
@@ -397,11 +413,17 @@ class _Symbol:
             "a formula is of single numbers: use m.where, or m.sum or m.max along a row",
         )
 
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self._refuse("writes to an array", "make a new one: m.where(condition, a, b)")
+
     def __len__(self) -> int:
         return self._refuse("asks for a length", "use m.width(a), how many numbers a row has")
 
     def __float__(self) -> float:
-        return self._refuse("makes a number of a symbol", "use m.exp, m.log, ... for math's")
+        return self._refuse(
+            "makes a number of a symbol",
+            "use m.exp, m.log, ... for math's, or of settings alone math's in __post_init__",
+        )
 
     __int__ = __index__ = __complex__ = __float__  # pyright: ignore[reportAssignmentType]
 
@@ -479,6 +501,12 @@ class Node(_Symbol):
 
 
 def _combined(operator: str, *arguments: Any) -> _Symbol:
+    if operator not in ("where", "&", "|", "~"):
+        for a in arguments:
+            if isinstance(a, Node) and a.operator in TRUTHS:
+                a._refuse(  # pyright: ignore[reportPrivateUsage]
+                    "computes with a truth", "use m.where(condition, a, b)"
+                )
     if any(isinstance(a, Node) for a in arguments):
         return Node(operator, arguments, any(isinstance(a, Node) and a.varies for a in arguments))
     texts = [a.source if isinstance(a, Number) else repr(float(a)) for a in arguments]
@@ -487,9 +515,8 @@ def _combined(operator: str, *arguments: Any) -> _Symbol:
     if operator == "sqrt":
         return Number(f"sqrt({texts[0]})")
     if operator not in ("+", "-", "*", "/"):
-        arguments[0]._refuse(
-            "compares settings", "decide it where the operation is made, in __post_init__"
-        )
+        what = "compares settings" if operator in TRUTHS else f"takes {operator} of a setting"
+        arguments[0]._refuse(what, "do so where the operation is made, in __post_init__")
     return Number(f"({texts[0]} {operator} {texts[1]})")
 
 
@@ -507,6 +534,8 @@ class Trace(Mathematics):
         self.kept = SimpleNamespace()
 
     def where(self, condition: Any, a: Any, b: Any) -> Any:
+        if isinstance(condition, Node) and not (isinstance(a, Node) or isinstance(b, Node)):
+            return condition._refuse(*TWO_NUMBERS)  # pyright: ignore[reportPrivateUsage]
         return _combined("where", condition, a, b)
 
     def power(self, base: Any, n: Any) -> Any:
@@ -514,12 +543,12 @@ class Trace(Mathematics):
         return Number(f"power({', '.join(texts)})")
 
     def sum(self, a: Any) -> Any:
-        """Along a row."""
-        return Node("sum", (a,), False)
+        """Along a row; one number a row is its own sum, as for arrays of one column."""
+        return a if isinstance(a, Node) and not a.varies else Node("sum", (a,), False)
 
     def max(self, a: Any) -> Any:
-        """Along a row."""
-        return Node("max", (a,), False)
+        """Along a row, likewise."""
+        return a if isinstance(a, Node) and not a.varies else Node("max", (a,), False)
 
     def width(self, a: Any) -> Any:
         """Numbers in a row: known when the compiled code is called."""

@@ -679,6 +679,8 @@ def _kinks(backend: Backend, layers: Any, z: Array, h: float) -> list[Kink]:
         if layer.opaque or operation is None or operation.fuses not in ("product", "pointwise"):
             break  # no telling what moves behind it
         parameters = tuple(layer.params.values())
+        if operation.fuses == "pointwise" and parameters:
+            break
         if operation.fuses == "product":
             W = xp.abs(parameters[0])
             everywhere = xp.maximum(own * xp.max(W, axis=0), backend.matmul(everywhere, W))
