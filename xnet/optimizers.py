@@ -153,7 +153,8 @@ class Optimizer:
         """What is remembered of a parameter, zeros at first."""
         memory = self.memory.get(name)
         if memory is None:
-            zeros = [backend.xp.zeros_like(W) for _ in range(self.slots)]
+            with backend.running():
+                zeros = [backend.xp.zeros_like(W) for _ in range(self.slots)]
             memory = self.memory.setdefault(name, zeros)
         for array in memory:
             if not backend.owns(array):
