@@ -1,4 +1,4 @@
-"""xnet.datasets: what is loaded, how it is verified and downloaded, and pictures from outside."""
+"""xnet.datasets: what is loaded, how it is verified and downloaded; and pictures from outside."""
 
 import gzip
 import hashlib
@@ -21,8 +21,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from xnet import datasets
-from xnet.datasets import DATASETS, load_digits, load_image, load_mnist
+from xnet.datasets import DATASETS, load_digits, load_mnist
 from xnet.errors import DatasetError
+from xnet.tools.pictures import load_image
 
 FILES = (
     "train-images-idx3-ubyte",

@@ -17,27 +17,31 @@ import numpy.testing
 import pytest
 import safetensors
 import safetensors.numpy
-from conftest import BACKENDS
+from conftest import BACKENDS, LAYER_KINDS, SIZES, variants
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import xnet
-from xnet import WeightsError, weights
-from xnet.layers import Affine, IdentityWithLoss, ReLU, Sigmoid, SoftmaxWithLoss
+from xnet import WeightsError, operations, weights
+from xnet.layers import Layer, LossLayer
 from xnet.network import Network
+from xnet.operations import Affine, BatchNorm, Operation, ReLU, SoftmaxWithLoss
+from xnet.optimizers import SGD
+from xnet.tools import notes_pickle
 
 USABLE = [info.name for info in xnet.backends() if info.usable and info.name in BACKENDS]
 
 
-def make_network(loss=SoftmaxWithLoss, **where) -> Network:
-    """One layer of every kind."""
-    layers = [Affine(4, 5, "he"), ReLU(), Affine(5, 3, "he"), Sigmoid(), Affine(3, 2, "he")]
-    return Network(layers, loss(), **where)
+def make_network(loss=None, **where) -> Network:
+    """Parameters of two kinds, and state."""
+    parts = [Affine(4, 5, "he"), ReLU(), Affine(5, 3, "he"), BatchNorm(3), Affine(3, 2, "he")]
+    return Network(parts, loss, **where)
 
 
 def bits(network: Network) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
-    """Every parameter to the last bit."""
-    arrays = {name: network.backend.to_numpy(a) for name, a in network.params.items()}
+    """Every parameter, and state, to the last bit."""
+    every = dict(network.params) | {f"state {k}": v for k, v in network.state.items()}
+    arrays = {name: network.backend.to_numpy(a) for name, a in every.items()}
     return {name: (a.dtype.str, a.shape, a.tobytes()) for name, a in arrays.items()}
 
 
@@ -51,11 +55,19 @@ def saved(tmp_path) -> Path:
 # There and back.
 
 
-@pytest.mark.parametrize("loss", [SoftmaxWithLoss, IdentityWithLoss])
+def trained(network: Network) -> Network:
+    """After a step, so that its state is not what every network begins with."""
+    rng = np.random.default_rng(5)
+    inputs, outputs = network.inputs, network.scores(np.zeros(network.inputs)).shape[0]
+    x, t = rng.standard_normal((8, inputs)), rng.integers(0, outputs, 8)
+    network.train_step(x, t, SGD(0.1))
+    return network
+
+
 @pytest.mark.parametrize("target", USABLE)
-def test_round_trip_bit_for_bit(backend, dtype, loss, target, tmp_path):
+def test_round_trip_bit_for_bit(backend, dtype, target, tmp_path):
     path = tmp_path / "net.safetensors"
-    network = make_network(loss, dtype=dtype)
+    network = trained(make_network(dtype=dtype))
     tiny = np.finfo(dtype).smallest_subnormal
     odd = np.array([-0.0, np.nan, np.inf, -tiny, 0.1], dtype)
     network.params["b1"] = backend.asarray(odd)
@@ -64,8 +76,69 @@ def test_round_trip_bit_for_bit(backend, dtype, loss, target, tmp_path):
     assert loaded.backend.name == target
     assert loaded.dtype == dtype
     assert list(map(repr, loaded.layers)) == list(map(repr, network.layers))
-    assert type(loaded.loss_layer) is loss
+    assert bits(loaded) == bits(network) != bits(make_network(dtype=dtype))
+    assert weights.sha256(loaded) == weights.sha256(network)
+
+
+@pytest.mark.parametrize("operation", variants(*LAYER_KINDS), ids=repr)
+def test_every_operation_comes_back_with_its_settings(tmp_path, rng, operation):
+    units = operation.widths[1] or SIZES[0]
+    network = trained(Network([Affine(3, SIZES[0], 0.5), operation, Affine(units, 2, 0.5)]))
+    weights.save(network, tmp_path / "net")
+    loaded = weights.load_network(tmp_path / "net")
+    assert [type(layer) for layer in loaded.layers] == [type(layer) for layer in network.layers]
+    assert loaded.layers[1].settings() == operation.settings()
     assert bits(loaded) == bits(network)
+    x = rng.standard_normal((5, 3))
+    assert loaded.predict(x).tobytes() == network.predict(x).tobytes()
+
+
+@pytest.mark.parametrize(
+    "loss", [*variants("loss"), SoftmaxWithLoss(0.1, class_weights=(1, 2.5))], ids=repr
+)
+def test_every_loss_comes_back_with_its_settings(tmp_path, rng, loss):
+    network = make_network(loss)
+    weights.save(network, tmp_path / "net")
+    loaded = weights.load_network(tmp_path / "net").loss_layer
+    assert type(loaded.operation) is type(loss)
+    assert loaded.operation.settings() == loss.settings()
+    scores, t = rng.standard_normal((3, 2)), np.eye(2)[[0, 1, 1]]
+    assert loaded.forward(scores, t).tobytes() == network.loss_layer.forward(scores, t).tobytes()
+
+
+def test_what_is_frozen_stays_so(tmp_path):
+    network = make_network()
+    network.layers[0].trainable = False
+    weights.save(network, tmp_path / "net")
+    loaded = weights.load_network(tmp_path / "net")
+    assert [layer.trainable for layer in loaded.layers] == [False, True, True, True, True]
+
+
+def test_settings_that_are_numpys_numbers(tmp_path):
+    """As sizes taken from an array's are."""
+    sizes, slope = np.array([2, 4]), np.float32(0.5)
+    network = Network([Affine(*sizes), operations.LeakyReLU(slope)])
+    weights.save(network, tmp_path / "net")
+    loaded = weights.load_network(tmp_path / "net")
+    assert repr(loaded.layers) == "[Affine(2, 4), LeakyReLU(0.5)]"
+
+
+def test_state_and_parameters_of_one_name(tmp_path):
+    """A parameter called mean beside a running mean: each keeps its numbers."""
+
+    class Shift(Operation):
+        units: int
+        parameters = {"mean": ("units",)}  # noqa: RUF012
+
+        def forward(self, m, x, mean):
+            return x + mean
+
+    network = Network([Shift(2), BatchNorm(2)])
+    network.params["mean1"] = np.array([1.0, 2.0])
+    weights.save(network, tmp_path / "net")
+    loaded = weights.load_network(tmp_path / "net")
+    assert loaded.params["mean1"].tolist() == [1.0, 2.0]
+    assert loaded.state["mean1"].tolist() == [0.0, 0.0]
 
 
 def test_current_backend_is_the_default(backend, saved):
@@ -81,9 +154,8 @@ def test_dtype_argument_casts(backend, dtype, saved):
         )
 
 
-@pytest.mark.parametrize("loss", [SoftmaxWithLoss, IdentityWithLoss])
-def test_predictions_are_equal_after_loading(backend, dtype, loss, tmp_path, rng):
-    network = make_network(loss, dtype=dtype)
+def test_predictions_are_equal_after_loading(backend, dtype, tmp_path, rng):
+    network = trained(make_network(dtype=dtype))
     weights.save(network, tmp_path / "net")
     x = rng.standard_normal((7, 4))
     loaded = weights.load_network(tmp_path / "net")
@@ -92,6 +164,7 @@ def test_predictions_are_equal_after_loading(backend, dtype, loss, tmp_path, rng
 
 
 def test_loaded_network_can_be_trained_both_ways(backend, saved, rng):
+    weights.save(Network([Affine(4, 5, "he"), ReLU(), Affine(5, 2, "he")]), saved)
     network = weights.load_network(saved)
     x, t = rng.standard_normal((3, 4)), np.array([0, 1, 1])
     assert max(xnet.gradient_check(network, x, t).values()) < 1e-6
@@ -102,19 +175,24 @@ def test_loaded_network_can_be_trained_both_ways(backend, saved, rng):
 
 def test_architecture_is_in_the_metadata(saved):
     with safetensors.safe_open(saved, framework="numpy") as file:
-        assert sorted(file.keys()) == ["W1", "W2", "W3", "b1", "b2", "b3"]
+        assert sorted(file.keys()) == [
+            *("W1", "W2", "W3", "b1", "b2", "b3", "beta1", "gamma1"),
+            *("state.mean1", "state.variance1"),
+        ]
         assert file.get_tensor("W1").shape == (4, 5)
         architecture = json.loads(file.metadata()["xnet"])
+    he = {"weight_init_std": "he"}
     assert architecture == {
-        "format": 1,
+        "format": 2,
         "layers": [
-            ["Affine", {"inputs": 4, "outputs": 5}],
+            ["Affine", {"inputs": 4, "outputs": 5} | he],
             ["ReLU", {}],
-            ["Affine", {"inputs": 5, "outputs": 3}],
-            ["Sigmoid", {}],
-            ["Affine", {"inputs": 3, "outputs": 2}],
+            ["Affine", {"inputs": 5, "outputs": 3} | he],
+            ["BatchNorm", {"units": 3, "decay": 0.9, "eps": 1e-5}],
+            ["Affine", {"inputs": 3, "outputs": 2} | he],
         ],
-        "loss": "SoftmaxWithLoss",
+        "loss": ["SoftmaxWithLoss", {"label_smoothing": 0.0, "class_weights": None}],
+        "frozen": [],
     }
 
 
@@ -134,13 +212,69 @@ def test_network_without_parameters(tmp_path):
     assert repr(weights.load_network(tmp_path / "relu").layers) == "[ReLU()]"
 
 
-def test_layer_from_elsewhere_is_not_saved(tmp_path):
-    class ReLU(xnet.layers.ReLU):  # of the same name, but who knows what it does
+class Opaque(Layer):
+    """Says itself what it computes."""
+
+    def __call__(self, x):
+        return x
+
+    forward = backward = __call__
+
+
+class Otherwise(xnet.layers.ReLU):
+    def backward(self, dout):
+        return dout
+
+
+class OpaqueLoss(LossLayer):
+    def forward(self, x, t):
+        return x[0, 0]
+
+
+@pytest.mark.parametrize("part", [Opaque(), Otherwise(), OpaqueLoss()], ids=repr)
+def test_what_says_itself_what_it_computes_is_not_saved(tmp_path, part):
+    is_loss = isinstance(part, LossLayer)
+    network = Network([Affine(2, 2), *[part] * (not is_loss)], part if is_loss else None)
+    name = type(part).__name__
+    with pytest.raises(WeightsError, match=rf"^{name}\(\) cannot be saved: .*as an operation"):
+        weights.save(network, tmp_path / "net")
+    with pytest.raises(WeightsError, match=name):
+        weights.check_savable(network)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_layer_class_that_adds_nothing_is_saved_as_what_it_computes(tmp_path):
+    class Named(xnet.layers.ReLU):
         pass
 
-    with pytest.raises(WeightsError, match=r"ReLU\(\) is not one of Affine, ReLU, Sigmoid"):
-        weights.save(Network([Affine(2, 2), ReLU()]), tmp_path / "net")
+    weights.save(Network([Affine(2, 2), Named()]), tmp_path / "net")
+    assert repr(weights.load_network(tmp_path / "net").layers) == "[Affine(2, 2), ReLU()]"
+
+
+class Clipped(Operation):
+    """With a setting of a type that no annotation tells, and one of several numbers."""
+
+    fuses = "pointwise"
+    how: object = None
+    ends: tuple[float, ...] = (0.0, 1.0)
+    sides: tuple[int, str] = (2, "both")
+
+    def forward(self, m, x):
+        return m.maximum(m.minimum(x, self.ends[1]), self.ends[0])
+
+
+def test_a_setting_that_no_file_can_hold_is_refused(tmp_path):
+    network = Network([Clipped(how=len)])
+    with pytest.raises(WeightsError, match=r"Clipped.* has a setting that no file can hold.*len"):
+        weights.save(network, tmp_path / "net")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_operation_of_ones_own_comes_back(tmp_path):
+    weights.save(Network([Clipped("well", (-1, 2.5), (1, "left"))]), tmp_path / "net")
+    (layer,) = weights.load_network(tmp_path / "net").layers
+    assert type(layer.operation) is Clipped
+    assert layer.settings() == {"how": "well", "ends": (-1, 2.5), "sides": (1, "left")}
 
 
 # How files are written.
@@ -318,6 +452,7 @@ def test_every_truncation_is_refused(saved):
 
 def test_every_flipped_bit_of_the_header_is_refused_or_harmless(saved):
     """A flip may give another valid file; it must never give another exception."""
+    weights.save(Network([Affine(4, 2), BatchNorm(2)]), saved)
     content = bytearray(saved.read_bytes())
     refused = 0
     for index in range(8 + int.from_bytes(content[:8], "little")):
@@ -343,15 +478,27 @@ OK = {"W1": np.ones((2, 3)), "b1": np.ones(3)}
 AFFINE = ["Affine", {"inputs": 2, "outputs": 3}]
 
 
-def described(layers, loss="SoftmaxWithLoss", form=1) -> str:
-    return json.dumps({"format": form, "layers": layers, "loss": loss})
+def described(layers, loss=("SoftmaxWithLoss", {}), form=2, frozen=()) -> str:
+    facts = {"format": form, "layers": layers, "loss": loss, "frozen": frozen}
+    return json.dumps(facts)
+
+
+def with_settings(name, **settings) -> str:
+    return described([AFFINE, [name, settings]])
 
 
 DESCRIPTIONS = {
-    "unknown layer": (described([AFFINE, ["Tanh", {}]]), "unknown layer 'Tanh'"),
-    "unknown loss": (described([AFFINE], loss="Hinge"), "unknown loss 'Hinge'"),
-    "a later format": (described([AFFINE], form=2), "format 2, this xnet reads format 1"),
+    "unknown layer": (
+        described([AFFINE, ["Tanhh", {}]]),
+        "unknown operation 'Tanhh': before loading, import the module that defines it, or install",
+    ),
+    "unknown loss": (described([AFFINE], loss=["Henge", {}]), "unknown operation 'Henge'"),
+    "a loss among the layers": (described([AFFINE, ["Hinge", {}]]), "Hinge(1.0) is a loss"),
+    "a layer for a loss": (described([AFFINE], loss=["ReLU", {}]), "ReLU() stands for the loss"),
+    "an earlier format": (described([AFFINE], form=1), "format 1, this xnet reads format 2"),
+    "a later format": (described([AFFINE], form=3), "format 3, this xnet reads format 2"),
     "missing tensor": (described([AFFINE, AFFINE]), "W2"),
+    "missing state": (with_settings("BatchNorm", units=3), "gamma1"),
     "no layers": (described([]), "layers is empty"),
     "not JSON": ("{", ""),
     "nothing": ("null", ""),
@@ -359,15 +506,47 @@ DESCRIPTIONS = {
     "a string": ('"Affine"', ""),
     "a list": ("[]", ""),
     "no format": ("{}", "format"),
-    "no layers at all": ('{"format": 1}', "layers"),
-    "no loss": (f'{{"format": 1, "layers": [{json.dumps(AFFINE)}]}}', "loss"),
+    "no layers at all": ('{"format": 2}', "layers"),
+    "no loss": (f'{{"format": 2, "layers": [{json.dumps(AFFINE)}]}}', "loss"),
+    "nothing frozen": (described([AFFINE]).replace("frozen", "cold"), "frozen"),
+    "frozen beyond the last": (described([AFFINE], frozen=[1]), "frozen is [1], expected numbers"),
+    "frozen by name": (described([AFFINE], frozen=["W1"]), "frozen is ['W1']"),
+    "frozen or not": (described([AFFINE], frozen=[True]), "frozen is [True]"),
+    "a number frozen": (described([AFFINE], frozen=0), ""),
     "layers that are none": (described(3), ""),
     "a layer that is none": (described([3]), ""),
-    "a layer named by a list": (described([[[], {}]]), ""),
-    "arguments that are none": (described([AFFINE, ["ReLU", 3]]), ""),
-    "arguments too many": (described([AFFINE, ["ReLU", {"slope": 1}]]), ""),
+    "a layer of three": (described([[*AFFINE, {}]]), ""),
+    "a layer named by a list": (described([[[], {}]]), "expected a name and a dict"),
+    "settings that are none": (described([AFFINE, ["ReLU", 3]]), "expected a name and a dict"),
+    "settings too many": (with_settings("ReLU", slope=1), "'ReLU' with settings {'slope': 1}: "),
+    "settings too few": (described([["Affine", {"inputs": 2}]]), "outputs"),
+    "a text for a number": (with_settings("ELU", alpha="1"), "alpha is '1', expected float"),
+    "a truth for a number": (with_settings("ELU", alpha=True), "alpha is True, expected float"),
+    "nothing for a number": (with_settings("ELU", alpha=None), "alpha is None, expected float"),
+    "a list for a number": (with_settings("ELU", alpha=[1.0]), "alpha is [1.0], expected float"),
+    "too large a number": (with_settings("ELU", alpha=10**400), "too large"),
+    "half a unit": (with_settings("BatchNorm", units=2.5), "units is 2.5, expected int"),
+    "a number out of range": (with_settings("Dropout", ratio=1.5), "ratio is 1.5, expected within"),
+    "a size below 1": (described([["Affine", {"inputs": 0, "outputs": 3}]]), "at least 1"),
+    "a size beyond memory": (
+        described([["Affine", {"inputs": 10**15, "outputs": 10**15}]]),
+        "W1 has shape (2, 3), Affine(1000000000000000, 1000000000000000) expects",
+    ),
+    "another initial weight": (
+        described([["Affine", {"inputs": 2, "outputs": 3, "weight_init_std": []}]]),
+        "weight_init_std is []",
+    ),
+    "texts in a tuple": (
+        described([AFFINE], loss=["SoftmaxWithLoss", {"class_weights": ["1"]}]),
+        "class_weights is '1', expected float",
+    ),
+    "a tuple too short": (with_settings("Clipped", sides=[1]), "Clipped"),
+    "an abstract operation": (described([AFFINE, ["Pointwise", {}]]), "unknown operation"),
+    "the base": (described([AFFINE, ["Operation", {}]]), "unknown operation"),
     "a loss that is no name": (described([AFFINE], loss=[]), ""),
+    "a loss that is a name alone": (described([AFFINE], loss="Hinge"), ""),
     "deep nesting": ("[" * 100_000, ""),
+    "a name as long as a book": (described([["R" * 10**6, {}]]), "unknown operation"),
 }
 
 
@@ -375,7 +554,86 @@ DESCRIPTIONS = {
 def test_bad_architecture_is_refused(tmp_path, kind):
     text, reason = DESCRIPTIONS[kind]
     content = safetensors.numpy.save(OK, metadata={"xnet": text})
-    assert reason in refusal(tmp_path / "net", content)
+    said = refusal(tmp_path / "net", content)
+    assert reason in said
+    assert len(said) < 400
+
+
+def test_an_operation_that_raises_anything_is_the_files_fault(tmp_path):
+    class Picky(Operation):
+        fuses = "pointwise"
+
+        def __post_init__(self):
+            raise ArithmeticError("no such thing")
+
+    content = safetensors.numpy.save(OK, metadata={"xnet": with_settings("Picky")})
+    assert "'Picky' with settings {}: no such thing" in refusal(tmp_path / "net", content)
+
+
+LATER = """
+import xnet
+from xnet import operations
+
+class Later(operations.Operation):
+    fuses = "pointwise"
+    slope: float = 2.0
+
+    def forward(self, m, x):
+        return self.slope * x
+
+if __name__ == "__main__":
+    import sys
+    xnet.weights.save(xnet.Network([operations.Affine(2, 2), Later(0.5)]), sys.argv[1])
+"""
+LOADING = """
+import sys, xnet
+try:
+    print(xnet.weights.load_network(sys.argv[1]))
+except xnet.WeightsError as error:
+    print(error)
+"""
+
+
+def test_an_operation_is_known_where_it_is_imported_or_registered_by_a_package(tmp_path):
+    (tmp_path / "later.py").write_text(LATER)
+    path = str(tmp_path / "net")
+
+    def run(*command, **environment) -> str:
+        done = subprocess.run(
+            [sys.executable, "-W", "error", *command, path],
+            capture_output=True,
+            text=True,
+            env=os.environ | environment,
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        return done.stdout
+
+    run(str(tmp_path / "later.py"))
+    here = {"PYTHONPATH": str(tmp_path)}
+    assert "unknown operation 'Later'" in run("-c", LOADING, **here)
+    expected = "Network([Affine(2, 2), Later(0.5)], SoftmaxWithLoss()"
+    assert run("-c", "import later" + LOADING, **here).startswith(expected)
+    info = tmp_path / "later-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: later\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[xnet.operations]\nlater = later\n")
+    assert run("-c", LOADING, **here).startswith(expected)
+
+
+def test_a_broken_package_does_not_take_the_others_with_it(tmp_path):
+    info = tmp_path / "broken-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[xnet.operations]\nbroken = no_such_module\n")
+    done = subprocess.run(
+        [sys.executable, "-c", "from xnet import operations; print(*operations.registered())"],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+    )
+    assert done.returncode == 0
+    assert {"Affine", "Tanh", "Hinge"} <= set(done.stdout.split())
+    assert "operations of no_such_module are left out: ModuleNotFoundError" in done.stderr
 
 
 TENSORS = {
@@ -394,8 +652,8 @@ def test_bad_tensors_are_refused(tmp_path, kind):
     reason = refusal(
         tmp_path / "net", safetensors.numpy.save(arrays, metadata={"xnet": architecture})
     )
-    assert "W" in reason
-    assert "expected" in reason or "float32" in reason
+    assert re.search(r"[Wb]1|parameters", reason)
+    assert "expect" in reason or "float32" in reason
 
 
 def raw_safetensors(header: str, data: bytes = b"") -> bytes:
@@ -435,7 +693,7 @@ def test_notes_weights(backend, sample_weight):
         "[Affine(784, 50), Sigmoid(), Affine(50, 100), Sigmoid(), Affine(100, 10)]"
     )
     assert (network.dtype, network.backend) == ("float32", backend)
-    assert isinstance(network.loss_layer, SoftmaxWithLoss)
+    assert isinstance(network.loss_layer.operation, SoftmaxWithLoss)
     with open(sample_weight, "rb") as file:
         expected = pickle.load(file)
     for name, array in network.params.items():
@@ -580,6 +838,7 @@ def named_4(module: str, name: str) -> bytes:
         ("numpy.testing._private.utils", "runstring"),
         ("numpy.distutils.exec_command", "exec_command"),
         ("xnet.weights", "os.system"),
+        ("xnet.tools.notes_pickle", "pickle.loads"),
         ("xnet.weights", "save"),
         ("builtins", "getattr"),
         ("functools", "partial"),
@@ -718,8 +977,11 @@ OTHERS = {
     "complex": ({"W1": W.astype(complex), "b1": B}, "dtype 'c16', expected f4 or f8"),
     "text arrays": ({"W1": W.astype("U3"), "b1": B}, ""),
     "records": ({"W1": np.zeros((2, 3), "f8,O"), "b1": B}, ""),
-    "no matrix": ({"W1": B, "b1": B}, "W has shape (3,), expected (D, M)"),
-    "shapes that do not fit": ({"W1": W, "b1": np.ones(2)}, "b has shape (2,), expected (3,)"),
+    "no matrix": ({"W1": B, "b1": B}, "W1 has shape (3,), expected (D, M)"),
+    "shapes that do not fit": (
+        {"W1": W, "b1": np.ones(2)},
+        "b1 has shape (2,), Affine(2, 3) expects (3,)",
+    ),
     "layers that do not fit": ({"W1": W, "b1": B, "W2": W, "b2": B}, "takes 2 features"),
     "two dtypes": (
         {"W1": W, "b1": B, "W2": np.ones((3, 2), "f4"), "b2": np.ones(2, "f4")},
@@ -744,7 +1006,7 @@ def test_pickle_cannot_set_the_state_of_anything_else(tmp_path):
     state = b"}(X\x0c\x00\x00\x00__defaults__X\x06\x00\x00\x00latin1\x85u"
     content = b"\x80\x02" + named("_codecs", "encode") + b"N" + state + b"\x86b."
     assert "sets the state of what is no NumPy array" in refusal(tmp_path / "net.pkl", content)
-    assert weights._latin1.__defaults__ is None
+    assert notes_pickle._latin1.__defaults__ is None
 
 
 def test_sha256_tells_every_bit(backend, dtype):
@@ -755,3 +1017,12 @@ def test_sha256_tells_every_bit(backend, dtype):
     b1[2] = -b1[2]  # 0 to -0
     network.params["b1"] = network.backend.asarray(b1)
     assert weights.sha256(network) != digest
+
+
+def test_sha256_tells_state_too(backend):
+    digests = set()
+    for decay in (0.9, 0.5):
+        network = Network([BatchNorm(2, decay)])
+        network.layers[0].forward(backend.asarray([[1.0, 2.0], [3.0, 5.0]]))
+        digests.add(weights.sha256(network))
+    assert len(digests) == 2
