@@ -511,7 +511,7 @@ def test_ctrl_c_at_any_moment_leaves_whole_steps(backend, optimizer, data):
     before = signal.signal(signal.SIGALRM, interrupt)
     try:
         for moment in np.random.default_rng(0).uniform(1e-5, 3e-3, 10):
-            network, history = trained(10**6, progress=Timed(float(moment)))
+            network, history = trained(10**5, progress=Timed(float(moment)))
             assert history.stopped == "interrupted"
             steps = history.iterations  # and perhaps one that is not in the history yet
             whole = [bits(trained(n, progress=False)[0]) for n in (steps, steps + 1)]
