@@ -10,6 +10,7 @@ any one operation.
 import dataclasses
 import linecache
 import math
+import operator
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import SimpleNamespace
@@ -171,11 +172,6 @@ class Bounded:
     def __init__(self, v: Any, e: Any, u: float) -> None:
         self.v, self.e, self.u = v, e, u
 
-    @property
-    def shape(self) -> Any:
-        """Of the numbers."""
-        return self.v.shape
-
     def _rounded(self, v: Any, e: Any) -> "Bounded":
         return Bounded(v, e + self.u * (abs(v) + e), self.u)
 
@@ -204,18 +200,6 @@ class Bounded:
         quotient, least = self.v / o.v, _above_zero(abs(o.v) - o.e)
         return self._rounded(quotient, (self.e + abs(quotient) * o.e) / least)
 
-    def __radd__(self, other: Any) -> "Bounded":
-        return self._of(other) + self
-
-    def __rsub__(self, other: Any) -> "Bounded":
-        return self._of(other) - self
-
-    def __rmul__(self, other: Any) -> "Bounded":
-        return self._of(other) * self
-
-    def __rtruediv__(self, other: Any) -> "Bounded":
-        return self._of(other) / self
-
     def __neg__(self) -> "Bounded":
         return Bounded(-self.v, self.e, self.u)
 
@@ -224,27 +208,29 @@ class Bounded:
         e = self.e + o.e
         return Truth(holds(self.v, o.v), (abs(self.v - o.v) <= e) & (e > 0))
 
-    def __lt__(self, other: Any) -> "Truth":
-        return self._compared(other, lambda a, b: a < b)
-
-    def __le__(self, other: Any) -> "Truth":
-        return self._compared(other, lambda a, b: a <= b)
-
-    def __gt__(self, other: Any) -> "Truth":
-        return self._compared(other, lambda a, b: a > b)
-
-    def __ge__(self, other: Any) -> "Truth":
-        return self._compared(other, lambda a, b: a >= b)
-
     def __eq__(self, other: Any) -> Any:
-        return self._compared(other, lambda a, b: a == b)
+        return self._compared(other, operator.eq)
 
     def __ne__(self, other: Any) -> Any:
         if other is self:  # whether it is NaN
             return Truth(self.v != self.v, self.v != self.v)
-        return self._compared(other, lambda a, b: a != b)
+        return self._compared(other, operator.ne)
 
     __hash__ = object.__hash__
+
+
+def _reflected(name: str) -> Any:
+    return lambda self, other: getattr(operator, name)(self._of(other), self)  # pyright: ignore
+
+
+def _comparison(holds: Callable[[Any, Any], Any]) -> Any:
+    return lambda self, other: self._compared(other, holds)  # pyright: ignore
+
+
+for _name in ("add", "sub", "mul", "truediv"):
+    setattr(Bounded, f"__r{_name}__", _reflected(_name))
+for _name in ("lt", "le", "gt", "ge"):
+    setattr(Bounded, f"__{_name}__", _comparison(getattr(operator, _name)))
 
 
 def _above_zero(a: Any) -> Any:
@@ -531,7 +517,6 @@ class Trace(Mathematics):
 
     def __init__(self, functions: Sequence[str] = (*CALLS, "abs", "sqrt")) -> None:
         self.functions = functions
-        self.kept = SimpleNamespace()
 
     def where(self, condition: Any, a: Any, b: Any) -> Any:
         if isinstance(condition, Node) and not (isinstance(a, Node) or isinstance(b, Node)):

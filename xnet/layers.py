@@ -58,6 +58,14 @@ def _check_one_shape(layer: object, x: Any, y: Any) -> None:
         raise ValueError(f"{name}: x has shape {shapes[0]}, y has {shapes[1]}, expected one shape")
 
 
+def check_gradient(name: str, dout: Array, shape: tuple[int, ...], dtype: Any) -> None:
+    """Refuse a `dout` that has not the shape and dtype of a layer's output."""
+    if tuple(dout.shape) != tuple(shape):
+        raise ValueError(f"{name}: dout has shape {tuple(dout.shape)}, expected {tuple(shape)}")
+    if dout.dtype != dtype:
+        raise ValueError(f"{name}: dout is {dtype_name(dout.dtype)}, expected {dtype_name(dtype)}")
+
+
 class Layer:
     """One step of a network: from (N, D) to (N, M), or for one sample from (D,) to (M,).
 
@@ -221,7 +229,7 @@ class Layer:
         m = Arrays(backend, state=self.state) if operation.state else None
         with backend.running():
             out = backend.run(operation, rows, *self.params.values(), m=m)
-            return out if rows is x else self._shaped(x, out)
+            return out[0, ...] if x.ndim == 1 and rows is not x else out
 
     def forward(self, x: Array) -> Array:
         """The layer's output, remembering what `backward` needs."""
@@ -233,7 +241,7 @@ class Layer:
             self._memory = m, x, rows, out
             if m.moved and (self.owner is None or not self.owner() or self.owner().moves):
                 self.state.update(m.moved)
-            return out if rows is x else self._shaped(x, out)
+            return out[0, ...] if x.ndim == 1 and rows is not x else out
 
     def backward(self, dout: Array) -> Array:
         """Gradient by the input of the last `forward`; `dout` has the shape of its output."""
@@ -243,15 +251,7 @@ class Layer:
         operation: Any = self.operation
         backend = backend_of(dout=dout, x=x)
         shape = tuple(out.shape) if rows.ndim == x.ndim or x.ndim > 2 else tuple(out.shape)[1:]
-        if tuple(dout.shape) != shape:
-            raise ValueError(
-                f"{type(self).__name__}: dout has shape {tuple(dout.shape)}, expected {shape}"
-            )
-        if dout.dtype != out.dtype:
-            raise ValueError(
-                f"{type(self).__name__}: dout is {dtype_name(dout.dtype)}, "
-                f"expected {dtype_name(out.dtype)}"
-            )
+        check_gradient(type(self).__name__, dout, shape, out.dtype)
         with backend.running():
             dout = backend.xp.reshape(dout, out.shape)
             dx, *found = backend.run_backward(
@@ -296,9 +296,6 @@ class Layer:
         if x.ndim == 2:
             return x
         return backend_of(x=x).xp.reshape(x, (1 if x.ndim == 1 else x.shape[0], features))
-
-    def _shaped(self, x: Array, out: Array) -> Array:
-        return out[0, ...] if x.ndim == 1 else out
 
     # -- names
 

@@ -13,13 +13,12 @@ from collections.abc import (
     MutableSequence,
     Sequence,
 )
-from typing import Any, cast, overload
+from typing import Any, cast
 
 from xnet.backend import (
     Array,
     Backend,
     Current,
-    Run,
     dtype_name,
     float_dtype,
     owner_of,
@@ -113,12 +112,9 @@ class Layers(MutableSequence[Layer]):
     def __init__(self, network: "Network") -> None:
         self._network = network
 
-    @overload
-    def __getitem__(self, index: int) -> Layer: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Layer]: ...
-    def __getitem__(self, index: int | slice) -> Layer | list[Layer]:
-        return self._network._layers[index]  # pyright: ignore[reportPrivateUsage]
+    def __getitem__(self, index: Any) -> Any:
+        layers: Any = self._network._layers  # pyright: ignore[reportPrivateUsage]
+        return layers[index]
 
     def __len__(self) -> int:
         return len(self._network._layers)  # pyright: ignore[reportPrivateUsage]
@@ -447,14 +443,10 @@ class Network:
     def _through(self, plan: Plan, x: Array, loss: Loss | None) -> Array:
         *others, last = plan.segments
         for segment in others:
-            x = self._segment(segment, x, None)
-        x = self._segment(last, x, loss)
-        return x if loss is None or isinstance(last, Part) else self.backend.predicted(loss, x)
-
-    def _segment(self, segment: Any, x: Array, loss: Loss | None) -> Array:
-        if isinstance(segment, Part):
-            return self.backend.forward(segment.run, segment.layers[0].rows(x), loss)
-        return segment(x)
+            x = segment(x)
+        if isinstance(last, Part):
+            return last(x, loss)
+        return last(x) if loss is None else self.backend.predicted(loss, last(x))
 
     def loss(self, x: Any, t: Any) -> float:
         """Loss of the network on x (N, D) with labels t, averaged over the batch.
@@ -508,60 +500,27 @@ class Network:
         with self._running():
             x, t, _ = self._batch(x, t)
             self._begin()
-            plan, backend = self._planned(), self.backend
-            kept: list[Any] = []
-            dout: Array = None
-            *others, last = plan.segments
-            for segment in others:
-                if isinstance(segment, Part):
-                    rows = segment.layers[0].rows(x)
-                    out, memory = backend.forward_keeping(segment.run, rows)
-                    kept.append((memory, x.shape))
-                    x = out
-                else:
-                    kept.append(None)
-                    x = segment.forward(x)
-            if isinstance(last, Part) and plan.loss is not None:
-                rows = last.layers[0].rows(x)
-                targets = self._targets(plan, last.run, rows, t)
-                loss, dout, found = backend.loss_and_gradients(
-                    last.run, rows, targets, plan.loss, not others
-                )
-                dout = dout if dout is None else backend.xp.reshape(dout, x.shape)
-                self._hand_out(last, found)
-                loss = float(loss)
+            plan = self._planned()
+            end, segments = plan.end, plan.segments
+            if end is not None:
+                segments = segments[:-1]
+            for segment in segments:
+                x = segment.forward(x)
+            if end is not None and plan.loss is not None:
+                targets = self._targets(plan, x, t)
+                loss, dout = end.end(x, targets, plan.loss)
             else:
-                if isinstance(last, Part):
-                    rows = last.layers[0].rows(x)
-                    scores, memory = backend.forward_keeping(last.run, rows)
-                    kept.append((memory, x.shape))
-                else:
-                    scores = last.forward(x)
-                    kept.append(None)
-                others = plan.segments
-                loss = float(self._loss_layer.forward(scores, t))
+                loss = float(self._loss_layer.forward(x, t))
                 dout = self._loss_layer.backward()
-            for k in reversed(range(len(others))):
-                segment = others[k]
-                if isinstance(segment, Part):
-                    memory, shape = kept[k]
-                    dout, found = backend.backward(segment.run, memory, dout, k == 0)
-                    dout = dout if dout is None else backend.xp.reshape(dout, shape)
-                    self._hand_out(segment, found)
-                else:
-                    dout = segment.backward(dout)
+            for segment in reversed(segments):
+                dout = segment.backward(dout)
             return loss, self._gradients()
 
-    def _targets(self, plan: Plan, run: Run, rows: Array, t: Array) -> Array:
+    def _targets(self, plan: Plan, x: Array, t: Array) -> Array:
         """The targets (N, C) as the loss takes them."""
-        loss: Any = plan.loss
-        classes = plan.outputs if plan.outputs is not None else rows.shape[1]
-        targets = targets_for(self.backend, t, (rows.shape[0], classes), rows.dtype)
-        return loss.targets(self.backend.maths, targets)
-
-    def _hand_out(self, part: Part, gradients: Sequence[tuple[Array, ...]]) -> None:
-        for layer, found in zip(part.layers, gradients, strict=True):
-            layer.grads = dict(zip(layer.params, found, strict=True))
+        loss, classes = plan.loss, plan.outputs
+        targets = targets_for(self.backend, t, (x.shape[0], classes or 0), x.dtype)
+        return targets if loss is None else loss.targets(self.backend.maths, targets)
 
     def _gradients(self) -> dict[str, Array]:
         """What the layers' last `backward` found, by the parameters' names; of frozen ones none."""
@@ -596,24 +555,21 @@ class Network:
             As in `loss`.
         """
         plan = self._planned()
-        takes_whole = self._all_train() and not optimizer.opaque
-        if plan.whole is not None and plan.loss is not None and takes_whole:
+        all_train = False not in [layer.trainable for layer in self._layers]
+        run = plan.whole if plan.end and all_train and not optimizer.opaque else None
+        if run is not None and plan.loss is not None:
             with self._running():
                 rows, labels, _ = self._batch(x, t)
                 if rows.ndim != 2 or rows.shape[1] != plan.inputs or rows.dtype != plan.dtype:
                     rows = self._layers[0].rows(rows)
-                targets = self._targets(plan, plan.whole, rows, labels)
-                loss = self.backend.train_step(
-                    plan.whole, rows, targets, plan.loss, optimizer, plan.names
-                )
+                targets = self._targets(plan, rows, labels)
+                how = plan.loss, optimizer, plan.names
+                loss = self.backend.train_step(run, rows, targets, *how)
                 if loss is not None:
                     return float(loss)
         loss, gradients = self.loss_and_gradient(x, t)
         self.update(optimizer, gradients)
         return loss
-
-    def _all_train(self) -> bool:
-        return False not in [layer.trainable for layer in self._layers]
 
     def update(self, optimizer: Optimizer, gradients: dict[str, Array]) -> None:
         """Have the optimizer take a step, in full or, if Ctrl-C or an error comes, not at all."""

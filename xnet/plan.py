@@ -1,20 +1,59 @@
 """A network's layers as runs that a backend takes in one call, and the layers between them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from xnet.backend import Array, Backend, Run
-from xnet.layers import Layer, LossLayer, numbered
+from xnet.backend import Array, Backend, Gradients, Run
+from xnet.layers import Layer, LossLayer, check_gradient, numbered
 from xnet.operations import Loss
 
 
-@dataclass(eq=False)
 class Part:
-    """A run, with the layers that it is made of."""
+    """A run, with the layers that it is made of; it is asked as a layer is.
 
-    layers: list[Layer]
-    run: Run
+    Parameters
+    ----------
+    backend
+        What takes the run.
+    layers
+        What it is made of.
+    first
+        Whether it begins the network, so that nobody asks for the gradient by its input.
+    """
+
+    def __init__(self, backend: Backend, layers: Sequence[Layer], first: bool) -> None:
+        self.backend, self.layers, self.first = backend, layers, first
+        operations = [layer.operation for layer in layers if layer.operation is not None]
+        parameters: list[tuple[Array, ...]] = [tuple(layer.params.values()) for layer in layers]
+        self.run = Run(operations, parameters)
+        self.memory: Any = None
+
+    def __call__(self, x: Array, loss: Loss | None = None) -> Array:
+        """The output or, with a loss, what that predicts."""
+        return self.backend.forward(self.run, self.layers[0].rows(x), loss)
+
+    def forward(self, x: Array) -> Array:
+        """The output in training."""
+        out, kept = self.backend.forward_keeping(self.run, self.layers[0].rows(x))
+        self.memory = kept, x.shape, out
+        return out
+
+    def backward(self, dout: Array) -> Array:
+        """The gradient by the input of the last `forward`; those by parameters go to the layers."""
+        kept, shape, out = self.memory
+        check_gradient(repr(self.layers[-1]), dout, out.shape, out.dtype)
+        return self._found(shape, *self.backend.backward(self.run, kept, dout, self.first))
+
+    def end(self, x: Array, t: Array, loss: Loss) -> tuple[float, Array]:
+        """The loss of a network that ends here, for targets t, and the gradient by x."""
+        rows = self.layers[0].rows(x)
+        found = self.backend.loss_and_gradients(self.run, rows, t, loss, self.first)
+        return float(found[0]), self._found(x.shape, *found[1:])
+
+    def _found(self, shape: Any, dx: Array | None, gradients: Gradients) -> Array:
+        for layer, found in zip(self.layers, gradients, strict=True):
+            layer.grads = dict(zip(layer.params, found, strict=True))
+        return dx if dx is None else self.backend.xp.reshape(dx, shape)
 
 
 Segment: TypeAlias = Part | Layer
@@ -37,6 +76,8 @@ class Plan:
         In order: what goes to the backend whole, and layers that are asked one by one.
     whole
         The run, where one run is all of the network.
+    end
+        The last segment, where it takes the loss with it.
     places, names
         Where the parameters are, and their names, as the network numbers them.
     loss
@@ -53,21 +94,25 @@ class Plan:
             stop = start
             while stop < len(layers) and is_plain(layers[stop]):
                 stop += 1
-            run = _run(layers[start:stop])
-            count = backend.takes(run) if stop > start else 0
-            if 0 < count < stop - start:
-                run = _run(layers[start : start + count])
-            self.segments.append(
-                Part(list(layers[start : start + count]), run) if count else layers[start]
-            )
+            count = 0
+            if stop > start:
+                part = Part(backend, layers[start:stop], not start)
+                count = backend.takes(part.run)
+                if 0 < count < stop - start:
+                    part = Part(backend, layers[start : start + count], not start)
+                self.segments.append(part if count else layers[start])
+            else:
+                self.segments.append(layers[start])
             start += max(1, count)
-        first = self.segments[0]
-        alone = len(self.segments) == 1 and isinstance(first, Part)
-        self.whole: Run | None = first.run if alone else None
         self.loss: Loss | None = None if loss.opaque else loss.operation
+        last = self.segments[-1]
+        self.outputs = _outputs(layers)
+        ends = self.loss and self.outputs and isinstance(last, Part)
+        self.end: Part | None = last if ends and isinstance(last, Part) else None
+        whole = last if len(self.segments) == 1 and isinstance(last, Part) else None
+        self.whole: Run | None = whole and whole.run
         widths = (v.operation.widths[0] for v in layers if v.operation is not None)
         self.inputs: int | None = next((w for w in widths if w is not None), None)
-        self.outputs = _outputs(layers)
         dtypes = (W.dtype for _, _, W in self.arrays)
         self.dtype: Any = next(dtypes, None)
 
@@ -79,17 +124,10 @@ class Plan:
         return False
 
 
-def _run(layers: Sequence[Layer]) -> Run:
-    operations = [layer.operation for layer in layers if layer.operation is not None]
-    parameters: list[tuple[Array, ...]] = [tuple(layer.params.values()) for layer in layers]
-    return Run(operations, parameters)
-
-
 def _outputs(layers: Sequence[Layer]) -> int | None:
     """Columns of the scores, if they are known without computing them."""
-    for layer in reversed(layers):
-        if layer.opaque or layer.operation is None:
-            return None
-        if layer.operation.widths[1] is not None:
-            return layer.operation.widths[1]
-    return None
+    known: int | None = None
+    for layer in layers:
+        operation = None if layer.opaque else layer.operation
+        known = None if operation is None else operation.widths[1] or known
+    return known
