@@ -1,10 +1,10 @@
 """CuPy: arrays on a CUDA device, products by cuBLAS, the other kernels in CUDA.
 
-No operation, loss or optimizer is named here: kernels are written from their formulas by `writing`
-and stand in the frames of `kernels.cu`. They are compiled when first needed, by what comes with
-CuPy, and cached. Work goes to CuPy's current stream of the device, as in any CuPy program, so
-kernels and copies are ordered with the caller's own. Nothing here waits for the device except
-`to_numpy`, which returns finished values, and `synchronize`.
+No operation, loss or optimizer is named here: kernels are written from their formulas by
+`generated` and stand in the frames of `kernels.cu`. They are compiled when first needed, by what
+comes with CuPy, and cached. Work goes to CuPy's current stream of the device, as in any CuPy
+program, so kernels and copies are ordered with the caller's own. Nothing here waits for the device
+except `to_numpy`, which returns finished values, and `synchronize`.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,8 +21,8 @@ from xnet import exact, perturbation
 from xnet.backend import Array, Backend, Run
 from xnet.formulas import Arrays
 from xnet.operations import Loss, Operation
-from xnet_cupy import writing
-from xnet_cupy.writing import MEAN_AND_DELTA, traced
+from xnet_cupy import generated
+from xnet_cupy.generated import Traced
 
 
 def _cupy() -> Any:
@@ -134,7 +134,7 @@ class CupyBackend(Backend):
         if not self.reproducible:
             return super()._elementary(name, a)
         exact.precision(a)  # a dtype that reproducible mode does not take
-        return self.kernels.evaluate("Exact", writing.function(name), None, a)[0]
+        return self.kernels.evaluate("Exact", generated.elementary(name), None, a)[0]
 
     # -- operations
 
@@ -147,7 +147,7 @@ class CupyBackend(Backend):
             self.kernels.add_bias(self._mode, out, b)
             return out
         if _is_formula(operation, parameters):
-            found = self._evaluated(operation, "forward", x=x)
+            found = self._evaluated(generated.forward(operation), operation, x)
             if found is not None:
                 return found[0]
         return super().run(operation, x, *parameters, m=m)
@@ -166,7 +166,7 @@ class CupyBackend(Backend):
             found = self.parameter_gradients(operation, dout, x, y, *parameters)
             return self.matmul(dout, W.T), *found
         if _is_formula(operation, parameters):
-            found = self._evaluated(operation, "backward", dout=dout, x=x, y=y)
+            found = self._evaluated(generated.backward(operation), operation, dout, x, y)
             if found is not None:
                 return found
         return super().run_backward(operation, dout, x, y, *parameters, m=m)
@@ -179,16 +179,17 @@ class CupyBackend(Backend):
         return self.matmul(x.T, dout), self.kernels.column_sums(self._mode, dout)
 
     def predicted(self, loss: Loss, x: Array) -> Array:
-        found = self._evaluated(loss, "predict", x=x)
+        found = self._evaluated(generated.predicted(loss), loss, x)
         return super().predicted(loss, x) if found is None else found[0]
 
     def row_losses(self, loss: Loss, x: Array, t: Array) -> Array:
         t = self.xp.broadcast_to(t, x.shape)
-        found = self._evaluated(loss, "forward", of_row=1, x=x, t=t)
+        found = self._evaluated(generated.row_losses(loss), loss, x, t, of_row=1)
         return super().row_losses(loss, x, t) if found is None else found[0]
 
     def loss_and_delta(self, loss: Loss, x: Array, t: Array) -> tuple[Array, Array]:
-        found = self._evaluated(loss, MEAN_AND_DELTA, n=1 / x.shape[0], of_row=1, x=x, t=t)
+        both = generated.loss_and_delta(loss)
+        found = self._evaluated(both, loss, x, t, n=1 / x.shape[0], of_row=1)
         if found is None:
             return super().loss_and_delta(loss, x, t)
         return self.sum(found[0]) / x.shape[0], found[1]
@@ -196,24 +197,20 @@ class CupyBackend(Backend):
     def step(
         self, update: Any, n: int, W: Array, g: Array, memory: Sequence[Array]
     ) -> tuple[Array, ...]:
-        remembered = {f"memory{k}": array for k, array in enumerate(memory)}
-        found = self._evaluated(update, "formula", n=n, W=W, g=g, **remembered)
+        found = self._evaluated(generated.step(update), update, W, g, *memory, n=n)
         return super().step(update, n, W, g, memory) if found is None else found
 
     def _evaluated(
-        self, owner: Any, name: str, n: float | None = None, of_row: int = 0, **arrays: Array
+        self, formula: Traced, owner: Any, *arrays: Array, n: float = 0, of_row: int = 0
     ) -> tuple[Array, ...] | None:
-        """A formula of `owner` for these inputs, by one kernel; None if no kernel gives that.
+        """What a formula of `owner` gives, by one kernel; None if no kernel gives that.
 
         The first `of_row` results are expected to be one number for each row, the others to have
-        the inputs' shape.
+        the arrays' shape.
         """
-        if not self.kernels.alike(*arrays.values()):
+        if not (formula.gives(of_row) and self.kernels.alike(*arrays)):
             return None
-        found = traced(owner, name, *(() if n is None else ("n",)), *arrays)
-        if not found.gives(of_row):
-            return None
-        return self.kernels.evaluate(self._mode, found, owner, *arrays.values(), n=n or 0)
+        return self.kernels.evaluate(self._mode, formula, owner, *arrays, n=n)
 
     # -- runs
 
@@ -257,7 +254,7 @@ class CupyBackend(Backend):
             self.reproducible
             or any(array.dtype != self.xp.float64 for array in (x, a, t))
             or not all(o.fuses == "product" or _is_activation(o, p) for o, p in rest)
-            or not traced(loss, "forward", "x", "t").gives(1)
+            or not generated.row_losses(loss).gives(1)
         ):
             return super().loss_differences(x, a, rest, loss, t, h)
         steps = list(rest)
@@ -277,7 +274,7 @@ def _is_activation(operation: Operation, parameters: Sequence[Array]) -> bool:
     return (
         operation.fuses == "pointwise"
         and not parameters
-        and not traced(operation, "forward", "x").formula.by_rows
+        and not generated.forward(operation).formula.by_rows
     )
 
 

@@ -1,5 +1,5 @@
 // The CUDA kernels that are written by hand, for float and double: sums, products, and the frames
-// that operations stand in. What an operation computes is not here: writing.py beside this file
+// that operations stand in. What an operation computes is not here: generated.py beside this file
 // writes it from the operation's formula, as a structure that a kernel takes for a template
 // parameter, or as a kernel of its own, and appends it to this text. So it does `Fast` and `Exact`,
 // the two ways of `Math`, with exp, log and their kin.

@@ -1,5 +1,5 @@
 # pyright: basic, reportMissingImports=false, reportAttributeAccessIssue=false
-"""What `kernels.cu` holds and `writing` adds, as functions of CuPy arrays: compiled and launched.
+"""What `kernels.cu` holds and `generated` adds, as functions of CuPy arrays: compiled and launched.
 
 Arrays are of one device, which is current. A launch goes to the current stream.
 
@@ -23,8 +23,8 @@ import numpy as np
 from cupy.cuda import nvrtc
 
 from xnet import exact, perturbation
-from xnet_cupy import writing
-from xnet_cupy.writing import Kernel, traced
+from xnet_cupy import generated
+from xnet_cupy.generated import Kernel
 
 OPTIONS = ("--std=c++17", "--ftz=false", "--prec-div=true", "--prec-sqrt=true")
 """Subnormals are kept, division is correctly rounded."""
@@ -124,7 +124,7 @@ def _function(device, mode, c_type, kernel):
     """The instance of a kernel, which keeps its module in the device's memory."""
     capability = cupy.cuda.Device(device).compute_capability
     name = kernel.name.format(type=c_type, math=mode)
-    source, options = writing.source(kernel.text), (*OPTIONS, CONTRACTION[mode])
+    source, options = generated.source(kernel.text), (*OPTIONS, CONTRACTION[mode])
     code, lowered = _cached(source, (name,), options, capability)
     module = cupy.cuda.Module()
     module.load(code)
@@ -188,12 +188,12 @@ def evaluate(mode, found, owner, *arrays, n=0):
     numbers = _numbers(found, owner, first.dtype, n)
     if not found.formula.by_rows:
         results = [cupy.empty(first.shape, first.dtype) for _ in found.varies]
-        kernel = writing.elementwise(found)
+        kernel = generated.elementwise(found)
         _over_elements(mode, kernel, first, *used, *results, *numbers, first.size)
         return tuple(results)
     shapes = [first.shape if varies else first.shape[:-1] for varies in found.varies]
     results = [cupy.empty(shape, first.dtype) for shape in shapes]
-    _over_rows(mode, writing.rowwise(found), first, *used, *results, *numbers)
+    _over_rows(mode, generated.rowwise(found), first, *used, *results, *numbers)
     return tuple(results)
 
 
@@ -201,12 +201,12 @@ def add_bias(mode, y, b, operations=()):
     """These activations of y + b, in place of y (N, M)."""
     chain, numbers = _chain(operations)
     numbers = map(y.dtype.type, numbers)
-    _over_elements(mode, writing.add_bias(chain), y, y, packed(b), y.size, b.size, *numbers)
+    _over_elements(mode, generated.add_bias(chain), y, y, packed(b), y.size, b.size, *numbers)
 
 
 def _chain(operations):
     """Formulas of activations that follow each other, and the numbers that they take in turn."""
-    chain = tuple(traced(operation, "forward", "x") for operation in operations)
+    chain = tuple(generated.forward(operation) for operation in operations)
     pairs = zip(chain, operations, strict=True)
     return chain, [number for found, owner in pairs for number in found.numbers(owner, 0)]
 
@@ -253,7 +253,7 @@ class SmallRun:
     @staticmethod
     def predicted(loss):
         """What the loss makes of the scores."""
-        return writing.identity() if loss is None else traced(loss, "predict", "x")
+        return generated.identity() if loss is None else generated.predicted(loss)
 
     def takes(self, x, loss):
         """Whether one launch is the way for x (N, D) and this loss."""
@@ -266,7 +266,7 @@ class SmallRun:
         out = cupy.empty((rows, self.outputs), x.dtype)
         between = cupy.empty((rows, 2, self.widest), x.dtype)
         _launch(
-            *("Fast", writing.forward_rows(self.chains, predicted), x, (rows,), (THREADS,)),
+            *("Fast", generated.forward_rows(self.chains, predicted), x, (rows,), (THREADS,)),
             *(x, self.table, self.numbers, between, out, rows, len(self.layers), self.widest),
             *_numbers(predicted, loss, x.dtype),
         )
@@ -373,9 +373,9 @@ def loss_differences(x, a, z, after, rest, loss, t, h):
         threads = min(threads, LARGEST_SCRATCH // (2 * widest))
     blocks = -(-threads // THREADS)
     out = cupy.empty((pieces, weights), x.dtype)
-    of_row = traced(loss, "forward", "x", "t")
+    of_row = generated.row_losses(loss)
     _launch(
-        *("Fast", writing.loss_differences(tuple(chains), of_row), x, (blocks,), (THREADS,)),
+        *("Fast", generated.loss_differences(tuple(chains), of_row), x, (blocks,), (THREADS,)),
         *map(packed, (x, a, z, after, W_columns, t)),
         cupy.asarray(np.array(table or [(0, 0, 0, 0)], OPERATION).view(np.int64)),
         cupy.concatenate(parameters) if at else a,

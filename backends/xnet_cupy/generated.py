@@ -12,7 +12,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from xnet import exact
+from xnet import exact, formulas
 from xnet.formulas import (
     TRUTHS,
     Cuda,
@@ -23,10 +23,9 @@ from xnet.formulas import (
     lines,
     nodes,
     spelled,
-    symbolic,
+    structure,
     trace,
 )
-from xnet.operations import Operation
 
 SOURCE = Path(__file__).with_name("kernels.cu")
 
@@ -60,59 +59,63 @@ class Traced:
         return self.formula.uses(name)
 
 
-MEAN_AND_DELTA = "mean and delta"
-"""A loss and its gradient times ``"n"``, which are computed together."""
-
 _traced: dict[Any, Traced] = {}
 
 
-def traced(owner: Any, name: str, *inputs: str) -> Traced:
-    """The method `name` of an operation or optimizer as an expression of these inputs.
+def _kept(make: Callable[[Any], Formula]) -> Callable[[Any], Traced]:
+    """Keep what is traced for each class, and whatever of an owner is no number."""
 
-    Traced once for all owners that differ in nothing but numbers.
+    def found(owner: Any) -> Traced:
+        key: Any = (make, structure(owner))
+        known = _traced.get(key)
+        if known is None:
+            formula = make(owner)
+            known = _traced[key] = Traced(formula, formula.values())
+        return known
 
-    Raises
-    ------
-    FormulaError
-        It cannot be compiled: see `formulas.trace`.
-    """
-    # What an optimizer remembers is not among its settings; what an operation made of them in
-    # __post_init__ is not either, and may decide what its formulas are.
-    facts = vars(owner) if isinstance(owner, Operation) else owner.settings()
-    decided = ((k, float if isinstance(v, float) else v) for k, v in facts.items())
-    key: Any = (type(owner), name, inputs, tuple(decided))
-    try:
-        found = _traced.get(key)
-    except TypeError:  # a setting that has no hash is looked at anew each time
-        return _trace(owner, name, inputs)
-    if found is None:
-        found = _traced[key] = _trace(owner, name, inputs)
     return found
 
 
-def _trace(owner: Any, name: str, inputs: tuple[str, ...]) -> Traced:
-    shadow = symbolic(owner)
-
-    def mean_and_delta(m: Any, n: Any, x: Any, t: Any) -> Any:
-        return shadow.forward(m, x, t), shadow.backward(m, x, t) * n
-
-    method = mean_and_delta if name == MEAN_AND_DELTA else getattr(shadow, name)
-    return _of(method, *inputs)
+@_kept
+def forward(operation: Any) -> Formula:
+    """``forward(x)``."""
+    return trace(operation.forward, "x")
 
 
-def _of(formula: Callable[..., Any], *inputs: str) -> Traced:
-    found = trace(formula, *inputs)
-    return Traced(found, found.values())
+@_kept
+def backward(operation: Any) -> Formula:
+    """``backward(dout, x, y)``."""
+    return trace(operation.backward, "dout", "x", "y")
+
+
+@_kept
+def predicted(loss: Any) -> Formula:
+    """``predict(x)``."""
+    return trace(loss.predict, "x")
+
+
+@_kept
+def row_losses(loss: Any) -> Formula:
+    """``forward(x, t)``."""
+    return trace(loss.forward, "x", "t")
+
+
+loss_and_delta = _kept(formulas.loss_and_delta)
+"""``forward(x, t), backward(x, t)`` times the number n."""
+
+step = _kept(formulas.step)
+"""``formula(W, g, *memory)``."""
 
 
 @cache
-def function(name: str) -> Traced:
-    """One of the elementary functions."""
+def elementary(name: str) -> Traced:
+    """One of the functions of `exact.ELEMENTARY`."""
 
     def formula(m: Any, x: Any) -> Any:
         return getattr(m, name)(x)
 
-    return _of(formula, "x")
+    found = trace(formula, "x")
+    return Traced(found, found.values())
 
 
 @cache
@@ -122,7 +125,8 @@ def identity() -> Traced:
     def formula(m: Any, x: Any) -> Any:
         return x
 
-    return _of(formula, "x")
+    found = trace(formula, "x")
+    return Traced(found, found.values())
 
 
 # -- what is compiled
