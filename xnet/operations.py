@@ -339,7 +339,7 @@ class GELU(Pointwise):
         return x * sigmoid(m, 1.5957691216057308 * (x + 0.044715 * (x * x * x)))
 
     def backward(self, m: Maths, dout: Value, x: Value, y: Value) -> Value:
-        square = x * x
+        square = m.minimum(x * x, 10000)  # far beyond where the slope is 0 or 1, and no infinity
         s = sigmoid(m, 1.5957691216057308 * (x + 0.044715 * (x * square)))
         slope = 1.5957691216057308 * (1 + 0.134145 * square)
         return dout * (s + x * (s * (1 - s) * slope))
@@ -477,7 +477,13 @@ class SoftmaxWithLoss(Loss):
     def targets(self, m: Maths, t: Value) -> Value:
         if self.label_smoothing:
             t = (1 - self.label_smoothing) * t + self.label_smoothing * m.sum(t) / m.width(t)
-        return t if self.class_weights is None else t * m.row(self.class_weights, t)
+        if self.class_weights is None:
+            return t
+        if len(self.class_weights) != m.width(t):
+            raise ValueError(
+                f"class_weights has {len(self.class_weights)} numbers for {m.width(t)} classes"
+            )
+        return t * m.row(self.class_weights, t)
 
     def forward(self, m: Maths, x: Value, t: Value) -> Value:
         return -m.sum(m.where(t == 0, 0, t * log_softmax(m, x)))
@@ -637,6 +643,10 @@ class Normalized(Operation, abstract=True):
     units: int
 
     parameters: ClassVar = {"gamma": ("units",), "beta": ("units",)}
+
+    def __post_init__(self) -> None:
+        if self.units < 1:
+            raise ValueError(f"{type(self).__name__}: units is {self.units}, expected at least 1")
 
     def initial(self, name: str) -> tuple[float, float]:
         return float(name == "gamma"), 0.0
