@@ -7,26 +7,27 @@ fast mode. Pieces of the work go to whoever of the pool is free.
 """
 
 import weakref
+from dataclasses import dataclass
 from functools import cache
-from typing import NamedTuple
 
 import numpy as np
 from numba import carray, types  # pyright: ignore[reportPrivateImportUsage]
 
 from xnet import exact
-from xnet.formulas import trace
-from xnet_numba import generated, products
-from xnet_numba.compiling import _strict, routine, thread_count
+from xnet_numba import products
+from xnet_numba.compiling import _alone, _strict, routine
 from xnet_numba.exactly import first_shift, half_scale, magnitude, number, sum_row
+from xnet_numba.generated import EXACT, OPTIONS
 from xnet_numba.intrinsics import (
     address_of,
     call,
     lives_until_here,
     pointer_to,
-    size_of,
+    record_pointer,
+    room_on_stack,
 )
+from xnet_numba.kernels import Loops
 from xnet_numba.pool import claim, pool, run
-from xnet_numba.records import address, layout, record_at
 
 __all__ = [
     "affine",
@@ -39,9 +40,6 @@ __all__ = [
     "matmul",
     "sum",
 ]
-
-FLOAT64 = np.dtype(np.float64)
-
 
 # -- slices
 
@@ -123,6 +121,13 @@ def _cut_off_each(rest, shifts, part):
         rest[j] = value - cut
 
 
+COLUMNS = 64
+"""Of b, at most, whose slices are side by side: with more, its rows would each lie in other pages
+of memory than the next."""
+
+ROWS = 192
+"""Of a, at most, that a thread takes at a time: their products stay in the second-level cache."""
+
 LARGEST_KEPT = 1 << 21
 """Numbers, at most, in an array whose slices are kept: cutting more takes no share of a product."""
 
@@ -138,7 +143,10 @@ class _Kept:
         self._kept = {}
 
     def slices(self, b, transposed):
-        """Slices and `half_scale` of the columns of b (K, M), or of b' if `transposed`."""
+        """Slices of b (K, M), or of b' if `transposed`, as `_cut_blocks`, and their width.
+
+        None if there is an infinity or NaN in it.
+        """
         key = id(b), transposed
         weak, copy, found = self._kept.get(key, (None, None, None))
         seen = weak is not None and weak() is b
@@ -158,8 +166,29 @@ class _Kept:
     def _cut(self, b, transposed):
         b = np.ascontiguousarray(b.T) if transposed else b
         (k, m), (count, width) = b.shape, exact.product_slices(b.shape[0], exact.precision(b))
-        parts, half = np.empty((k, count, m)), np.empty(m)
-        return (parts, half) if _cut_columns(b, 0, width, parts, half) else None
+        parts, half = np.empty((k * m, count)), np.empty(m)
+        return (parts, width, half) if _cut_blocks(b, width, parts, half) else None
+
+
+@_strict
+def _cut_blocks(b, width, parts, half):
+    """As `_cut_columns` for blocks of b's columns, one after the other: parts (k m, S)."""
+    (k, m), count, flat = b.shape, parts.shape[1], parts.reshape(-1)
+    block = _block(m)
+    for first in range(0, m, block):
+        columns = min(block, m - first)
+        of_block = flat[first * k * count : (first + columns) * k * count]
+        at = of_block.reshape(k, count, columns)
+        if not _cut_columns(b, first, width, at, half[first : first + columns]):
+            return False
+    return True
+
+
+@_strict
+def _block(m):
+    """How many of m columns are a block: all but the last are as wide, and at most COLUMNS."""
+    blocks = (m + COLUMNS - 1) // COLUMNS
+    return (m + blocks - 1) // blocks
 
 
 _kept = _Kept()
@@ -168,83 +197,105 @@ _kept = _Kept()
 # -- products
 
 
-class _Job(NamedTuple):
-    """Out (n, m) = a (n, k) b (k, m) + bias (m,), in pieces of so many rows."""
+PRODUCT = np.dtype(
+    [
+        (name, np.int64)
+        for name in (
+            *("taken", "front", "back", "dense", "a", "across", "b", "b_half", "bias", "biases"),
+            *("out", "n", "k", "m", "slices", "width", "rows", "finite"),
+        )
+    ]
+)
+"""Out (n, m) = a (n, k) b (k, m) + bias (m,), in pieces of so many rows.
 
-    taken: int  # and the next two: the counts of `claim`
-    front: int
-    back: int
-    dense: int  # the routine of `products` for float64
-    across: int  # whether a is stored as (k, n)
-    a: int
-    b: int  # its slices (k, S, m)
-    b_half: int
-    bias: int
-    biases: int  # m, or 0 for no bias
-    out: int
-    n: int
-    k: int
-    m: int
-    slices: int
-    width: int
-    rows: int
-    finite: int  # whether all of a is: set to 0 if not, and then `out` is of no use
+`taken`, `front` and `back` are the counts of `claim`, `dense` is the routine of `products` for
+float64. `across` says whether a is stored as (k, n). Of b there is what `_cut_blocks` makes, in so
+many slices of so many bits. There are m biases or none. `finite` becomes 0 if an infinity or NaN is
+found in a; `out` is of no use then.
+"""
+
+_product_pointer = record_pointer(PRODUCT)
+_PRODUCT_WORDS = PRODUCT.itemsize // 8
 
 
-_JOB = layout(_Job)
+@_alone
+def _multiply(mail, work, dense, a, across, b, width, b_half, bias, out, helpers):
+    """Fill `out`; whether a is finite, else it is of no use."""
+    at_job, (n, m) = room_on_stack(_PRODUCT_WORDS), out.shape
+    job = carray(_product_pointer(at_job), 1)[0]
+    job.taken, job.front, job.back = 0, 0, 0
+    job.dense = dense
+    job.a, job.across = address_of(a), across
+    job.b, job.b_half = address_of(b), address_of(b_half)
+    job.bias, job.biases = address_of(bias), bias.size
+    job.out = address_of(out)
+    job.n, job.k, job.m = n, b.shape[0] // m, m
+    job.slices, job.width = b.shape[1], width
+    threads = helpers + 1
+    turns = (n + threads * ROWS - 1) // (threads * ROWS) * threads
+    job.rows = (n + turns - 1) // turns
+    job.finite = 1
+    run(mail, work, at_job, helpers)
+    return job.finite != 0
 
 
 def _product_work(kind):
-    def work(at, helping):
-        job = record_at(at, _JOB)
+    def work(at_job, helping):
+        """Take some rows of a at a time, as long as there are any."""
+        job = carray(_product_pointer(at_job), 1)[0]
         n, k, m, count, rows = job.n, job.k, job.m, job.slices, job.rows
         shape = (k, n) if job.across else (n, k)
-        a = carray(pointer_to(kind, job.a), shape)
-        bias = carray(pointer_to(kind, job.bias), job.biases)
-        out = carray(pointer_to(kind, job.out), (n, m))
+        a, out = carray(pointer_to(kind, job.a), shape), carray(pointer_to(kind, job.out), (n, m))
         b_half = carray(pointer_to(0.0, job.b_half), m)
+        bias = carray(pointer_to(kind, job.bias), job.biases)
         parts, half = np.empty(rows * count * k), np.empty(rows)
-        orders, zeros = np.empty((rows, count, m)), np.zeros(count * m)
+        block = _block(m)
+        orders, total = np.empty(rows * count * block), np.empty(block)
+        zeros = np.zeros(count * block)
         pieces = (n + rows - 1) // rows
-        piece = claim(at, helping, pieces)
+        piece = claim(at_job, helping, pieces)
         while piece >= 0 and job.finite:
             first = piece * rows
             size = min(rows, n - first)
             if job.across:
                 of_a = parts[: k * count * size].reshape(k, count, size)
                 finite = _cut_columns(a, first, job.width, of_a, half[:size])
-                row, step, slice_bytes = 8, 8 * count * size, 8 * size
+                row, step, of_slice = 8, 8 * count * size, 8 * size
             else:
                 of_a = parts[: size * count * k].reshape(size, count, k)
                 finite = _cut_rows(a[first : first + size], job.width, of_a, half)
-                row, step, slice_bytes = 8 * count * k, 8, 8 * k
+                row, step, of_slice = 8 * count * k, 8, 8 * k
             if not finite:
                 job.finite = 0
                 break
-            for s in range(count):
-                # Of slice s of a with the slices of b side by side, each is of one order more than
-                # the one before. All of one order is a sum of integers, which is exact.
-                to, line = address_of(orders) + 8 * s * m, 8 * count * m
-                start, start_line = (address_of(zeros), 0) if s == 0 else (to, line)
-                call(
-                    job.dense,
-                    (
-                        *(0.0, address_of(parts) + s * slice_bytes, row, step, size, k),
-                        *(job.b, line, start, start_line, to, line, (count - s) * m),
-                    ),
-                )
-            for i in range(size):
-                _add_orders(orders[i], half[i], b_half, bias, out[first + i])
-            piece = claim(at, helping, pieces)
+            for column in range(0, m, block):
+                columns = min(block, m - column)
+                b, line = job.b + 8 * k * count * column, 8 * count * columns
+                found = orders[: size * count * columns].reshape(size, count, columns)
+                for s in range(count):
+                    # Of slice s of a with the slices of b side by side, each is of one order more
+                    # than the one before. All of one order is a sum of integers, which is exact.
+                    to = address_of(orders) + 8 * columns * s
+                    start, start_line = (address_of(zeros), 0) if s == 0 else (to, line)
+                    data = b, line, start, start_line, to, line, (count - s) * columns
+                    at = address_of(parts) + s * of_slice
+                    call(job.dense, (0.0, at, row, step, size, k, *data))
+                here = slice(column, column + columns)
+                for i in range(size):
+                    _add_orders(
+                        *(found[i], half[i], b_half[here], bias[here]),
+                        *(total[:columns], out[first + i, here]),
+                    )
+            piece = claim(at_job, helping, pieces)
         lives_until_here((parts, zeros))
 
     return work
 
 
 @_strict
-def _add_orders(orders, a_half, b_half, bias, out):
-    """Out (m,): a row's products of each order (S, m), the smallest first, and the bias."""
-    total = np.zeros(out.size)
+def _add_orders(orders, a_half, b_half, bias, total, out):
+    """Out (m,): a row's products of each order (S, m), the smallest first, and the bias if any."""
+    total[:] = 0.0
     for order in range(orders.shape[0] - 1, -1, -1):
         for j in range(out.size):
             total[j] = orders[order, j] + total[j]
@@ -258,40 +309,24 @@ def _add_orders(orders, a_half, b_half, bias, out):
 @cache
 def _work(make, dtype):
     """The address of a routine that takes pieces of a job, for a dtype."""
-    return routine(make(dtype.type(0)), types.int64, types.int64, options=generated.OPTIONS["exact"])
+    return routine(make(dtype.type(0)), types.int64, types.int64, options=OPTIONS[EXACT])
+
+
+@cache
+def _dense():
+    return int(products.routines(np.dtype(np.float64))[products._DENSE])
 
 
 def _product(a, across, b, b_across, bias=None):
     """`exact.matmul` of a (or a' if `across`) by b (or b'), plus a bias."""
-    (n, k), m = a.T.shape if across else a.shape, b.shape[0 if b_across else 1]
-    right = _kept.slices(b, b_across) if n * k * m else None
+    n, m = a.shape[1 if across else 0], b.shape[0 if b_across else 1]
+    right = _kept.slices(b, b_across) if a.size and b.size else None
     if right is not None:
-        out, (parts, half) = np.empty((n, m), a.dtype), right
-        slices = parts.shape[1]
-        fields = _Job(
-            taken=0,
-            front=0,
-            back=0,
-            dense=int(products.routines(FLOAT64)[products._DENSE]),
-            across=across,
-            a=address(a),
-            b=address(parts),
-            b_half=address(half),
-            bias=0 if bias is None else address(bias),
-            biases=0 if bias is None else m,
-            out=address(out),
-            n=n,
-            k=k,
-            m=m,
-            slices=slices,
-            width=exact.product_slices(k, exact.precision(a))[1],
-            rows=products.share(n, thread_count()),
-            finite=1,
-        )
-        job = np.array([fields], _JOB)
-        work = n * parts.nbytes * (slices + 1) // 2
-        pool.share(work, run, _work(_product_work, a.dtype), address(job))
-        if job["finite"][0]:
+        out, (parts, width, half) = np.empty((n, m), a.dtype), right
+        work = n * parts.nbytes * (parts.shape[1] + 1) // 2
+        fixed = _work(_product_work, a.dtype), _dense(), a, across
+        more = np.empty(0, a.dtype) if bias is None else bias
+        if pool.share(work, _multiply, *fixed, parts, width, half, more, out):
             return out
     out = exact.matmul(np, a.T if across else a, b.T if b_across else b)
     return out if bias is None else out + bias
@@ -344,76 +379,37 @@ def sum(a, axis=None, keepdims=False):
     return out
 
 
-
-
 # -- elementary functions
 
 
-class _Each(NamedTuple):
-    """A loop over so many numbers, in their place, in pieces of so many."""
+@dataclass(frozen=True)
+class _Elementary:
+    """A function as an operation."""
 
-    taken: int  # and the next two: the counts of `claim`
-    front: int
-    back: int
-    loop: int
-    numbers: int
-    size: int
-    piece: int
+    name: str
+
+    def forward(self, m, x):
+        return getattr(m, self.name)(x)
 
 
-_EACH = layout(_Each)
-
-
-def _each_work(kind):
-    def work(at, helping):
-        job = record_at(at, _EACH)
-        pieces = (job.size + job.piece - 1) // job.piece
-        piece = claim(at, helping, pieces)
-        while piece >= 0:
-            start = piece * job.piece
-            first = job.numbers + start * size_of(kind)
-            call(job.loop, (kind, first, min(job.piece, job.size - start), 0))
-            piece = claim(at, helping, pieces)
-
-    return work
-
-
-@cache
-def _loop(name, dtype):
-    formula = trace(lambda m, x: getattr(m, name)(x), "x")
-    return generated._over_numbers(formula, ("x",), generated.EXACT, dtype).address
-
-
-PIECE = 1 << 12
-"""Numbers that a thread takes at a time."""
-
-ELEMENTARY_WORK = 100
-"""Of a number, as `Pool.share` counts it."""
-
-
-def _elementary(name, a):
-    out = a.copy()
-    fields = _Each(0, 0, 0, _loop(name, a.dtype), address(out), out.size, PIECE)
-    job = np.array([fields], _EACH)
-    pool.share(out.size * ELEMENTARY_WORK, run, _work(_each_work, a.dtype), address(job))
-    return out
+_loops = Loops(EXACT)
 
 
 def exp(a):
     """`exact.exp`."""
-    return _elementary("exp", a)
+    return _loops.forward(_Elementary("exp"), a)
 
 
 def expm1(a):
     """`exact.elementary` of that name."""
-    return _elementary("expm1", a)
+    return _loops.forward(_Elementary("expm1"), a)
 
 
 def log(a):
     """`exact.log`."""
-    return _elementary("log", a)
+    return _loops.forward(_Elementary("log"), a)
 
 
 def log1p(a):
     """`exact.elementary` of that name."""
-    return _elementary("log1p", a)
+    return _loops.forward(_Elementary("log1p"), a)
