@@ -21,6 +21,7 @@ Every class registers by being defined: a user's is a layer, a loss, and saved, 
 
 import dataclasses
 import math
+import numbers
 import warnings
 from functools import cache
 from typing import Any, ClassVar, TypeAlias, dataclass_transform
@@ -83,6 +84,13 @@ class Operation:
                 "a saved network could not tell the two apart; take another name"
             )
         OPERATIONS[cls.__name__] = cls
+
+    def __post_init__(self) -> None:
+        """NumPy's numbers among the settings become Python's: they would widen float32."""
+        for name, value in list(vars(self).items()):
+            if isinstance(value, numbers.Real) and type(value) not in (bool, int, float):
+                kind = int if isinstance(value, numbers.Integral) else float
+                object.__setattr__(self, name, kind(value))
 
     def forward(self, *arguments: Any, **named: Any) -> Any:
         """``forward(m, x, *parameters)``: the output; of a loss ``forward(m, x, t)``."""
@@ -168,6 +176,7 @@ class Affine(Operation):
     parameters: ClassVar = {"W": ("inputs", "outputs"), "b": ("outputs",)}
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name, size in {"inputs": self.inputs, "outputs": self.outputs}.items():
             if size < 1:
                 raise ValueError(f"Affine: {name} is {size}, expected at least 1")
@@ -463,6 +472,7 @@ class SoftmaxWithLoss(Loss):
     class_weights: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing is {self.label_smoothing}, expected within [0, 1)")
         if self.class_weights is not None:
@@ -624,6 +634,7 @@ class Dropout(Operation):
     random = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.ratio < 1:
             raise ValueError(f"Dropout: ratio is {self.ratio}, expected within [0, 1)")
 
@@ -645,6 +656,7 @@ class Normalized(Operation, abstract=True):
     parameters: ClassVar = {"gamma": ("units",), "beta": ("units",)}
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.units < 1:
             raise ValueError(f"{type(self).__name__}: units is {self.units}, expected at least 1")
 
