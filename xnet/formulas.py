@@ -550,9 +550,10 @@ class Trace(Mathematics):
                 return _combined(name, *arguments)
 
             return call
-        raise FormulaError(
-            f"m.{name} is not for a formula that is to be compiled: it may use "
-            f"{', '.join(self.functions)}, where, maximum, minimum, sum, max and width"
+        _Symbol()._refuse(  # pyright: ignore[reportPrivateUsage]
+            f"asks for m.{name}",
+            f"a formula that is to be compiled may use {', '.join(self.functions)}, where, "
+            "maximum, minimum, sum, max and width",
         )
 
 
