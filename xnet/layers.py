@@ -312,7 +312,12 @@ class Layer:
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in self.params:
+        if name in ("params", "state"):  # the very dictionary that a network knows
+            held = vars(self)[name]
+            held.update(value)
+            for gone in held.keys() - value.keys():
+                del held[gone]
+        elif name in self.params:
             self.params[name] = value
         elif name[:1] == "d" and name[1:] in self.params:
             self.grads[name[1:]] = value
