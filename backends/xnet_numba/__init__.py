@@ -179,19 +179,21 @@ class NumbaBackend(Backend):
         prepared = run.prepared
         if prepared is None:
             prepared = self._prepared(run)
-        if prepared:
+        if prepared and not self.reproducible:
             return prepared.forward(x if x.flags.c_contiguous else _packed(x), loss)
         return super().forward(run, x, loss)
 
     def forward_keeping(self, run: Run, x: Array) -> tuple[Array, Any]:
         prepared = self._prepared(run)
-        return prepared.forward_keeping(_packed(x)) if prepared else super().forward_keeping(run, x)
+        if prepared and not self.reproducible:
+            return prepared.forward_keeping(_packed(x))
+        return super().forward_keeping(run, x)
 
     def backward(
         self, run: Run, kept: Any, dout: Array, first: bool
     ) -> tuple[Array | None, Gradients]:
         prepared = self._prepared(run)
-        if prepared:
+        if prepared and not self.reproducible:
             return prepared.backward(kept, _packed(dout), first)
         return super().backward(run, kept, dout, first)
 
@@ -200,7 +202,9 @@ class NumbaBackend(Backend):
     ) -> tuple[Array, Array | None, Gradients]:
         prepared = self._prepared(run)
         if prepared:
-            return prepared.loss_and_gradients(_packed(x), _packed(t), loss, first)
+            found = prepared.loss_and_gradients(_packed(x), _packed(t), loss, first)
+            if found[0] is not None:
+                return found
         return super().loss_and_gradients(run, x, t, loss, first)
 
     def train_step(
@@ -212,9 +216,10 @@ class NumbaBackend(Backend):
         return super().train_step(run, x, t, loss, update, names)
 
     def _prepared(self, run: Run) -> Any:
-        """The run for `fused`; False if it is none for that, or not in this mode."""
+        """The run for `fused`, or for training in reproducible mode; False if it is for neither."""
         if run.prepared is None:
-            run.prepared = not self.reproducible and import_module("xnet_numba.fused").prepared(run)
+            module = "xnet_numba.reproducible" if self.reproducible else "xnet_numba.fused"
+            run.prepared = import_module(module).prepared(run)
         return run.prepared
 
     def loss_differences(

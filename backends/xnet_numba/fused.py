@@ -1,4 +1,5 @@
-# pyright: basic, reportAttributeAccessIssue=false, reportCallIssue=false
+# pyright: basic, reportAttributeAccessIssue=false, reportCallIssue=false, reportArgumentType=false
+# pyright: reportOptionalMemberAccess=false, reportOptionalSubscript=false
 """A whole run of layers in one compiled call: predictions, the loss and its gradients, a step.
 
 What is compiled is in `passes` and `generated`; here is what it works on, and how many threads it
@@ -67,6 +68,8 @@ class Prepared:
     It holds the arrays' addresses, and the arrays, so that those stay valid.
     """
 
+    mode = FAST
+
     def __init__(self, run):
         self.layers, self.sizes = [], []  # (W, b, activation); what a gradient belongs to
         for operation, parameters in run:
@@ -97,8 +100,8 @@ class Prepared:
 
     def _enter(self, row, activation):
         """The routines of an activation, and whether its gradient needs what went into it."""
-        forth = generated.forward(activation, self.dtype, FAST)
-        back = generated.backward(activation, self.dtype, FAST)
+        forth = generated.forward(activation, self.dtype, self.mode)
+        back = generated.backward(activation, self.dtype, self.mode)
         row["forth"], row["back"] = forth.address, back.address
         for name, loop in (("forth_numbers", forth), ("back_numbers", back)):
             self.held.append(loop.numbers(activation, self.dtype))
@@ -113,7 +116,7 @@ class Prepared:
         head["work"] = _pieces(passes._forward_work, self.dtype)
         head["routines"], head["table"] = _routines(self.dtype), _address(self.table)
         head["layers"], head["widest"] = len(self.layers), self.widest
-        loop = None if loss is None else generated.predicted(loss, self.dtype, FAST)
+        loop = None if loss is None else generated.predicted(loss, self.dtype, self.mode)
         if loop is not None:
             self.held.append(loop.numbers(loss, self.dtype))
             head["predict"], head["predict_numbers"] = loop.address, _address(self.held[-1])
@@ -161,7 +164,7 @@ class Prepared:
         dx = None if first else np.empty_like(x)
         found = np.empty(self.numbers, self.dtype)
         self._descend(room, x, t, loss, dx, found)
-        return room.losses.sum() / len(x), dx, self._parted(found)
+        return self._mean(room), dx, self._parted(found)
 
     def train_step(self, x, t, loss, update, names, backend):
         """The mean loss, after which every W and b has moved; see `Backend`."""
@@ -175,7 +178,7 @@ class Prepared:
             return None
         n = taken.pop() + 1
         room = self._room_for(len(x))
-        step = generated.step(update, self.dtype, FAST)
+        step = generated.step(update, self.dtype, self.mode)
         if room.step is not step:
             room.step, room.step_numbers = None, step.numbers(update, self.dtype, n)
             room.tell(step_numbers=_address(room.step_numbers), slots=update.slots)
@@ -188,13 +191,13 @@ class Prepared:
             fields[_MEMORY] = self._memory_of(update, names, backend)
         counted = dict.fromkeys(names, n)
         try:
-            fields[_DONE], fields[_STEP] = 0, step.address
+            fields[DONE], fields[_STEP] = 0, step.address
             self._descend(room, x, t, loss, None, self.found)
         finally:  # Ctrl-C comes when the step is done, or before it has begun
             fields[_STEP] = 0
-            if fields[_DONE]:
+            if fields[DONE]:
                 update.taken.update(counted)
-        return room.losses.sum() / len(x)
+        return self._mean(room)
 
     def _memory_of(self, update, names, backend):
         """The address of those of all that an optimizer remembers, parameter by parameter."""
@@ -219,7 +222,7 @@ class Prepared:
 
     def _descend(self, room, x, t, loss, dx, found):
         if room.loss is not loss:
-            loop = generated.loss_and_delta(loss, self.dtype, FAST)
+            loop = generated.loss_and_delta(loss, self.dtype, self.mode)
             room.loss, room.descends = None, False
             room.loss_numbers = loop.numbers(loss, self.dtype, 1 / len(x))
             room.tell(loss_numbers=_address(room.loss_numbers))
@@ -233,6 +236,10 @@ class Prepared:
 
     def _run(self, room, x, t, found):
         pool.share(self._work(len(x)), passes._train, room.at_job, x, t, found)
+
+    def _mean(self, room):
+        """Of the losses."""
+        return room.losses.sum() / len(room.losses)
 
     def _parted(self, found):
         """The gradients of each operation, of all of them one after the other."""
@@ -255,10 +262,8 @@ class Prepared:
     @cached_property
     def works(self):
         """Where the works of training are."""
-        return (
-            _pieces(passes._there_and_back_work, self.dtype),
-            _pieces(passes._weights_work, self.dtype),
-        )
+        works = passes._there_and_back_work, passes._weights_work
+        return tuple(_pieces(work, self.dtype) for work in works)
 
 
 class _Room:
@@ -271,6 +276,7 @@ class _Room:
         self.words = np.empty((n, -(-run.inputs // BITS)), np.int64)
         self.zeros = np.zeros(max(run.widest, run.inputs, BITS), run.dtype)
         self.loss = self.loss_numbers = self.step = self.step_numbers = None
+        self.slices = None  # of reproducible mode
         self.loss_address = 0
         self.descends = False  # whether the job says so: there, back by the loss, and down
         self.fields = np.zeros(len(TRAINING.names), np.int64)
@@ -289,7 +295,7 @@ class _Room:
 
 
 _AT = {name: place for place, name in enumerate(TRAINING.names)}
-_STEP, _MEMORY, _DONE = (_AT[name] for name in ("step", "memory", "done"))
+_STEP, _MEMORY, DONE = (_AT[name] for name in ("step", "memory", "done"))
 
 
 # -- one product alone

@@ -1,4 +1,5 @@
-# pyright: basic, reportAttributeAccessIssue=false, reportCallIssue=false
+# pyright: basic, reportAttributeAccessIssue=false, reportCallIssue=false, reportArgumentType=false
+# pyright: reportOptionalMemberAccess=false, reportOptionalSubscript=false, reportOptionalOperand=false
 """Compiled loops of every operation, loss and optimizer, written from their formulas.
 
 A formula is traced to an expression (`xnet.formulas`), and its source is put into a loop here:

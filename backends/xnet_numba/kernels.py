@@ -1,4 +1,4 @@
-# pyright: basic, reportAttributeAccessIssue=false, reportCallIssue=false
+# pyright: basic, reportAttributeAccessIssue=false, reportCallIssue=false, reportArgumentType=false
 """Operations, losses and steps of NumPy arrays by the loops of `generated`, shared by threads.
 
 Each loop works in the place of its first array, so that is a copy here.

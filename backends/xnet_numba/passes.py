@@ -1,4 +1,4 @@
-# pyright: basic, reportAttributeAccessIssue=false, reportCallIssue=false
+# pyright: basic, reportAttributeAccessIssue=false, reportCallIssue=false, reportArgumentType=false
 """The compiled passes through a run of layers: forward, back to the losses' gradients, and down.
 
 A thread takes a block of rows through all layers before it takes the next, so that what lies
