@@ -172,6 +172,11 @@ class Bounded:
     def __init__(self, v: Any, e: Any, u: float) -> None:
         self.v, self.e, self.u = v, e, u
 
+    @property
+    def shape(self) -> Any:
+        """Of the numbers: a backend's generic forms ask for it (`tools.parity`)."""
+        return self.v.shape
+
     def _rounded(self, v: Any, e: Any) -> "Bounded":
         return Bounded(v, e + self.u * (abs(v) + e), self.u)
 
@@ -206,7 +211,8 @@ class Bounded:
     def _compared(self, other: Any, holds: Callable[[Any, Any], Any]) -> "Truth":
         o = self._of(other)
         e = self.e + o.e
-        return Truth(holds(self.v, o.v), (abs(self.v - o.v) <= e) & (e > 0))
+        # An error that is no number, as of inf times 0, is no less than one without bound.
+        return Truth(holds(self.v, o.v), ~((abs(self.v - o.v) > e) | (e <= 0)))
 
     def __eq__(self, other: Any) -> Any:
         return self._compared(other, operator.eq)

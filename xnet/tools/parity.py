@@ -292,44 +292,51 @@ def _is_plain(operation: Operation | type[Operation]) -> bool:
     return not (operation.mixes or operation.random or operation.state)
 
 
-def _operation_trial(operation: type[Operation]) -> Trial:
+def operation_trial(operation: Operation, samples: int = N) -> Trial:
     """Forward and backward, in training and not where that differs."""
-    one = made(operation, D, M)
-    inputs, outputs = one.widths[0] or D, one.widths[1] or one.widths[0] or D
+    plain = _is_plain(operation)
+    inputs, outputs = operation.widths[0] or D, operation.widths[1] or operation.widths[0] or D
 
     def run(backend: Backend, arrays: list[Array]) -> list[Array]:
         x, dout, *parameters = arrays
         found: list[Array] = []
-        for training in (False,) if _is_plain(one) else (False, True):
-            m = _maths(backend, training, _state(one, backend, x), _drawn())
-            y = backend.run(one, x, *parameters, m=None if _is_plain(one) else m)
-            back = backend.run_backward(
-                one, dout, x, y, *parameters, m=None if _is_plain(one) else m
-            )
-            found += [y, *back, *m.moved.values()]
-        if _is_plain(one):
-            found += backend.parameter_gradients(one, dout, x, found[0], *parameters)
+        for training in (False,) if plain else (False, True):
+            m = _maths(backend, training, _state(operation, backend, x), _drawn())
+            given = {} if plain else {"m": m}
+            y = backend.run(operation, x, *parameters, **given)
+            gradients = backend.run_backward(operation, dout, x, y, *parameters, **given)
+            found += [y, *gradients, *m.moved.values()]
+        if plain:
+            found += backend.parameter_gradients(operation, dout, x, found[0], *parameters)
         return found
 
     def arrays(draw: Draw) -> list[Host]:
-        return [draw(N, inputs), draw(N, outputs), *_parameters(draw, one)]
+        return [draw(samples, inputs), draw(samples, outputs), *_parameters(draw, operation)]
 
-    return Trial(operation.__name__, arrays, run, run)
+    return Trial(type(operation).__name__, arrays, run, run)
 
 
-def _loss_trial(loss: type[Loss]) -> Trial:
+def loss_trial(loss: Loss, samples: int = N, classes: int = C) -> Trial:
     """The loss of each row, their mean, its gradient, and predictions."""
-    one = made(loss, C)
 
     def run(backend: Backend, arrays: list[Array]) -> list[Array]:
         x, *labels = arrays
-        found = [backend.predicted(one, x)]
+        found = [backend.predicted(loss, x)]
         for t in labels:
-            t = one.targets(backend.maths, t)
-            found += [backend.row_losses(one, x, t), *backend.loss_and_delta(one, x, t)]
+            t = loss.targets(backend.maths, t)
+            found += [backend.row_losses(loss, x, t), *backend.loss_and_delta(loss, x, t)]
         return found
 
-    return Trial(loss.__name__, lambda draw: [draw(N, C), _one_hot(N), draw(N, C)], run, run)
+    def arrays(draw: Draw) -> list[Host]:
+        return [draw(samples, classes), _one_hot(samples, classes), draw(samples, classes)]
+
+    return Trial(type(loss).__name__, arrays, run, run)
+
+
+def _one_trial(operation: type[Operation]) -> Trial:
+    """With its defaults."""
+    one = made(operation, D, M)
+    return loss_trial(one) if isinstance(one, Loss) else operation_trial(one)
 
 
 def _forward_and_backward(layer: Mul, x: Array, y: Array) -> list[Array]:
@@ -537,15 +544,15 @@ def _numerical_trial(hidden: type[Operation], loss: type[Loss]) -> Trial:
 
 
 def _training_trial(optimizer: type[Optimizer], hidden: type[Operation], loss: type[Loss]) -> Trial:
-    """Parameters and state after some steps, each as the backend takes it whole."""
+    """The last loss, parameters and state, of some steps that a backend may take whole."""
     stack = Stack.around(hidden, loss)
 
-    def run(_: Backend, inputs: list[Array]) -> list[Array]:
+    def run(backend: Backend, inputs: list[Array]) -> list[Array]:
         x, t, *parameters = inputs
         network, one = stack.network(parameters), optimizer()
-        for _step in range(TRAINING_STEPS):
-            network.train_step(x, t, one)
-        return [*network.params.values(), *network.state.values()]
+        values = [network.train_step(x, t, one) for _ in range(TRAINING_STEPS)]
+        loss = backend.asarray(values[-1], network.dtype)
+        return [loss, *network.params.values(), *network.state.values()]
 
     def bound(backend: Bounding, inputs: list[Bounded]) -> list[Bounded]:
         """Each step's errors, and what later ones make of them: the formulas carry them along."""
@@ -553,12 +560,13 @@ def _training_trial(optimizer: type[Optimizer], hidden: type[Operation], loss: t
         states = [_state(operation, backend, x) for operation in stack.operations]
         one, draw = optimizer(), _draw_of(stack, parameters)
         memory = [[backend.asarray(0 * W.v)] * one.slots for W in parameters]
+        mean: Any = None
         for n in range(1, TRAINING_STEPS + 1):
             parts = stack.bounded(backend, parameters, states)
-            _, found = _gradients(backend, parts, stack.loss, x, t, draw)
+            mean, found = _gradients(backend, parts, stack.loss, x, t, draw)
             for k, (W, g) in enumerate(zip(parameters, found, strict=True)):
                 parameters[k], *memory[k] = backend.step(one, n, W, g, memory[k])
-        return [*parameters, *(v for state in states for v in state.values())]
+        return [mean, *parameters, *(v for state in states for v in state.values())]
 
     name = f"training by {optimizer.__name__}, {hidden.__name__}, {loss.__name__}"
     return Trial(name, stack.arrays, run, bound)
@@ -591,8 +599,7 @@ def trials(
     trained = [(kind, *stack) for kind, stack in zip(steps, cycle(stacks), strict=False)]
     return [
         *BASICS,
-        *(_attempted(_operation_trial, kind) for kind in others),
-        *(_attempted(_loss_trial, kind) for kind in losses),
+        *(_attempted(_one_trial, kind) for kind in (*others, *losses)),
         *(_attempted(_network_trial, *stack) for stack in stacks),
         *(_attempted(_numerical_trial, *stack) for stack in plain),
         *(_attempted(_optimizer_trial, kind) for kind in steps),
