@@ -29,7 +29,7 @@ import numpy as np
 from numba import types
 
 import xnet
-from xnet import formulas
+from xnet import exact, formulas
 from xnet.formulas import (
     CALLS,
     Formula,
@@ -73,8 +73,9 @@ FUNCTIONS = {
 def _made_of():
     """What compiled code depends on beside its own source: ours, and the compiler's version."""
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(path.read_bytes())
+    ours = sorted(Path(__file__).parent.glob("*.py"))
+    for path in (*ours, formulas.__file__, exact.__file__):  # of which `elementary` is made, too
+        digest.update(Path(path).read_bytes())
     versions = numba.__version__, llvmlite.__version__, np.__version__, xnet.__version__
     return f"{digest.hexdigest()[:16]}, {' '.join(versions)}"
 
@@ -84,10 +85,8 @@ def folder():
     """Where sources are kept: the user's cache, or the temporary folder; None if not writable."""
     home = os.environ.get("NUMBA_CACHE_DIR") or os.environ.get("XDG_CACHE_HOME")
     places = [Path(home)] if home else []
-    try:
+    with contextlib.suppress(RuntimeError):  # nobody's home
         places.append(Path.home() / ".cache")
-    except RuntimeError:  # nobody's home
-        pass
     owner = os.getuid() if hasattr(os, "getuid") else None
     places = [place / "xnet" for place in places]
     with contextlib.suppress(OSError):  # no temporary folder
@@ -189,10 +188,6 @@ class Loop(NamedTuple):
     def numbers(self, owner, dtype, n=0):
         """The host's numbers, as the routine reads them."""
         return np.array(self.values(owner, n), dtype)
-
-
-_REMEMBERED = "taken", "memory"
-"""What an optimizer has beside settings."""
 
 
 _loops = {}
@@ -322,9 +317,7 @@ class _Rows:
                 *_indented(2, at + inner),
                 *_indented(1, after),
             ]
-        outer = []
-        for text in (before, after):
-            outer.append(["for i in range(n):", *_indented(1, text)] if text else [])
+        outer = [["for i in range(n):", *_indented(1, t)] if t else [] for t in (before, after)]
         loops = ["for j in range(m):", "    for i in range(n):", *_indented(2, at + inner)]
         return [*outer[0], *loops, *outer[1]]
 
