@@ -114,7 +114,7 @@ class Plan:
         widths = (v.operation.widths[0] for v in layers if v.operation is not None)
         self.inputs: int | None = next((w for w in widths if w is not None), None)
         dtypes = (W.dtype for _, _, W in self.arrays)
-        self.dtype: Any = next(dtypes, None)
+        self.dtype: Any = next(dtypes, object())  # no dtype's equal: to NumPy None is float64
 
     def is_stale(self) -> bool:  # a loop, for `any` takes three times as long
         """Whether a parameter has been replaced."""
