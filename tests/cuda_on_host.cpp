@@ -26,6 +26,8 @@ struct Fiber {  // a stack, and the thread that runs on it
     jmp_buf place;
     std::unique_ptr<char[]> stack{new char[stack_size]};
     unsigned thread = 0;
+    dim3 index{};
+    bool idle = false;  // it waits in `fiber_main` for threads to run
     static constexpr size_t stack_size = 1 << 17;
 };
 
@@ -37,7 +39,8 @@ struct Block {
     std::vector<std::unique_ptr<Fiber>> fibers;
     std::vector<State> states;                 // by thread
     std::vector<Fiber*> waiting;               // the stack of each thread that has given way
-    std::vector<unsigned long long> exchange;  // what a shuffle passes on, by thread
+    std::vector<bool> odd;                     // whether a thread's last shuffle was an odd one
+    std::vector<unsigned long long> exchange;  // what a shuffle passes on, by that and by thread
     Fiber* current = nullptr;
     jmp_buf scheduler;
     std::string error;
@@ -45,21 +48,22 @@ struct Block {
 
 static Block block;
 
-static void set_thread(unsigned thread) {
-    threadIdx = {
-        thread % blockDim.x, thread / blockDim.x % blockDim.y, thread / blockDim.x / blockDim.y
-    };
-}
-
 static void fiber_main() {
+    Fiber* self = block.current;
     for (;;) {  // run threads until none is left; one that waited is done by its own fiber
-        Fiber* self = block.current;
         if (block.next == block.count) {
-            _longjmp(block.scheduler, 1);
+            self->idle = true;
+            if (_setjmp(self->place) == 0) _longjmp(block.scheduler, 1);
+            self->idle = false;
+            continue;
         }
-        unsigned turn = block.next++;
-        self->thread = block.descending ? block.count - 1 - turn : turn;
-        set_thread(self->thread);
+        unsigned turn = block.next++, thread = block.descending ? block.count - 1 - turn : turn;
+        self->thread = thread;
+        self->index = {
+            thread % blockDim.x, thread / blockDim.x % blockDim.y,
+            thread / blockDim.x / blockDim.y
+        };
+        threadIdx = self->index;
         block.kernel(block.arguments);
         block.states[self->thread] = State::done;
     }
@@ -71,25 +75,27 @@ static void give_way(State state) {
     block.waiting[self->thread] = self;
     // swapcontext would do, but for a system call at each switch.
     if (_setjmp(self->place) == 0) _longjmp(block.scheduler, 1);
-    set_thread(self->thread);
-}
-
-// Start threads on the stack of this number, until one waits.
-static void start(size_t number) {
-    if (number == block.fibers.size()) block.fibers.push_back(std::make_unique<Fiber>());
-    block.current = block.fibers[number].get();
-    ucontext_t context;
-    getcontext(&context);
-    context.uc_stack.ss_sp = block.current->stack.get();
-    context.uc_stack.ss_size = Fiber::stack_size;
-    context.uc_link = nullptr;
-    makecontext(&context, fiber_main, 0);
-    if (_setjmp(block.scheduler) == 0) setcontext(&context);
+    threadIdx = self->index;
 }
 
 static void resume(Fiber* fiber) {
     block.current = fiber;
     if (_setjmp(block.scheduler) == 0) _longjmp(fiber->place, 1);
+}
+
+// Start threads on the stack of this number, until one waits.
+static void start(size_t number) {
+    if (number == block.fibers.size()) block.fibers.push_back(std::make_unique<Fiber>());
+    Fiber* fiber = block.fibers[number].get();
+    if (fiber->idle) return resume(fiber);
+    block.current = fiber;
+    ucontext_t context;
+    getcontext(&context);
+    context.uc_stack.ss_sp = fiber->stack.get();
+    context.uc_stack.ss_size = Fiber::stack_size;
+    context.uc_link = nullptr;
+    makecontext(&context, fiber_main, 0);
+    if (_setjmp(block.scheduler) == 0) setcontext(&context);
 }
 
 // Let the threads in [first, last) go on that wait, if all of them wait at this barrier.
@@ -123,7 +129,8 @@ static bool run_block() {
     block.next = 0;
     block.states.assign(block.count, State::running);
     block.waiting.assign(block.count, nullptr);
-    block.exchange.assign(block.count, 0);
+    block.odd.assign(block.count, false);
+    block.exchange.assign(2 * block.count, 0);
     for (size_t used = 0; block.next < block.count; ++used) start(used);
     unsigned warps = (block.count + 31) / 32;
     for (;;) {
@@ -171,8 +178,11 @@ void __syncthreads() { host::give_way(host::State::at_block_barrier); }
 
 void host::exchange(void* value, size_t size, int lanes) {
     unsigned self = block.current->thread;
-    std::memcpy(&block.exchange[self], value, size);
+    block.odd[self] = !block.odd[self];
+    // Of two shuffles in a row, the second writes elsewhere: no thread need wait for those that
+    // still read what the first wrote.
+    auto* passed = &block.exchange[block.odd[self] ? block.count : 0];
+    std::memcpy(&passed[self], value, size);
     give_way(State::at_warp_barrier);
-    std::memcpy(value, &block.exchange[self ^ unsigned(lanes)], size);
-    give_way(State::at_warp_barrier);  // before the next shuffle overwrites it
+    std::memcpy(value, &passed[self ^ unsigned(lanes)], size);
 }

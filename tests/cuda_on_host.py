@@ -19,6 +19,7 @@ from importlib import import_module
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from unittest import mock
 
 import numpy as np
 
@@ -318,6 +319,22 @@ def modules():
     return {"cupy": cupy, "cupy.cuda": cupy.cuda, "array_api_compat.cupy": xp}
 
 
+@cache
+def stand_in():
+    """The stand-in's modules, and the module that launches kernels, imported over them."""
+    import xnet_cupy
+
+    found, name, package = modules(), "xnet_cupy.kernels", vars(xnet_cupy)
+    before = sys.modules.pop(name, None), package.pop("kernels", None)
+    with mock.patch.dict(sys.modules, found):
+        kernels = import_module(name)
+    del package["kernels"]
+    sys.modules.pop(name, None)
+    if before[0] is not None:
+        sys.modules[name], package["kernels"] = before
+    return found, kernels
+
+
 def install(monkeypatch):
     """Make `import cupy` find the stand-in, with two devices, and return it."""
     import xnet_cupy
@@ -325,18 +342,12 @@ def install(monkeypatch):
 
     from xnet import backend as registry
 
-    found = modules()
+    found, kernels = stand_in()
     for name, module in found.items():
         monkeypatch.setitem(sys.modules, name, module)
-    # The module that imports CuPy is imported anew, and both places that know it are patched.
-    name, package = "xnet_cupy.kernels", vars(xnet_cupy)
-    before = sys.modules.pop(name, None), package.pop("kernels", None)
-    over_stand_in = import_module(name)
-    del sys.modules[name], package["kernels"]
-    if before[0] is not None:
-        sys.modules[name], package["kernels"] = before
-    monkeypatch.setitem(sys.modules, name, over_stand_in)
-    monkeypatch.setattr(xnet_cupy, "kernels", over_stand_in, raising=False)
+    # Both places that know the module that imports CuPy.
+    monkeypatch.setitem(sys.modules, "xnet_cupy.kernels", kernels)
+    monkeypatch.setattr(xnet_cupy, "kernels", kernels, raising=False)
     monkeypatch.setenv("CUPY_CACHE_DIR", CACHE.name)
     monkeypatch.setattr(registry, "_instances", {})
     # The stand-in's array is a NumPy array underneath, which a CuPy array is not.

@@ -961,12 +961,12 @@ def test_kernels_are_compiled_once_and_kept(kernels, monkeypatch, tmp_path):
     assert kernels._cached(*arguments)[1] == first[1]
 
 
-def test_each_mode_is_compiled_with_its_own_options(kernels, rng):
+def test_each_mode_is_compiled_with_its_own_options(kernels, monkeypatch, tmp_path, rng):
     """And with the kernel that is launched, alone."""
     for reproducible, contraction in [(False, "--fmad=true"), (True, "--fmad=false")]:
         cuda_on_host.PROGRAMS.clear()
-        kernels._function.cache_clear()
-        cuda_on_host.CACHE.cleanup()
+        monkeypatch.setattr(kernels, "_function", cache(kernels._function.__wrapped__))
+        monkeypatch.setenv("CUPY_CACHE_DIR", str(tmp_path / contraction))
         run(resolve("cupy:1", reproducible), "run", ACTIVATIONS[0], rng.standard_normal(3))
         (program,) = cuda_on_host.PROGRAMS.values()
         assert contraction in program.options
@@ -979,11 +979,12 @@ def test_each_mode_is_compiled_with_its_own_options(kernels, rng):
 # -- what these tests can see
 
 
-def with_source(monkeypatch, source, tmp_path):
+def with_source(monkeypatch, kernels, source, tmp_path):
     """Let the kernels be those of `source`."""
     changed = tmp_path / "kernels.cu"
     changed.write_text(source)
     monkeypatch.setattr(generated, "SOURCE", changed)
+    monkeypatch.setattr(kernels, "_function", cache(kernels._function.__wrapped__))
 
 
 def without_barrier(number):
@@ -994,7 +995,7 @@ def without_barrier(number):
 
 @pytest.mark.parametrize("barrier", range(SOURCE.count("__syncthreads();")))
 def test_a_missing_barrier_shows(monkeypatch, kernels, tmp_path, rng, barrier):
-    with_source(monkeypatch, without_barrier(barrier), tmp_path)
+    with_source(monkeypatch, kernels, without_barrier(barrier), tmp_path)
     x = wild(rng, (30, 1100), "float64")
     seen = []
     for descending in (False, True):
@@ -1043,7 +1044,7 @@ def test_a_small_mistake_in_a_kernel_shows(monkeypatch, kernels, tmp_path, rng, 
     """Each changes one operation of kernels.cu; the comparisons of bits must find it."""
     old, new = MUTATIONS[mutation]
     assert SOURCE.count(old) == 1
-    with_source(monkeypatch, SOURCE.replace(old, new), tmp_path)
+    with_source(monkeypatch, kernels, SOURCE.replace(old, new), tmp_path)
     with pytest.raises(AssertionError):
         compare_every_kind(kernels, rng)
 
