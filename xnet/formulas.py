@@ -386,7 +386,8 @@ class _Symbol:
             frame = frame.f_back
         file, line = frame.f_code.co_filename, frame.f_lineno
         text = linecache.getline(file, line).strip()
-        raise FormulaError(f"{file}, line {line}: `{text}` {what}; {cure}")
+        shown = f"`{text}`" if text else "the formula"
+        raise FormulaError(f"{file}, line {line}: {shown} {what}; {cure}")
 
     def __bool__(self) -> bool:
         return self._refuse(
@@ -672,6 +673,23 @@ def step(optimizer: Any) -> Formula:
     """An optimizer's step of W, its gradient g, and memory0, memory1, ...; n is the step's."""
     memory = [f"memory{k}" for k in range(optimizer.slots)]
     return trace(optimizer.formula, "n", "W", "g", *memory)
+
+
+_compilable: set[Any] = set()
+
+
+def check(operation: Any) -> None:
+    """Raise FormulaError if an operation that backends compile cannot be compiled."""
+    key = structure(operation)
+    if operation.fuses in (None, "product") or operation.parameters or key in _compilable:
+        return
+    if operation.fuses == "loss":
+        trace(operation.predict, "x")
+        loss_and_delta(operation)
+    else:
+        trace(operation.forward, "x")
+        trace(operation.backward, "dout", "x", "y")
+    _compilable.add(key)
 
 
 def _shared(results: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -13,7 +13,7 @@ from functools import cache
 from typing import Any, ClassVar, Self
 
 from xnet.backend import Array, Backend, backend_of, dtype_name, float_dtype
-from xnet.formulas import Arrays
+from xnet.formulas import Arrays, check
 from xnet.losses import batch_and_targets
 from xnet.operations import OPERATIONS, Loss, Operation, registered
 
@@ -130,6 +130,7 @@ class Layer:
         return vars(self)["operation"]
 
     def _set(self, operation: Operation) -> None:
+        check(operation)
         vars(self)["operation"] = operation
         self.params.update(dict.fromkeys(operation.parameters))
 
@@ -390,10 +391,13 @@ class LossLayer:
     def __init__(self, *arguments: Any, **settings: Any) -> None:
         made = type(self).operation_class
         self.operation = None if made is None else made(*arguments, **settings)
+        if self.operation is not None:
+            check(self.operation)
 
     @classmethod
     def of(cls, operation: Loss) -> Self:
         """The loss layer that computes an operation."""
+        check(operation)
         layer = cls.__new__(cls)
         layer.operation = operation
         return layer

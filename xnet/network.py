@@ -507,6 +507,7 @@ class Network:
             for segment in segments:
                 x = segment.forward(x)
             if end is not None and plan.loss is not None:
+                end.layers[0].rows(x)  # what is wrong with x is said before what is with t
                 targets = self._targets(plan, x, t)
                 loss, dout = end.end(x, targets, plan.loss)
             else:

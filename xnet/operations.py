@@ -88,9 +88,10 @@ class Operation:
     def __post_init__(self) -> None:
         """NumPy's numbers among the settings become Python's: they would widen float32."""
         for name, value in list(vars(self).items()):
-            if isinstance(value, numbers.Real) and type(value) not in (bool, int, float):
+            number: Any = value
+            if isinstance(value, numbers.Real) and type(number) not in (bool, int, float):
                 kind = int if isinstance(value, numbers.Integral) else float
-                object.__setattr__(self, name, kind(value))
+                object.__setattr__(self, name, kind(number))
 
     def forward(self, *arguments: Any, **named: Any) -> Any:
         """``forward(m, x, *parameters)``: the output; of a loss ``forward(m, x, t)``."""
