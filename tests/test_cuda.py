@@ -98,9 +98,7 @@ FRAMES["Exact"].add("add_products")
 def every_kernel(by_hand):
     """The kernels, each once: by hand, of a formula, and frames with formulas in them."""
     found = list(by_hand)
-    found += [
-        (generated.rowwise if f.formula.by_rows else generated.elementwise)(f) for f in formulas()
-    ]
+    found += [(generated.rowwise if f.by_rows else generated.elementwise)(f) for f in formulas()]
     chains = [(), *((generated.forward(a),) for a in variants("pointwise", altered=False))]
     found += map(generated.add_bias, chains)
     found.append(generated.add_bias(tuple(f for chain in chains for f in chain)))
@@ -964,7 +962,7 @@ def test_kernels_are_compiled_once_and_kept(kernels, monkeypatch, tmp_path):
 def test_each_mode_is_compiled_with_its_own_options(kernels, monkeypatch, tmp_path, rng):
     """And with the kernel that is launched, alone."""
     for reproducible, contraction in [(False, "--fmad=true"), (True, "--fmad=false")]:
-        cuda_on_host.PROGRAMS.clear()
+        monkeypatch.setattr(cuda_on_host, "PROGRAMS", {})
         monkeypatch.setattr(kernels, "_function", cache(kernels._function.__wrapped__))
         monkeypatch.setenv("CUPY_CACHE_DIR", str(tmp_path / contraction))
         run(resolve("cupy:1", reproducible), "run", ACTIVATIONS[0], rng.standard_normal(3))
@@ -1055,8 +1053,7 @@ def compare_largest(kernels, x):
     def formula(m, x):
         return m.max(x)
 
-    found = trace(formula, "x")
-    backend, of_row = resolve("cupy", True), generated.Traced(found, found.values())
+    backend, of_row = resolve("cupy", True), generated.Traced(trace(formula, "x"))
     with backend.running():
         (largest,) = kernels.evaluate("Exact", of_row, None, backend.asarray(x))
     assert_same_bits([backend.to_numpy(largest)], [x.max(axis=-1)])

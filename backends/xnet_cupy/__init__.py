@@ -274,7 +274,7 @@ def _is_activation(operation: Operation, parameters: Sequence[Array]) -> bool:
     return (
         operation.fuses == "pointwise"
         and not parameters
-        and not generated.forward(operation).formula.by_rows
+        and not generated.forward(operation).by_rows
     )
 
 

@@ -8,7 +8,7 @@ here needs CuPy.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -35,28 +35,40 @@ Texts: TypeAlias = list[str]
 # -- formulas
 
 
-@dataclass(eq=False)
 class Traced:
-    """A formula, and a function of its owner and the step that gives the numbers it takes."""
+    """A formula, with what is asked of it at every call.
 
-    formula: Formula
-    numbers: Callable[[Any, Any], tuple[float, ...]]
+    Attributes
+    ----------
+    formula
+        The expression.
+    numbers
+        A function of the formula's owner and the step: the numbers that it takes.
+    uses
+        Of each input, whether the formula depends on it.
+    varies
+        Of each result, whether there is one at each place of a row, or one for the row.
+    by_rows
+        Whether a number depends on others of its row.
+    """
 
-    @cached_property
-    def varies(self) -> tuple[bool, ...]:
-        """Of each result, whether there is one at each place of a row, or one for the row."""
-        return tuple(isinstance(r, Node) and r.varies for r in self.formula.results)
+    def __init__(self, formula: Formula) -> None:
+        self.formula, self.numbers = formula, formula.values()
+        self.uses = tuple(map(formula.uses, formula.inputs))
+        self.varies = tuple(isinstance(r, Node) and r.varies for r in formula.results)
+        self.by_rows = formula.by_rows
+        self._inputs = [isinstance(r, Node) and r.operator == "input" for r in formula.results]
 
     def gives(self, of_row: int) -> bool:
         """Whether the first `of_row` results alone are of the row, and something is computed."""
-        inputs = [isinstance(r, Node) and r.operator == "input" for r in self.formula.results]
-        return not any(inputs) and self.varies == tuple(
-            k >= of_row for k in range(len(self.varies))
-        )
+        places = range(len(self.varies))
+        return not any(self._inputs) and self.varies == tuple(k >= of_row for k in places)
 
-    def uses(self, name: str) -> bool:
-        """Whether it depends on an input."""
-        return self.formula.uses(name)
+    @property
+    def inputs(self) -> list[str]:
+        """The names of those that it depends on."""
+        pairs = zip(self.formula.inputs, self.uses, strict=True)
+        return [name for name, used in pairs if used]
 
 
 _traced: dict[Any, Traced] = {}
@@ -69,8 +81,7 @@ def _kept(make: Callable[[Any], Formula]) -> Callable[[Any], Traced]:
         key: Any = (make, structure(owner))
         known = _traced.get(key)
         if known is None:
-            formula = make(owner)
-            known = _traced[key] = Traced(formula, formula.values())
+            known = _traced[key] = Traced(make(owner))
         return known
 
     return found
@@ -114,8 +125,7 @@ def elementary(name: str) -> Traced:
     def formula(m: Any, x: Any) -> Any:
         return getattr(m, name)(x)
 
-    found = trace(formula, "x")
-    return Traced(found, found.values())
+    return Traced(trace(formula, "x"))
 
 
 @cache
@@ -125,8 +135,7 @@ def identity() -> Traced:
     def formula(m: Any, x: Any) -> Any:
         return x
 
-    found = trace(formula, "x")
-    return Traced(found, found.values())
+    return Traced(trace(formula, "x"))
 
 
 # -- what is compiled
@@ -177,7 +186,7 @@ def elementwise(found: Traced) -> Kernel:
     """A kernel that computes a formula of single numbers: its inputs, results and numbers."""
     formula = found.formula
     body, results = lines(Cuda, formula)
-    inputs = [name for name in formula.inputs if found.uses(name)]
+    inputs = found.inputs
     parameters = [*(f"const T* all_{name}" for name in inputs)]
     parameters += [f"T* result{k}" for k in range(len(results))]
     parameters += [f"T c{k}" for k in range(len(formula.numbers))]
@@ -198,7 +207,7 @@ def elementwise(found: Traced) -> Kernel:
 def rowwise(found: Traced) -> Kernel:
     """A kernel that computes a formula along rows: its inputs, results and numbers."""
     formula = found.formula
-    inputs = [name for name in formula.inputs if found.uses(name)]
+    inputs = found.inputs
     numbers = [f"c{k}" for k in range(len(formula.numbers))]
     parameters = [*(f"const T* all_{name}" for name in inputs)]
     parameters += [f"T* result{k}" for k in range(len(formula.results))]
@@ -298,7 +307,7 @@ def _along(name: str, found: Traced, every: bool = False) -> str:
     uses, or for `every` one, and for each result one that takes the place and what belongs there.
     """
     formula = found.formula
-    inputs = [input for input in formula.inputs if every or found.uses(input)]
+    inputs = formula.inputs if every else found.inputs
     kinds = [f"class In{k}" for k in range(len(inputs))]
     kinds += [f"class Put{k}" for k in range(len(formula.results))]
     takes = [f"In{k} {input}" for k, input in enumerate(inputs)]
@@ -337,15 +346,12 @@ def _of_row(formula: Formula, node: Node, names: dict[int, str]) -> Texts:
         return [f"T {name} = T(columns);"]
     if node.operator not in ("sum", "max"):
         return [_line(formula, node, name, names)]
-    (argument,) = node.arguments
-    varies = isinstance(argument, Node) and argument.varies
-    body, (result,) = _at_place(formula, [argument], names)
+    body, (result,) = _at_place(formula, node.arguments, names)
     call = "Math::template sum<T, Group>" if node.operator == "sum" else "largest<T, Group>"
-    # What does not vary along the row is a row of one number, as it is among arrays.
     return [
-        f"T {name} = {call}([=](Index{' j' if varies else ''}) {{",
+        f"T {name} = {call}([=](Index j) {{",
         *_indented([*body, f"return {result};"]),
-        f"}}, {'columns' if varies else 1});",
+        "}, columns);",
     ]
 
 

@@ -183,10 +183,9 @@ def _numbers(found, owner, dtype, n=0):
 def evaluate(mode, found, owner, *arrays, n=0):
     """The results of a formula of `owner` for arrays that are `alike`, each a new array."""
     first = arrays[0]
-    inputs = zip(found.formula.inputs, arrays, strict=True)
-    used = [packed(array) for name, array in inputs if found.uses(name)]
+    used = [packed(array) for array, used in zip(arrays, found.uses, strict=True) if used]
     numbers = _numbers(found, owner, first.dtype, n)
-    if not found.formula.by_rows:
+    if not found.by_rows:
         results = [cupy.empty(first.shape, first.dtype) for _ in found.varies]
         kernel = generated.elementwise(found)
         _over_elements(mode, kernel, first, *used, *results, *numbers, first.size)
