@@ -5,13 +5,13 @@ the registries. Where there is a GPU, the tests that run kernels run them there 
 """
 
 import ast
+import dataclasses
 import hashlib
 import importlib.util
 import json
 import os
 import pickle
 import re
-from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -46,13 +46,17 @@ MODES = ("Fast", "Exact")
 GENERATIONS = ("70", "80", "90")
 
 ACTIVATIONS, LOSSES = variants("pointwise"), variants("loss")
-STEPS = [
-    cls(**settings)
-    for cls in OPTIMIZERS
-    for settings in ({}, {"weight_decay": 0.1}, {"epsilon_hat": True})
-    if settings.keys() <= cls().settings().keys()
-]
-"""Optimizers; what decides their formulas is set both ways."""
+
+
+def forms(cls):
+    """Optimizers of a class, what decides their formulas set both ways."""
+    yield cls()
+    for field in dataclasses.fields(cls):
+        if field.default is None or isinstance(field.default, bool):
+            yield cls(**{field.name: 0.1 if field.default is None else not field.default})
+
+
+STEPS = [optimizer for cls in OPTIMIZERS for optimizer in forms(cls)]
 
 
 @pytest.fixture
@@ -90,9 +94,11 @@ def formulas():
         yield generated.elementary(name)
 
 
-FRAMES = {"Fast": {"forward_rows", "loss_differences"}, "Exact": {"cut_rows", "cut_columns"}}
-"""Kernels written by hand that one mode alone launches, and `add_products`."""
-FRAMES["Exact"].add("add_products")
+OF_ONE_MODE = {
+    "Fast": {"forward_rows", "loss_differences"},
+    "Exact": {"cut_rows", "cut_columns", "add_products"},
+}
+"""Kernels written by hand that one mode alone launches."""
 
 
 def every_kernel(by_hand):
@@ -113,7 +119,7 @@ def every_kernel(by_hand):
 
 def instances(by_hand, mode):
     """Every kernel of a mode, with the types that it is launched for."""
-    other = FRAMES["Exact" if mode == "Fast" else "Fast"]
+    other = OF_ONE_MODE["Exact" if mode == "Fast" else "Fast"]
     for kernel in every_kernel(by_hand):
         name = kernel.name.partition("<")[0]
         if name not in other:
@@ -162,7 +168,7 @@ def compiler(kernels, monkeypatch):
     return kernels
 
 
-@dataclass
+@dataclasses.dataclass
 class Compiled:
     """The binary, what the compiler said, the PTX, and that of each kernel by its C++ name."""
 
@@ -396,13 +402,7 @@ def of_optimizer(rng, kind, shape, dtype, optimizer):
     W, g = kind(rng, shape, dtype), kind(rng, shape, dtype)
     memory = [abs(kind(rng, shape, dtype)) for _ in range(optimizer.slots)]
     yield from [("step", optimizer, n, W, g, memory) for n in (1, 1000)]
-    yield (
-        "step",
-        optimizer,
-        3,
-        *(a[0] if len(a) else a for a in (W, g)),
-        [m[:1][0] if len(m) else m for m in memory],
-    )
+    yield "step", optimizer, 3, W[0], g[0], [m[0] for m in memory]
 
 
 def compare(cuda, calls):
@@ -446,8 +446,7 @@ def test_elementary_functions_over_their_whole_range(cuda, rng, name, dtype):
         rng.uniform(0.5, 1, 4000),
         np.linspace(info.minexp - info.nmant, info.maxexp, 4000).astype(int),
     ).astype(dtype)
-    near = np.nextafter(dtype_of := np.ones(1, dtype), 2 * dtype_of)
-    for x in [linear, halfway, every_exponent, -every_exponent, ends, -ends, near, -near]:
+    for x in [linear, halfway, every_exponent, -every_exponent, ends, -ends]:
         assert_same_bits(run(cuda(True), name, x), run(resolve("numpy", True), name, x))
 
 
