@@ -684,12 +684,45 @@ def check(operation: Any) -> None:
     if operation.fuses in (None, "product") or operation.parameters or key in _compilable:
         return
     if operation.fuses == "loss":
-        trace(operation.predict, "x")
-        loss_and_delta(operation)
+        expect(operation, trace(operation.predict, "x"), True)
+        expect(operation, loss_and_delta(operation), False, True)
     else:
-        trace(operation.forward, "x")
-        trace(operation.backward, "dout", "x", "y")
+        single = operation.fuses == "pointwise"
+        expect(operation, trace(operation.forward, "x"), True, single=single)
+        expect(operation, trace(operation.backward, "dout", "x", "y"), True, single=single)
     _compilable.add(key)
+
+
+def expect(owner: Any, formula: Formula, *varies: bool, single: bool = False) -> None:
+    """Raise FormulaError if a formula's results have another shape than they should.
+
+    Parameters
+    ----------
+    owner
+        Whose formula it is.
+    varies
+        Of each result, whether it is one number for each element, or for each row.
+    single
+        Whether the formula is of single numbers.
+    """
+    name = owner.__class__.__name__
+    if single and formula.by_rows:
+        raise FormulaError(
+            f"{name}: a formula of single numbers asks for m.sum, m.max or m.width of a row; "
+            "derive from Rows"
+        )
+    for result, expected in zip(formula.results, varies, strict=True):
+        if (isinstance(result, Node) and result.varies) == expected:
+            continue
+        if expected:
+            raise FormulaError(
+                f"{name}: a formula gives one number for each row, or one alone, expected one for "
+                "each element of x; add it to 0 * x if that is meant"
+            )
+        raise FormulaError(
+            f"{name}: a loss gives one number for each element, expected one for each row; "
+            "use m.sum"
+        )
 
 
 def _shared(results: tuple[Any, ...]) -> tuple[Any, ...]:

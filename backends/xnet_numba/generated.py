@@ -33,10 +33,10 @@ from xnet import exact, formulas
 from xnet.formulas import (
     CALLS,
     Formula,
-    FormulaError,
     Node,
     Number,
     Python,
+    expect,
     lines,
     nodes,
     spelled,
@@ -213,11 +213,7 @@ def _compiled(formula, source, mode, dtype, arguments):
 
 
 def _over_numbers(owner, formula, into, mode, dtype):
-    if formula.by_rows:
-        raise FormulaError(
-            f"{type(owner).__name__}: a formula of single numbers takes m.sum, m.max or m.width of "
-            "a row; derive from Rows"
-        )
+    expect(owner, formula, *[True] * len(into), single=True)
     arguments = len(formula.inputs) + 2
     address = _compiled(formula, _loop(formula, into), mode, dtype, arguments)
     return Loop(address, formula, formula.values())
@@ -420,17 +416,8 @@ class _Rows:
 
 
 def _along_rows(owner, formula, into, mode, dtype, columns=False):
-    for value, name in zip(formula.results, into, strict=True):
-        varies = isinstance(value, Node) and value.varies
-        if varies != (name != "losses"):  # the array of the other kind has not its size
-            raise FormulaError(
-                f"{type(owner).__name__}: a formula gives one number for each "
-                + (
-                    "element, expected one for each row: use m.sum"
-                    if varies
-                    else "row, expected one for each element"
-                )
-            )
+    # The array of the other kind has not its size.
+    expect(owner, formula, *(name != "losses" for name in into))
     source, arrays = _Rows(formula, mode, columns).source(into)
     address = _compiled(formula, source, mode, dtype, arrays + 3)
     return Loop(address, formula, formula.values())
