@@ -1,0 +1,665 @@
+"""What Numba compiles of a formula: the files of source, what is compiled anew, and what is not."""
+
+import ctypes
+import dataclasses
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import OPTIMIZERS, variants
+
+pytest.importorskip("numba")
+
+from numba.core import event
+from xnet_numba import generated
+from xnet_numba.generated import EXACT, FAST
+
+import xnet
+from xnet import operations
+from xnet.formulas import FormulaError
+from xnet.operations import Affine, LeakyReLU, Loss, Pointwise, Rows
+from xnet.optimizers import Adam, Optimizer
+from xnet.tools.parity import same_bits
+
+MODES = (FAST, EXACT)
+FLOAT64 = np.dtype("float64")
+
+
+def call(loop, owner, *arguments, n=0):
+    """Call a loop with arrays and sizes; an array's place may be given as an address."""
+    dtype = next(a.dtype for a in arguments if isinstance(a, np.ndarray))
+    kind = ctypes.c_float if dtype == np.float32 else ctypes.c_double
+    numbers = loop.numbers(owner, dtype, n)
+    places = [a.ctypes.data if isinstance(a, np.ndarray) else a for a in (*arguments, numbers)]
+    ctypes.CFUNCTYPE(None, kind, *[ctypes.c_int64] * len(places))(loop.address)(0.0, *places)
+
+
+# -- files
+
+
+@pytest.fixture
+def folder(monkeypatch, tmp_path):
+    """An empty folder for sources."""
+    monkeypatch.setattr(generated, "folder", lambda: tmp_path)
+    before = set(sys.modules)
+    yield tmp_path
+    for name in set(sys.modules) - before:
+        if name.startswith("xnet_generated_"):
+            del sys.modules[name]
+
+
+def files(folder):
+    return sorted(path.name for path in folder.iterdir() if path.is_file())
+
+
+def forget(module):
+    """As a new process knows nothing of it."""
+    del sys.modules[module.__name__]
+
+
+def test_a_source_is_a_file_named_for_its_content(folder):
+    one, kept = generated.load("answer = 42\n")
+    assert kept
+    assert one.answer == 42
+    assert Path(one.__file__).parent == folder
+    assert Path(one.__file__).read_text().endswith("\nanswer = 42\n")
+    other, _ = generated.load("answer = 43\n")
+    assert other.answer == 43
+    assert generated.load("answer = 42\n") == (one, True)
+    assert files(folder) == sorted(f"{module.__name__}.py" for module in (one, other))
+
+
+def test_a_file_that_is_there_is_not_written_again(folder, monkeypatch):
+    one, _ = generated.load("answer = 42\n")
+    forget(one)
+
+    def refuse(*_):
+        pytest.fail("written again")
+
+    monkeypatch.setattr(os, "replace", refuse)
+    again, kept = generated.load("answer = 42\n")
+    assert kept
+    assert again is not one
+    assert again.__file__ == one.__file__
+
+
+@pytest.mark.parametrize("damage", [b"", b"answer = 0\n", b"\xff\xfe\x00 no text", "cut off"])
+def test_a_damaged_file_is_written_again(folder, damage):
+    one, _ = generated.load("answer = 42\n")
+    path, content = Path(one.__file__), Path(one.__file__).read_bytes()
+    forget(one)
+    path.write_bytes(content[:-5] if damage == "cut off" else damage)
+    again, kept = generated.load("answer = 42\n")
+    assert kept
+    assert again.answer == 42
+    assert path.read_bytes() == content
+    assert files(folder) == [path.name]
+
+
+def test_a_file_is_there_whole_or_not_at_all(folder, monkeypatch):
+    """It is written under another name first."""
+    replace, seen = os.replace, []
+
+    def look(source, target):
+        seen.append((Path(target).exists(), Path(source).read_text()))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", look)
+    module, _ = generated.load("answer = 42\n")
+    assert seen == [(False, Path(module.__file__).read_text())]
+
+
+def test_what_compiled_code_depends_on_is_part_of_the_name(folder, monkeypatch):
+    """Other compiled functions, or another Numba: then what was kept of the old is not taken."""
+    one, _ = generated.load("answer = 42\n")
+    monkeypatch.setattr(generated, "_made_of", lambda: "something else")
+    other, _ = generated.load("answer = 42\n")
+    assert one.__name__ != other.__name__
+
+
+@pytest.mark.parametrize("function", ["mkstemp", "replace"])
+def test_what_cannot_be_written_is_kept_in_memory(folder, monkeypatch, function):
+    """As where a disk is full, or was made read-only after this process looked."""
+
+    def fail(*_, **__):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(os if function == "replace" else generated.tempfile, function, fail)
+    module, kept = generated.load("answer = 42\n")
+    assert not kept
+    assert module.answer == 42
+    assert generated.load("answer = 42\n") == (module, False)
+
+
+def test_a_folder_of_somebody_else_is_not_taken(tmp_path, monkeypatch):
+    """Whoever owns it could have compiled code run that is none of ours; root is not excepted."""
+    if not hasattr(os, "getuid"):
+        pytest.skip("this system knows no owners")
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+    find = generated.folder.__wrapped__
+    assert find() == tmp_path / "xnet"
+    if os.getuid() == 0:
+        os.chown(tmp_path / "xnet", 1, 1)
+    else:
+        monkeypatch.setattr(os, "getuid", lambda: 0)
+    assert find() != tmp_path / "xnet"
+
+
+TRIED = """
+import os, tempfile
+from pathlib import Path
+
+def without_home():
+    raise RuntimeError("Could not determine home directory.")
+
+if "home" in {missing!r}:
+    Path.home = without_home
+if "temporary folder" in {missing!r}:
+    tempfile._candidate_tempdir_list = lambda: []
+
+import numpy as np
+from xnet.operations import ELU
+from xnet_numba import generated
+from xnet_numba.kernels import Loops
+
+x = np.linspace(-3, 3, 50)
+assert np.allclose(Loops("fast").forward(ELU(), x), np.where(x > 0, x, np.expm1(x)))
+print(generated.folder())
+"""
+
+
+@pytest.mark.parametrize(
+    ("missing", "where"),
+    [
+        ("home", "temporary folder"),
+        ("a writable home", "temporary folder"),
+        ("a writable NUMBA_CACHE_DIR", "home"),
+        ("a writable NUMBA_CACHE_DIR, a writable home", "temporary folder"),
+        ("home, temporary folder", None),
+        ("a writable NUMBA_CACHE_DIR, a writable home, temporary folder", None),
+    ],
+)
+def test_compiles_without(tmp_path, missing, where):
+    """Whatever is missing there is another place, and at last the process's own memory."""
+    nowhere = tmp_path / "file"
+    nowhere.write_text("what is in a file cannot be a folder, not for root either")
+    places = {"home": tmp_path / "home", "temporary folder": tmp_path / "temporary"}
+    for path in places.values():
+        path.mkdir()
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("NUMBA", "XDG"))}
+    environment |= {"HOME": str(places["home"]), "TMPDIR": str(places["temporary folder"])}
+    if "writable NUMBA_CACHE_DIR" in missing:
+        environment["NUMBA_CACHE_DIR"] = str(nowhere / "numba")
+    if "writable home" in missing:
+        environment["HOME"] = str(nowhere / "home")
+    ran = subprocess.run(
+        [sys.executable, "-c", TRIED.format(missing=missing)],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert ran.returncode == 0, ran.stderr
+    found = ran.stdout.strip()
+    if where is None:
+        assert found == "None"
+    else:
+        assert Path(found).is_relative_to(places[where])
+        assert files(Path(found))
+
+
+RACE = """
+import ctypes, sys, time
+from pathlib import Path
+import numpy as np
+from xnet.operations import HardSigmoid
+from xnet_numba import generated
+
+place, name = Path(sys.argv[1]), sys.argv[2]
+(place / f"ready {name}").touch()
+while not (place / "go").exists():
+    time.sleep(0.001)
+loop = generated.forward(HardSigmoid(), np.dtype("float64"), "fast")
+x = np.array([-4.0, 0.0, 1.5, 4.0])
+kinds = [ctypes.c_double] + [ctypes.c_int64] * 3
+ctypes.CFUNCTYPE(None, *kinds)(loop.address)(0.0, x.ctypes.data, 4, 0)
+assert x.tolist() == [0, 0.5, 0.75, 1], x
+"""
+
+
+def test_eight_processes_compile_the_same_first_loop_at_once(tmp_path):
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "cache")}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", RACE, str(tmp_path), str(k)],
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for k in range(8)
+    ]
+    while len(list(tmp_path.glob("ready *"))) < 8:
+        assert all(process.poll() is None for process in processes)
+    (tmp_path / "go").touch()
+    errors = [process.communicate(timeout=120)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0] * 8, errors
+    assert all(name.endswith(".py") for name in files(tmp_path / "cache" / "xnet"))
+
+
+# -- what is compiled anew
+
+
+@pytest.fixture
+def compiled():
+    """The passes that Numba's compiler has made since, in a list."""
+    listener = event.RecordingListener()
+    event.register("numba:run_pass", listener)
+    yield listener.buffer
+    event.unregister("numba:run_pass", listener)
+
+
+def loops_of(owner):
+    """Every loop of an operation, a loss or an optimizer."""
+    of_kind = {
+        "pointwise": (generated.forward, generated.backward),
+        "rows": (generated.rows_forward, generated.rows_backward),
+        "loss": (generated.predicted, generated.loss_rows, generated.loss_and_delta),
+    }
+    makers = of_kind[owner.fuses] if hasattr(owner, "fuses") else (generated.step,)
+    return [make(owner, FLOAT64, mode) for make in makers for mode in MODES]
+
+
+def with_other_numbers(owner):
+    """One like it; None if it has no numbers."""
+    numbers = {k: v for k, v in owner.settings().items() if type(v) is float}
+    if not numbers:
+        return None
+    return type(owner)(**owner.settings() | {k: 0.5 * v for k, v in numbers.items()})
+
+
+OWNERS = [
+    *variants("pointwise", "rows", "loss", altered=False),
+    *(cls() for cls in OPTIMIZERS),
+    *(cls(weight_decay=0.1) for cls in OPTIMIZERS),
+]
+
+
+@pytest.mark.parametrize("owner", [o for o in OWNERS if with_other_numbers(o)], ids=repr)
+def test_other_numbers_compile_nothing(compiled, owner):
+    loops = loops_of(owner)
+    del compiled[:]
+    for one, other in zip(loops, loops_of(with_other_numbers(owner)), strict=True):
+        assert one is other
+    assert compiled == []
+
+
+def test_a_whole_number_where_any_is_meant_compiles_nothing(compiled):
+    addresses = [loop.address for loop in loops_of(LeakyReLU(0.5))]
+    del compiled[:]
+    assert [loop.address for loop in loops_of(LeakyReLU(1))] == addresses
+    assert compiled == []
+
+
+def test_another_batch_compiles_nothing(compiled, rng):
+    net = xnet.Network([Affine(5, 3), LeakyReLU(), Affine(3, 2)], backend="numba")
+    optimizer = Adam()
+    net.train_step(rng.normal(size=(4, 5)), [0, 1, 0, 1], optimizer)
+    net.predict(rng.normal(size=(4, 5)))
+    del compiled[:]
+    net.train_step(rng.normal(size=(7, 5)), [0, 1, 0, 1, 1, 1, 0], optimizer)
+    optimizer.lr, optimizer.beta1 = 0.5, 0.25
+    net.train_step(rng.normal(size=(7, 5)), [0, 1, 0, 1, 1, 1, 0], optimizer)
+    net.predict(rng.normal(size=(9, 5)))
+    net.layers = [Affine(5, 8), LeakyReLU(0.3), Affine(8, 2)]
+    net.train_step(rng.normal(size=(7, 5)), [0, 1, 0, 1, 1, 1, 0], optimizer := Adam(0.1))
+    assert compiled == []
+
+
+STRUCTURAL = [
+    *((cls(weight_decay=None), cls(weight_decay=0.5)) for cls in OPTIMIZERS),
+    *(
+        (cls(), cls(**{field.name: not field.default}))
+        for cls in OPTIMIZERS
+        for field in dataclasses.fields(cls)
+        if type(field.default) is bool
+    ),
+]
+
+
+@pytest.mark.parametrize(("one", "other"), STRUCTURAL, ids=repr)
+def test_what_is_no_number_makes_another_loop(one, other, rng):
+    """But where the formula does not ask for it."""
+    arrays = [*rng.random((2, 5)), rng.random((one.slots, 5))]
+    differs = not np.array_equal(
+        *(xnet.resolve("numba").step(o, 3, *arrays)[0] for o in (one, other))
+    )
+    for a, b in zip(loops_of(one), loops_of(other), strict=True):
+        assert (a.address != b.address) == differs
+
+
+def test_every_operation_has_loops_of_its_own():
+    seen = {}
+    for owner in variants("pointwise", "rows", altered=False):
+        for loop in loops_of(owner):
+            assert seen.setdefault(loop.address, (owner, loop)) == (owner, loop)
+
+
+class Power(Pointwise, abstract=True):
+    """A factor by how often it is multiplied: what a formula does with it no trace can tell."""
+
+    exponent: int
+
+    def forward(self, m, x):
+        y = x
+        for _ in range(self.exponent - 1):
+            y = y * x
+        return y
+
+    def backward(self, m, dout, x, y):
+        return dout
+
+
+class Table(Pointwise, abstract=True):
+    """A setting that cannot be hashed."""
+
+    numbers: list | dict
+
+    def forward(self, m, x):
+        return self.numbers[0] * x
+
+
+def forward_of(operation, x, mode=FAST):
+    y = x.copy()
+    call(generated.forward(operation, x.dtype, mode), operation, y, y.size)
+    return y
+
+
+def test_whole_numbers_are_part_of_the_loop():
+    x = np.array([1.0, 2.0, 3.0])
+    for exponent in (1, 2, 3):
+        assert forward_of(Power(exponent), x).tolist() == (x**exponent).tolist()
+
+
+@pytest.mark.parametrize("kind", [list, dict])
+def test_settings_that_cannot_be_hashed(kind):
+    x = np.array([1.0, 2.0])
+    for factor in (2.0, 3.0):
+        numbers = [factor] if kind is list else {0: factor}
+        assert forward_of(Table(numbers), x).tolist() == (factor * x).tolist()
+
+
+def test_a_class_defined_again_has_its_own_formula():
+    """As when the cell of a notebook is run again."""
+
+    def define(factor):
+        class Scaled(Pointwise, abstract=True):
+            def forward(self, m, x):
+                return x * factor
+
+        return Scaled()
+
+    x = np.array([1.0, 2.0])
+    assert forward_of(define(2), x).tolist() == [2, 4]
+    assert forward_of(define(3), x).tolist() == [3, 6]
+
+
+def test_many_threads_ask_for_the_same_first_loop():
+    class First(Pointwise, abstract=True):
+        def forward(self, m, x):
+            return 17 * x + 4
+
+    found, barrier = [], threading.Barrier(4)
+
+    def ask():
+        barrier.wait()
+        found.append(forward_of(First(), np.array([1.0, 2.0])).tolist())
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [[21, 38]] * 4
+
+
+# -- what a loop reads
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_an_input_that_a_formula_does_not_use_is_not_read(mode):
+    """Where nothing is readable, as the arrays of a pass are that keeps what is needed alone."""
+    unused = 0
+    for operation in variants("pointwise", "rows", altered=False):
+        pointwise = operation.fuses == "pointwise"
+        make = generated.backward if pointwise else generated.rows_backward
+        loop = make(operation, FLOAT64, mode)
+        x = np.random.default_rng(0).normal(size=(3, 5))
+        dout, y = np.ones_like(x), xnet.resolve("numpy", False).run(operation, x)
+        nowhere = {name: 8 for name in ("x", "y") if not loop.formula.uses(name)}
+        unused += len(nowhere)
+        dx = np.empty_like(x)
+        rest = (x.size,) if pointwise else (dx, *x.shape)
+        call(loop, operation, dout, nowhere.get("x", x), nowhere.get("y", y), *rest)
+        found = dout if pointwise else dx
+        expected = xnet.resolve("numba", mode == EXACT).run_backward(
+            operation, np.ones_like(x), x, y
+        )
+        np.testing.assert_array_equal(found, expected[0])
+    assert unused >= 10
+
+
+# -- rows and columns
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("loss", variants("loss"), ids=repr)
+def test_by_rows_and_by_columns_is_the_same(dtype, loss, mode, rng):
+    """The numerical gradient has the losses of many columns for one row's targets."""
+    for n, m in ((1, 1), (1, 6), (7, 6), (40, 3)):
+        x = rng.normal(size=(n, m)).astype(dtype)
+        for t in (np.eye(m, dtype=dtype)[-1], rng.random(m).astype(dtype)):
+            by_rows, by_columns = np.empty(n, dtype), np.empty(n, dtype)
+            targets, across = np.tile(t, (n, 1)), np.ascontiguousarray(x.T)
+            rows, columns = (
+                make(loss, np.dtype(dtype), mode)
+                for make in (generated.loss_rows, generated.loss_columns)
+            )
+            call(rows, loss, x, targets, by_rows, n, m)
+            call(columns, loss, across, t, by_columns, n, m)
+            close = 0 if mode == EXACT else 8 * np.finfo(dtype).eps
+            np.testing.assert_allclose(by_columns, by_rows, rtol=close, atol=close)
+
+
+# -- what cannot be compiled
+
+
+class Branches(Pointwise, abstract=True):
+    def forward(self, m, x):
+        return x if x > 0 else 0 * x
+
+
+class Loops(Pointwise, abstract=True):
+    def forward(self, m, x):
+        return sum(v for v in x)
+
+
+class CallsNumPy(Pointwise, abstract=True):
+    def forward(self, m, x):
+        return np.tanh(x)
+
+
+class TakesAPower(Pointwise, abstract=True):
+    def forward(self, m, x):
+        return x**3
+
+
+class TakesElements(Rows, abstract=True):
+    def forward(self, m, x):
+        return x - x[0]
+
+
+class AsksForALength(Rows, abstract=True):
+    def forward(self, m, x):
+        return m.sum(x) / len(x) + x
+
+
+class Multiplies(Rows, abstract=True):
+    def forward(self, m, x):
+        return m.matmul(x, x)
+
+
+UNCOMPILABLE = {
+    Branches: (r"`return x if x > 0 else 0 \* x` branches on a number", r"use m\.where\("),
+    Loops: (r"`return sum\(v for v in x\)` loops over an array", r"use m\.sum or m\.max"),
+    CallsNumPy: (r"`return np\.tanh\(x\)` calls NumPy's tanh", "use m's own functions"),
+    TakesAPower: (r"`return x\*\*3` takes a power", "multiply, or use"),
+    TakesElements: (r"`return x - x\[0\]` takes elements of an array", r"use m\.where"),
+    AsksForALength: (r"`return m\.sum\(x\) / len\(x\) \+ x` asks for a length", r"m\.width\(a\)"),
+    Multiplies: (r"`return m\.matmul\(x, x\)` asks for m\.matmul", "may use exp, log"),
+}
+
+
+@pytest.mark.parametrize("reproducible", [False, True])
+@pytest.mark.parametrize("cls", UNCOMPILABLE)
+def test_a_formula_that_cannot_be_compiled_is_refused_with_line_and_cure(cls, reproducible, rng):
+    what, cure = UNCOMPILABLE[cls]
+    backend = xnet.resolve("numba", reproducible)
+    net = xnet.Network([Affine(4, 3), operations.ReLU(), Affine(3, 2)], backend=backend)
+    x, t = rng.normal(size=(5, 4)), [0, 1, 0, 1, 1]
+    asks = (
+        lambda: xnet.Network([Affine(4, 3), cls()], backend=backend),
+        lambda: net.layers.insert(1, cls()),
+        lambda: backend.run(cls(), x),
+    )
+    for ask in asks:
+        with pytest.raises(FormulaError, match=f"(?s){what}.*{cure}") as error:
+            ask()
+        lines = Path(__file__).read_text().split("\n")
+        number = int(str(error.value).partition("line ")[2].partition(":")[0])
+        assert __file__ in str(error.value)
+        assert lines[number - 1].strip() in str(error.value)
+    assert len(net.layers) == 3
+    assert np.isfinite(net.train_step(x, t, Adam()))
+
+
+class SumsARow(Pointwise, abstract=True):
+    def forward(self, m, x):
+        return x - m.max(x)
+
+
+class GivesAColumn(Rows, abstract=True):
+    def forward(self, m, x):
+        return m.sum(x)
+
+
+class GivesOne(Pointwise, abstract=True):
+    def forward(self, m, x):
+        return 1.0
+
+
+class NoSum(Loss, abstract=True):
+    """Its numbers would be written where there is room for one of each row."""
+
+    def forward(self, m, x, t):
+        return (x - t) * (x - t)
+
+    def backward(self, m, x, t):
+        return 2 * (x - t)
+
+
+class GradientOfARow(Loss, abstract=True):
+    def forward(self, m, x, t):
+        return m.sum(x)
+
+    def backward(self, m, x, t):
+        return m.sum(x)
+
+
+@pytest.mark.parametrize(
+    ("owner", "message"),
+    [
+        (SumsARow(), r"SumsARow.*derive from Rows"),
+        (GivesAColumn(), r"GivesAColumn.* one number for each row.*expected one for each element"),
+        (GivesOne(), r"GivesOne.* or one alone, expected one for each element of x"),
+        (NoSum(), r"NoSum.* one number for each element, expected one for each row; use m\.sum"),
+        (GradientOfARow(), r"GradientOfARow.* one number for each row.* for each element"),
+    ],
+    ids=repr,
+)
+def test_a_formula_of_another_shape_than_it_should_have_is_refused(owner, message, rng):
+    """Compiled it would read or write beyond its arrays."""
+    is_loss, backend = isinstance(owner, Loss), xnet.resolve("numba")
+    layers = [Affine(4, 3), *([] if is_loss else [owner])]
+    with pytest.raises(FormulaError, match=message):
+        xnet.Network(layers, owner if is_loss else None, backend=backend)
+    x, t = rng.normal(size=(5, 4)), rng.normal(size=(5, 4))
+    with pytest.raises(FormulaError, match=message):
+        backend.loss_and_delta(owner, x, t) if is_loss else backend.run(owner, x)
+
+
+def test_an_optimizer_that_cannot_be_compiled_changes_nothing(rng, monkeypatch):
+    monkeypatch.setattr(xnet.optimizers, "OPTIMIZERS", dict(xnet.optimizers.OPTIMIZERS))
+
+    class Clipped(Optimizer):
+        def step(self, m, n, W, g):
+            return W - self.lr * (g if g < 1 else 1)
+
+    net = xnet.Network([Affine(4, 3)], backend="numba")
+    before, optimizer = net.params["W1"].copy(), Clipped()
+    for _ in range(2):
+        with pytest.raises(FormulaError, match="branches on a number"):
+            net.train_step(rng.normal(size=(5, 4)), [0, 1, 2, 1, 1], optimizer)
+    np.testing.assert_array_equal(net.params["W1"], before)
+    assert optimizer.taken == {}
+    net.train_step(rng.normal(size=(5, 4)), [0, 1, 2, 1, 1], Adam())
+    assert not np.array_equal(net.params["W1"], before)
+
+
+# -- fast and exact
+
+
+MIXED = """
+import sys
+import numpy as np
+from xnet.operations import GELU
+from xnet_numba.kernels import Loops
+
+x = np.random.default_rng(0).normal(size=20_000)
+for mode in sys.argv[1:]:
+    print(mode, Loops(mode).forward(GELU(), x).tobytes().hex())
+"""
+
+
+def test_fast_and_exact_loops_never_share_compiled_code(tmp_path):
+    """Nor do the functions that they call, of which the source is the same.
+
+    Numba's own cache does not see options: whichever was compiled first would be both.
+    """
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    found = []
+    for order in (MODES, MODES[::-1]):
+        ran = subprocess.run(
+            [sys.executable, "-c", MIXED, *order], env=environment, capture_output=True, text=True
+        )
+        assert ran.returncode == 0, ran.stderr
+        found.append(dict(line.split() for line in ran.stdout.splitlines()))
+    assert found[0] == found[1]
+    assert found[0][FAST] != found[0][EXACT]
+    x = np.random.default_rng(0).normal(size=20_000)
+    right = xnet.resolve("numpy", True).run(operations.GELU(), x)
+    assert same_bits(np.frombuffer(bytes.fromhex(found[0][EXACT])), right)
+
+
+def test_functions_of_one_source_and_other_options_are_two():
+    source = "def multiplied(a, b, c):\n    return a * b + c\n"
+    one, other = (
+        generated.function(source, "multiplied", **options)
+        for options in ({"fastmath": {"contract"}}, {})
+    )
+    assert one.py_func.__code__.co_filename != other.py_func.__code__.co_filename
+    a = np.random.default_rng(0).normal(size=(1000, 3))
+    exact = [other(*row) for row in a.tolist()]
+    assert exact == [x * y + z for x, y, z in a.tolist()]
