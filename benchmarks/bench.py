@@ -7,6 +7,8 @@ and 784-50-10 in batches of 100 for a training step (ReLU) and a numerical gradi
 float32 but for the last. The data are random with four fifths zeros, as MNIST's images have, unless
 images are given.
 
+    python benchmarks/bench.py PART [--json-file FILE] [--figure FILE]
+
 A part gives what it found by case, a batch size say, and by contender, as `summary` of the seconds
 of each call; the first contender is the one that ratios are to.
 """
@@ -21,17 +23,22 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from enum import StrEnum
 from importlib.metadata import PackageNotFoundError, version
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeAlias, cast
+from typing import Annotated, Any, TypeAlias, cast
 
 import numpy as np
+import threadpoolctl
+import typer
 
+import xnet
+from xnet import operations
 from xnet.backend import Backend, backends, resolve
-from xnet.layers import Affine, ReLU, Sigmoid
+from xnet.layers import Affine, Layer, ReLU, Sigmoid, layer_class
 from xnet.network import Network
-from xnet.optimizers import SGD
+from xnet.optimizers import OPTIMIZERS, SGD, Optimizer
 from xnet.threads import num_threads
 
 Host: TypeAlias = np.ndarray[Any, Any]
@@ -103,7 +110,7 @@ def handwritten_step(params: dict[str, Host], x: Host, t: Host, lr: float) -> Co
         scores = z @ W2 + b2
         e = np.exp(scores - scores.max(axis=1, keepdims=True))
         y = e / e.sum(axis=1, keepdims=True)
-        loss = -np.sum(targets * np.log(y + 1e-7)) / len(x)
+        loss = -np.sum(targets * np.log(y)) / len(x)
         dout = (y - targets) / len(x)
         dz = dout @ W2.T
         dz[a <= 0] = 0
@@ -116,9 +123,11 @@ def handwritten_step(params: dict[str, Host], x: Host, t: Host, lr: float) -> Co
     return step
 
 
-def network_step(network: Network, x: Any, t: Any, lr: float) -> Contender:
-    """A training step of a network."""
-    optimizer = SGD(lr)
+def network_step(
+    network: Network, x: Any, t: Any, lr: float, optimizer: Optimizer | None = None
+) -> Contender:
+    """A training step of a network, by SGD if no optimizer is named."""
+    optimizer = optimizer or SGD(lr)
 
     def step() -> float:
         loss = network.train_step(x, t, optimizer)
@@ -281,31 +290,94 @@ def affine(
                     return dout @ W.T, x.T @ dout, dout.sum(axis=0)
 
                 case = f"{n:,} by {inputs}×{outputs}, {dtype}"
-                found[case] = _kernel("affine", (x, W, b), forward, AFFINE_TURNS)
-                backward_case = _kernel("affine_backward", (dout, x, W), backward, AFFINE_TURNS)
-                found[f"gradients of {case}"] = backward_case
+                op = operations.Affine(inputs, outputs)
+
+                def run(backend: Backend, arrays: list[Any], op: Any = op) -> Any:
+                    x, W, b, _ = arrays
+                    return backend.run(op, x, W, b)
+
+                def back(backend: Backend, arrays: list[Any], op: Any = op) -> Any:
+                    x, W, b, dout = arrays
+                    return backend.run_backward(op, dout, x, dout, W, b)
+
+                arrays = x, W, b, dout
+                found[case] = _kernel(run, arrays, forward, AFFINE_TURNS)
+                found[f"gradients of {case}"] = _kernel(back, arrays, backward, AFFINE_TURNS)
     return found
 
 
-def activations(sizes: Sequence[tuple[int, int]] = ((1, 50), (100, 50), (10_000, 100))) -> Found:
-    """Seconds of sigmoid, ReLU and softmax, float32, against what one writes in NumPy."""
+def stack(activation: type[Any]) -> list[Layer]:
+    """784-50-10 with an activation."""
+    return [Affine(784, 50, "he"), activation(), Affine(50, 10, "he")]
 
-    def softmax(x: Host) -> Host:
-        e = np.exp(x - x.max(axis=1, keepdims=True))
-        return e / e.sum(axis=1, keepdims=True)
 
-    by_hand: dict[str, Callable[[Host], Host]] = {
-        "sigmoid": lambda x: 1 / (1 + np.exp(-x)),
-        "relu": lambda x: np.maximum(x, 0),
-        "softmax": softmax,
-    }
-    rng = np.random.default_rng(0)
+def activations(batches: Sequence[int] = BATCHES, dtype: str = "float32") -> Found:
+    """Seconds of predictions and training steps of 784-50-10 with each activation, sigmoid first.
+
+    On numba, where it is installed: there they are one call whatever the activation.
+    """
+    backend = "numba" if "numba" in usable() else "numpy"
+    kinds = {k: v for k, v in operations.registered().items() if v.fuses == "pointwise"}
+    kinds = {"Sigmoid": kinds["Sigmoid"], **kinds}
+    x, t = images(max(batches)), np.random.default_rng(0).integers(0, 10, max(batches))
     found: Found = {}
-    for n, width in sizes:
-        x = rng.standard_normal((n, width)).astype(np.float32)
-        for kernel, function in by_hand.items():
-            case = f"{kernel} of {n:,}×{width}"
-            found[case] = _kernel(kernel, (x,), lambda function=function, x=x: function(x))
+    for n in batches:
+        predictions: dict[str, Contender] = {}
+        steps: dict[str, Contender] = {}
+        for name, kind in kinds.items():
+            network = Network(stack(layer_class(kind)), dtype=dtype, backend=backend)
+            reference = Network(stack(layer_class(kind)), dtype=dtype, backend="numpy")
+            np.testing.assert_allclose(
+                network.predict(x[:n]), reference.predict(x[:n]), rtol=0, atol=1e-5
+            )
+            predictions[name] = lambda network=network, n=n: network.predict(x[:n])
+            steps[name] = network_step(network, x[:n], t[:n], 1e-6)
+        found[f"predict {n:,}"] = {k: summary(v) for k, v in in_turns(predictions).items()}
+        found[f"train {n:,}"] = {k: summary(v) for k, v in in_turns(steps).items()}
+    return found
+
+
+def optimizers() -> Found:
+    """Seconds of a training step of 784-50-10, ReLU, batch 100, with each optimizer, SGD first."""
+    x, t = images(100), np.random.default_rng(0).integers(0, 10, 100)
+    found: Found = {}
+    for name in usable():
+        contenders: dict[str, Contender] = {}
+        for key, kind in sorted(OPTIMIZERS.items(), key=lambda item: item[0] != "sgd"):
+            network = training_network(name)
+            here = network.backend.asarray(x), network.backend.asarray(t)
+            contenders[key] = network_step(network, *here, 0.0, kind(lr=1e-6))
+        found[name] = {k: summary(v) for k, v in in_turns(contenders).items()}
+    return found
+
+
+def opaque() -> Found:
+    """Seconds of a training step with a layer that backends know nothing of, and of that alone."""
+
+    class Through(Layer):
+        """Gives what it gets."""
+
+        def __call__(self, x: Any) -> Any:
+            return x * 1
+
+        def forward(self, x: Any) -> Any:
+            return x * 1
+
+        def backward(self, dout: Any) -> Any:
+            return dout * 1
+
+    x, t = images(100), np.random.default_rng(0).integers(0, 10, 100)
+    found: Found = {}
+    for name in usable():
+        contenders: dict[str, Contender] = {}
+        for what, between in {"without": [], "with": [Through()]}.items():
+            layers = [Affine(784, 50, "he"), ReLU(), *between, Affine(50, 10, "he")]
+            network = Network(layers, dtype="float32", backend=name)
+            here = network.backend.asarray(x), network.backend.asarray(t)
+            contenders[what] = network_step(network, *here, 0.01)
+        h, layer = resolve(name).asarray(np.ones((100, 50), np.float32)), Through()
+        contenders["the layer alone"] = lambda h=h, layer=layer: layer.backward(layer.forward(h))
+        found[name] = {k: summary(v) for k, v in in_turns(contenders).items()}
     return found
 
 
@@ -316,22 +388,22 @@ def numerical_gradient() -> Found:
     """
     x, t = images(100).astype(np.float64), np.random.default_rng(0).integers(0, 10, 100)
     found: Found = {}
+    kinds = {k: v for k, v in operations.registered().items() if v.fuses == "pointwise"}
     for name in usable():
-        network = Network([Affine(784, 50), Sigmoid(), Affine(50, 10)], backend=name)
-        here = network.backend.asarray(x), network.backend.asarray(t)
-        exact, numerical = network.gradient(*here), network.numerical_gradient(*here)
-        for key, W in exact.items():
-            out = network.backend.to_numpy
-            np.testing.assert_allclose(out(numerical[key]), out(W), rtol=0, atol=1e-6)
-
-        def one_loss(network: Network = network, here: Any = here) -> Any:
-            return network.loss(*here)
-
-        def gradient(network: Network = network, here: Any = here) -> Any:
-            return network.numerical_gradient(*here)
-
-        contenders = {"one loss": one_loss, "numerical gradient": gradient}
-        found[name] = _timed(network.backend, contenders)
+        # Of the others only where it takes milliseconds.
+        wanted = kinds if name == "numba" else {"Sigmoid": kinds["Sigmoid"]}
+        contenders: dict[str, Contender] = {}
+        for kind, operation in wanted.items():
+            network = Network(stack(layer_class(operation)), backend=name)
+            here = network.backend.asarray(x), network.backend.asarray(t)
+            exact, numerical = network.gradient(*here), network.numerical_gradient(*here)
+            for key, W in exact.items():
+                out = network.backend.to_numpy
+                np.testing.assert_allclose(out(numerical[key]), out(W), rtol=0, atol=1e-3)
+            if kind == "Sigmoid":
+                contenders["one loss"] = lambda network=network, here=here: network.loss(*here)
+            contenders[kind] = lambda network=network, here=here: network.numerical_gradient(*here)
+        found[name] = _timed(resolve(name), contenders)
     return found
 
 
@@ -383,9 +455,12 @@ def reproducible() -> Found:
 
 
 def _kernel(
-    kernel: str, arrays: Sequence[Host], by_hand: Contender, turns: int | None = None
+    kernel: Callable[[Backend, list[Any]], Any],
+    arrays: Sequence[Host],
+    by_hand: Contender,
+    turns: int | None = None,
 ) -> dict[str, Summary]:
-    """Times of a kernel on every backend, after the hand-written expression."""
+    """Times of what a backend computes of arrays there, after the hand-written expression."""
 
     def results(run: Contender) -> list[Any]:
         found = run()
@@ -398,7 +473,7 @@ def _kernel(
         here = [backend.asarray(array) for array in arrays]
 
         def run(backend: Backend = backend, here: list[Any] = here) -> Any:
-            result = getattr(backend, kernel)(*here)
+            result = kernel(backend, here)
             backend.synchronize()
             return result
 
@@ -430,6 +505,8 @@ PARTS: dict[str, Callable[[], Found]] = {
     "affine": affine,
     "activations": activations,
     "training": training,
+    "optimizers": optimizers,
+    "opaque": opaque,
     "numerical-gradient": numerical_gradient,
     "start-up": start_up,
     "reproducible": reproducible,
@@ -451,7 +528,28 @@ def machine(*packages: str) -> dict[str, Any]:
             continue
     date = datetime.datetime.now(datetime.UTC).date().isoformat()
     facts = {"cpu": cpu, "cpus": os.cpu_count(), "threads": num_threads(), "date": date}
-    return facts | {"versions": versions}
+    return facts | {"versions": versions, "blas": blas()}
+
+
+def blas() -> list[str]:
+    """Which BLAS each library has loaded: its kernel for this processor, and its threads."""
+    return [
+        f"{Path(found['filepath']).name}: {found.get('architecture', '?')}, "
+        f"{found['num_threads']} thread(s)"
+        for found in threadpoolctl.threadpool_info()
+        if found["user_api"] == "blas"
+    ]
+
+
+HANDICAPS = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
+"""They choose another processor's kernels for OpenBLAS, which halves NumPy's speed."""
+
+
+def without_handicaps() -> None:
+    """Start this program anew without what would slow NumPy down, if that is set."""
+    if set(HANDICAPS) & os.environ.keys():
+        kept = {k: v for k, v in os.environ.items() if k not in HANDICAPS}
+        os.execve(sys.executable, [sys.executable, *sys.argv], kept)
 
 
 def write(path: Path, facts: Mapping[str, Any]) -> None:
@@ -462,7 +560,7 @@ def write(path: Path, facts: Mapping[str, Any]) -> None:
 def floor(flops_per_second: float | None = None) -> float:
     """Seconds that one image's multiplications take at the speed of the fastest large product.
 
-    That is measured: of float32, by NumPy's BLAS or by another backend's `affine`.
+    That is measured: of float32, by NumPy's BLAS or by another backend's product.
     """
     work = 2 * sum(a * b for a, b in pairwise(INFERENCE))
     if flops_per_second is None:
@@ -470,10 +568,10 @@ def floor(flops_per_second: float | None = None) -> float:
         a, b = np.ones((size, size), np.float32), np.zeros(size, np.float32)
         taken: list[float] = []
         for backend in map(resolve, usable()):
-            here = [backend.asarray(array) for array in (a, a, b)]
+            x, W, bias = (backend.asarray(array) for array in (a, a, b))
             for _ in range(7):
                 started = time.perf_counter()
-                backend.affine(*here)
+                backend.run(operations.Affine(size, size), x, W, bias)
                 backend.synchronize()
                 taken.append(time.perf_counter() - started)
         flops_per_second = 2 * size**3 / min(taken)
@@ -493,3 +591,36 @@ def table(found: Found) -> str:
             ratios = f"{unit / s['median']:.2f} ({unit / s['high']:.2f}–{unit / s['low']:.2f})"
             lines.append(f"| {case} | {name} | {s['median'] * 1e6:,.1f} | {ratios} |")
     return "\n".join(lines)
+
+
+Part = StrEnum("Part", list(PARTS))
+
+
+def main(
+    part: Annotated[Part, typer.Argument(help="What to time.")],
+    json_file: Annotated[Path | None, typer.Option(help="File for the seconds.")] = None,
+    figure: Annotated[Path | None, typer.Option(help="File for a figure, of inference.")] = None,
+) -> None:
+    """Time contenders in turns, after comparing their answers."""
+    if figure is not None and part != "inference":
+        raise typer.BadParameter("only inference has a figure")
+    for path in (json_file, figure):
+        if path is not None:
+            xnet.weights.check_writable(path)
+    print("\n".join(blas()))
+    found = PARTS[part]()
+    print(table(found))
+    if part == "inference":
+        print(f"floor: {floor() * 1e6:.2f} µs an image, at the speed of the fastest product")
+    if json_file is not None:
+        facts = {"machine": machine(), "seconds": found}
+        write(json_file, facts | {"floor_seconds_per_image": floor()})
+    if figure is not None:
+        from xnet.tools import figures
+
+        figures.throughput(found, floor()).savefig(figure, dpi=150)
+
+
+if __name__ == "__main__":
+    without_handicaps()
+    typer.run(main)

@@ -13,7 +13,7 @@ import numpy as np
 from report import FIGURES, load, machine, save
 
 import xnet
-from xnet import plotting
+from xnet.tools import figures
 from xnet.training import History, train
 
 KINDS = {"numerical": "numerical gradient", "backprop": "backpropagation"}
@@ -53,7 +53,7 @@ def draw():
             epoch_ends=saved["epoch_ends"],
         )
     FIGURES.mkdir(exist_ok=True)
-    plotting.training_curves(histories, smooth=SMOOTH).savefig(FIGURES / "curves.png", dpi=110)
+    figures.training_curves(histories, smooth=SMOOTH).savefig(FIGURES / "curves.png", dpi=110)
 
 
 def main():

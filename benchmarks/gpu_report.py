@@ -78,7 +78,7 @@ def run_tests(arguments):
 
 def run_parity(backend, steps):
     """What `xnet parity --json` says of the backend."""
-    command = [sys.executable, "-m", "xnet.cli", "parity", "--json", "--backend", backend]
+    command = [sys.executable, "-m", "xnet.tools.cli", "parity", "--json", "--backend", backend]
     done = subprocess.run(
         [*command, "--steps", str(steps)], capture_output=True, text=True, check=False
     )

@@ -24,11 +24,12 @@ import tracemalloc
 from itertools import pairwise
 
 import numpy as np
-from report import FIGURES, load, machine, save
+from report import FIGURES, load, machine, save, without_handicaps
 
 import xnet
-from xnet import perturbation, plotting
+from xnet import perturbation
 from xnet.layers import Affine, Sigmoid
+from xnet.tools import figures
 
 VARIED = {
     "samples in the batch": [(n, n, [50]) for n in (10, 25, 50, 100, 200, 400)],
@@ -135,7 +136,7 @@ def draw(facts):
         for varied in VARIED
     }
     FIGURES.mkdir(exist_ok=True)
-    plotting.growth(panels).savefig(FIGURES / "growth.png", dpi=110)
+    figures.growth(panels).savefig(FIGURES / "growth.png", dpi=110)
 
 
 def main():
@@ -149,4 +150,5 @@ def main():
 
 
 if __name__ == "__main__":
+    without_handicaps()
     main()

@@ -11,11 +11,12 @@ with every step that takes over 1.3 times as much longer as its multiplications 
 import math
 from itertools import pairwise
 
+import bench
 import numpy as np
-from report import FIGURES, machine, save
+from report import FIGURES, machine, save, without_handicaps
 
 import xnet
-from xnet import bench, plotting
+from xnet.tools import figures
 
 VARIED = {
     "samples in the batch": [(n, n, 50) for n in (1, 2, 4, 8, 16, 32, 64, 128, 512, 2048, 8192)],
@@ -59,9 +60,10 @@ def main():
             point = {"varied": varied, "backend": name, "exponent": slope, "values": values}
             facts["points"].append(point | {"seconds": taken})
     save("inference_growth", facts)
-    figure = plotting.growth(panels, "one prediction")
+    figure = figures.growth(panels, "one prediction")
     figure.savefig(FIGURES / "inference_growth.png", dpi=110)
 
 
 if __name__ == "__main__":
+    without_handicaps()
     main()

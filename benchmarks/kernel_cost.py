@@ -13,11 +13,15 @@ import time
 import numpy as np
 from numba import njit, prange
 from report import machine, save
-from xnet_numba import passes, products
+from xnet_numba import generated, passes, products
 from xnet_numba.compiling import OPTIONS
-from xnet_numba.intrinsics import address_of
+from xnet_numba.intrinsics import address_of, call
 
 import xnet
+from xnet import operations
+from xnet.optimizers import SGD, Adam
+
+POINTWISE = {k: v for k, v in operations.registered().items() if v.fuses == "pointwise"}
 
 ROWS, TURNS, TURN_SECONDS = 48, 15, 0.02
 ZEROS = 0.81
@@ -46,29 +50,22 @@ def gradient(times, routines, x, delta, skip, words, zeros, dW, db):
 
 
 @njit(**OPTIONS)
-def activation(times, x, which):
+def over_numbers(times, loop, x, numbers):
     for _ in range(times):
-        passes._activate(x.dtype.type(0), address_of(x), x.size, which)
+        call(loop, (x.dtype.type(0), address_of(x), x.size, address_of(numbers)))
 
 
 @njit(**OPTIONS)
-def softmax(times, x):
+def over_rows(times, loop, x, numbers):
     for _ in range(times):
-        passes._softmax_rows(x.dtype.type(0), address_of(x), x.shape[0], x.shape[1])
+        n, m = x.shape
+        call(loop, (x.dtype.type(0), address_of(x), n, m, address_of(numbers)))
 
 
 @njit(**OPTIONS)
 def transposition(times, a, out):
     for _ in range(times):
         passes._transpose(a, out)
-
-
-@njit(**OPTIONS)
-def descend(times, routines, W, g, rate):
-    for _ in range(times):
-        products.descend(
-            routines, W.dtype.type(0), address_of(W), address_of(g), W.size, address_of(rate)
-        )
 
 
 @njit(parallel=True)
@@ -130,16 +127,20 @@ def in_cache(dtype):
         work = used if skip else 2 * 784 * 50
         found[name] = work, (784 + 50) * size, taken / ROWS
     hidden, scores = numbers(ROWS, 100), numbers(ROWS, 10)
-    for name, which in (("sigmoid, 100 units", 1), ("ReLU, 100 units", 2)):
-        taken = fastest(lambda times, which=which: activation(times, hidden, which))
-        found[name] = None, 200 * size, taken / ROWS
-    found["softmax, 10 classes"] = None, 20 * size, fastest(lambda n: softmax(n, scores)) / ROWS
+    for name, kind in POINTWISE.items():
+        loop, values = generated.forward(kind(), dtype, "fast"), hidden.copy()
+        numbers_of = loop.numbers(kind(), dtype)
+        taken = fastest(
+            lambda times, at=loop.address, x=values, c=numbers_of: over_numbers(times, at, x, c)
+        )
+        found[f"{name}, 100 units"] = None, 200 * size, taken / ROWS
+    loss = operations.SoftmaxWithLoss()
+    loop = generated.predicted(loss, dtype, "fast")
+    taken = fastest(lambda n: over_rows(n, loop.address, scores, loop.numbers(loss, dtype)))
+    found["softmax, 10 classes"] = None, 20 * size, taken / ROWS
     turned = np.empty((50, 784), dtype)
     taken = fastest(lambda times: transposition(times, W, turned))
     found["transposition, 784 rows of 50"] = None, 100 * size, taken / 784
-    rate = np.zeros(1, dtype)
-    taken = fastest(lambda times: descend(times, routines, W, dW, rate))
-    found["W - lr g, 784 rows of 50"] = 100, 150 * size, taken / 784
     return found
 
 
@@ -148,16 +149,17 @@ def large(dtype):
     backend, rng = xnet.resolve("numba"), np.random.default_rng(0)
     x, y = (rng.random((100_000, 10)).astype(dtype) for _ in "xy")
     t = np.eye(10, dtype=dtype)[rng.integers(0, 10, len(x))]
-    calls = {
-        "copy": (2, lambda: copy(x.reshape(-1), y.reshape(-1))),
-        "sigmoid": (2, lambda: backend.sigmoid(x)),
-        "sigmoid_backward": (3, lambda: backend.sigmoid_backward(x, t)),
-        "relu": (2, lambda: backend.relu(x)),
-        "relu_backward": (2.25, lambda mask=x > 0.5: backend.relu_backward(x, mask)),
-        "softmax": (2, lambda: backend.softmax(x)),
-        "softmax_with_loss": (3, lambda: backend.softmax_with_loss(x, t)),
-        "softmax_with_loss_backward": (3, lambda: backend.softmax_with_loss_backward(x, t)),
-        "descend": (3, lambda: backend.descend(y, x, 0.0)),
+    sgd, adam, loss = SGD(1e-6), Adam(1e-6), operations.SoftmaxWithLoss()
+    calls = {"copy": (2, lambda: copy(x.reshape(-1), y.reshape(-1)))}
+    for name, kind in POINTWISE.items():
+        made = kind()
+        calls[name] = 2, lambda op=made: backend.run(op, x)
+        calls[f"{name}, backward"] = 4, lambda op=made: backend.run_backward(op, t, x, y)
+    calls |= {
+        "softmax": (2, lambda: backend.predicted(loss, x)),
+        "loss and its gradient": (3, lambda: backend.loss_and_delta(loss, x, t)),
+        "a step of SGD": (3, lambda: backend.step(sgd, 1, y, x, [])),
+        "a step of Adam": (7, lambda: backend.step(adam, 1, y, x, [t, t])),
     }
 
     def repeat(call):

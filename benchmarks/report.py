@@ -4,9 +4,18 @@ import json
 import time
 from pathlib import Path
 
-from xnet.bench import machine, summary, write
+from bench import machine, summary, without_handicaps, write
 
-__all__ = ["FIGURES", "RESULTS", "load", "machine", "save", "seconds", "summary"]
+__all__ = [
+    "FIGURES",
+    "RESULTS",
+    "load",
+    "machine",
+    "save",
+    "seconds",
+    "summary",
+    "without_handicaps",
+]
 
 RESULTS = Path(__file__).parent / "results"
 FIGURES = Path(__file__).parent.parent / "docs"

@@ -11,12 +11,12 @@ float32, six for float64.
 import statistics
 
 import numpy as np
+from bench import in_turns, network_step, training_network, without_handicaps
 from report import machine, save, summary
 
 import xnet
 from xnet import exact
-from xnet.bench import in_turns, network_step, training_network
-from xnet.parity import same_bits
+from xnet.tools.parity import same_bits
 
 BACKENDS = [info.name for info in xnet.backends() if info.usable]
 
@@ -77,4 +77,5 @@ def main():
 
 
 if __name__ == "__main__":
+    without_handicaps()
     main()

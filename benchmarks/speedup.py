@@ -17,13 +17,13 @@ import time
 
 import numba
 import numpy as np
+from bench import PAUSE_SECONDS, without_handicaps
 from notes import TwoLayerNet, numerical_gradient
 from report import machine, save, seconds, summary
 from threadpoolctl import threadpool_limits
 from xnet_numba.elementary import _exp2
 
 import xnet
-from xnet.bench import PAUSE_SECONDS
 
 PIECE = 28
 """Rows of W1, or numbers of b1, in a piece of the loop."""
@@ -110,4 +110,5 @@ def floor(x, facts):
 
 
 if __name__ == "__main__":
+    without_handicaps()
     main()

@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
+from bench import AFFINE_BATCHES, AFFINE_WIDTHS
 from conftest import BACKENDS
 
 import xnet
-from xnet.bench import AFFINE_BATCHES, AFFINE_WIDTHS
+from xnet import operations
 
 BY_HAND = {
     "forward": lambda x, W, b, dout: x @ W + b,
@@ -13,16 +14,17 @@ BY_HAND = {
 }
 
 
-def on(backend):
+def on(backend, inputs, outputs):
     """The same two on a backend, each until its device has finished."""
+    affine = operations.Affine(inputs, outputs)
 
     def forward(x, W, b, dout):
-        out = backend.affine(x, W, b)
+        out = backend.run(affine, x, W, b)
         backend.synchronize()
         return out
 
     def backward(x, W, b, dout):
-        gradients = backend.affine_backward(dout, x, W)
+        gradients = backend.run_backward(affine, dout, x, dout, W, b)
         backend.synchronize()
         return gradients
 
@@ -41,7 +43,10 @@ def test_affine(benchmark, rng, inputs, outputs, n, dtype, way, contender):
     run = BY_HAND[way]
     if contender in BACKENDS:
         backend = xnet.resolve(contender)
-        arrays, run = [backend.asarray(array) for array in arrays], on(backend)[way]
+        arrays, run = (
+            [backend.asarray(array) for array in arrays],
+            on(backend, inputs, outputs)[way],
+        )
     found = benchmark(run, *arrays)
     first = found if way == "forward" else found[0]
     assert first.shape == (n, outputs if way == "forward" else inputs)

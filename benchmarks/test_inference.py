@@ -1,8 +1,7 @@
 """One sample at a time or a batch (§3.6.3)? And on which backend?"""
 
 import pytest
-
-from xnet.bench import BATCHES
+from bench import BATCHES
 
 
 @pytest.mark.parametrize("way", ["per_sample", "batched"])

@@ -4,9 +4,8 @@ import subprocess
 import sys
 
 import pytest
+from bench import START_UPS
 from conftest import BACKENDS
-
-from xnet.bench import START_UPS
 
 
 @pytest.mark.benchmark(group="start of a new process")

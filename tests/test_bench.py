@@ -1,13 +1,25 @@
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import matplotlib
 import numpy as np
 import pytest
+import typer
 from typer.testing import CliRunner
 from xnet_numpy import NumpyBackend
 
-from xnet import bench, cli, plotting
 from xnet.network import Network
+from xnet.tools import figures
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+sys.path.append(str(FOLDER))
+
+import bench  # noqa: E402  # a script beside the library, no part of it
+
+app = typer.Typer()
+app.command()(bench.main)
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +56,9 @@ def test_training_compares_before_it_times():
 PARTS = {
     "batching": lambda: bench.batching(bench.images(3)),
     "affine": lambda: bench.affine((1, 9), ((5, 3),)),
-    "activations": lambda: bench.activations(((2, 3),)),
+    "activations": lambda: bench.activations((2, 3)),
+    "optimizers": bench.optimizers,
+    "opaque": bench.opaque,
     "numerical-gradient": bench.numerical_gradient,
     "start-up": bench.start_up,
     "reproducible": bench.reproducible,
@@ -64,8 +78,8 @@ def test_every_part_compares_contenders_case_by_case(monkeypatch, part):
 
 
 def test_a_wrong_kernel_is_not_timed(monkeypatch):
-    right = NumpyBackend.affine
-    monkeypatch.setattr(NumpyBackend, "affine", lambda self, *arrays: 1.01 * right(self, *arrays))
+    right = NumpyBackend.run
+    monkeypatch.setattr(NumpyBackend, "run", lambda self, *arrays: 1.01 * right(self, *arrays))
     with pytest.raises(AssertionError):
         bench.affine((2,), ((5, 3),))
 
@@ -90,8 +104,8 @@ def test_images_are_mostly_zeros():
 def test_the_command_prints_writes_and_draws(monkeypatch, tmp_path):
     monkeypatch.setitem(bench.PARTS, "inference", lambda: bench.inference(batches=(1, 2)))
     times, figure = tmp_path / "times.json", tmp_path / "figure.png"
-    command = ["bench", "inference", "--json-file", str(times), "--figure", str(figure)]
-    done = CliRunner().invoke(cli.app, command)
+    command = ["inference", "--json-file", str(times), "--figure", str(figure)]
+    done = CliRunner().invoke(app, command)
     assert done.exit_code == 0, done.output
     assert "| 1 | numpy |" in done.output
     facts = json.loads(times.read_text())
@@ -100,19 +114,38 @@ def test_the_command_prints_writes_and_draws(monkeypatch, tmp_path):
     assert figure.read_bytes().startswith(b"\x89PNG")
 
 
-def test_an_unknown_part_is_refused():
-    done = CliRunner().invoke(cli.app, ["bench", "everything"])
-    assert done.exit_code != 0
-    assert CliRunner().invoke(cli.app, ["bench", "training", "--figure", "x.png"]).exit_code != 0
+def test_what_cannot_be_done_is_said_before_anything_is_timed(monkeypatch, tmp_path):
+    def never():
+        raise AssertionError
+
+    monkeypatch.setitem(bench.PARTS, "training", never)
+    assert CliRunner().invoke(app, ["everything"]).exit_code == 2
+    assert CliRunner().invoke(app, ["training", "--figure", "x.png"]).exit_code == 2
+    nowhere = CliRunner().invoke(app, ["training", "--json-file", str(tmp_path / "no" / "a.json")])
+    assert isinstance(nowhere.exception, bench.xnet.WeightsError)
+
+
+def test_nothing_is_timed_on_a_handicapped_numpy(tmp_path):
+    """A script starts anew without the variables; the suite refuses."""
+    code = "import bench, os; bench.without_handicaps(); print(sorted(os.environ))"
+    script = tmp_path / "script.py"
+    script.write_text(f"import sys; sys.path.append({str(FOLDER)!r}); {code}")
+    environment = bench.os.environ | dict.fromkeys(bench.HANDICAPS, "Haswell")
+    run = {"env": environment, "capture_output": True, "text": True, "check": False}
+    assert "OPENBLAS_CORETYPE" not in subprocess.run([sys.executable, script], **run).stdout
+    suite = [sys.executable, "-m", "pytest", FOLDER, "--collect-only"]
+    refused = subprocess.run(suite, **run)
+    assert refused.returncode == 2
+    assert "unset OPENBLAS_CORETYPE" in refused.stderr + refused.stdout
 
 
 def test_throughput_has_a_line_for_each_contender_and_the_floor():
     summary = {"median": 1e-3}
     found = {"1": {"a": summary, "b": summary}, "10": {"a": summary, "b": summary}}
-    figure = plotting.throughput(found, 1e-6)
+    figure = figures.throughput(found, 1e-6)
     assert isinstance(figure, matplotlib.figure.Figure)
     a, b, floor = figure.axes[0].lines
     assert list(a.get_ydata()) == list(b.get_ydata()) == [1000, 10_000]
     assert floor.get_ydata()[0] == pytest.approx(1e6)
     with pytest.raises(ValueError, match="found is empty"):
-        plotting.throughput({})
+        figures.throughput({})

@@ -1,4 +1,4 @@
-"""Other projects on the network and data of `xnet.bench`; what is not installed is left out, said.
+"""Other projects on the network and data of `bench.py`; what is not installed is left out, said.
 
     python benchmarks/peers/contenders.py inference
     python benchmarks/peers/contenders.py training
@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 
 import xnet
-from xnet import bench
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from report import FIGURES, save
+import bench
+from report import FIGURES, save, without_handicaps
 
 THREADS = xnet.num_threads()
 
@@ -261,11 +261,12 @@ def main():
     facts["floor_seconds_per_image"] = bench.floor()
     save(part, facts)
     if part == "inference":
-        from xnet import plotting
+        from xnet.tools import figures
 
-        figure = plotting.throughput(found, facts["floor_seconds_per_image"])
+        figure = figures.throughput(found, facts["floor_seconds_per_image"])
         figure.savefig(FIGURES / "throughput.png", dpi=110)
 
 
 if __name__ == "__main__":
+    without_handicaps()
     main()

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from report import machine, save
+from report import machine, save, without_handicaps
 
 import xnet
 
@@ -130,4 +130,5 @@ def main():
 
 
 if __name__ == "__main__":
+    without_handicaps()
     main()
