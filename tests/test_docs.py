@@ -8,6 +8,7 @@ for anything, and line breaks for spaces.
 
 import contextlib
 import doctest
+import importlib.util
 import io
 import math
 import os
@@ -22,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import typer
 from typer.main import get_command
 
 import xnet
@@ -180,23 +182,39 @@ def commands(page):
                 yield shlex.split(line, comments=True)
 
 
+def parsed(command, words, **settings):
+    """Have a command read its arguments, and not run."""
+    return command.make_context(command.name, words, **settings)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
-def test_commands_are_known(page, monkeypatch):
-    """Of `xnet` the options and choices, of Python the files."""
-    known = {**cli.ACTIVATIONS, "gaussian": None}  # the page's own package has that one
+def test_commands_are_known(page, bench):
+    """Of `xnet` and of `bench.py` the options and choices, of Python the files."""
+    group = get_command(cli.app)
     for words in commands(page):
         words = [word for word in words if "=" not in word]  # of the environment
+        if page == OPERATIONS:  # what its package adds is tried below
+            words = [next(iter(cli.ACTIVATIONS)) if w == "gaussian" else w for w in words]
         if words[:1] == ["xnet"]:
-            if page == OPERATIONS and "gaussian" in words:
-                words[words.index("gaussian")] = next(iter(known))
-            group = get_command(cli.app)
-            context = group.make_context("xnet", words[1:2])
-            name, command, _ = group.resolve_command(context, words[1:2])
-            command.make_context(name, words[2:], parent=context)
+            context = parsed(group, words[1:2])
+            parsed(group.commands[words[1]], words[2:], parent=context)
         elif words and words[0].endswith("python"):
             assert (ROOT / words[1]).is_file(), words
+            if words[1] == "benchmarks/bench.py":
+                parsed(bench, words[2:])
     named = re.findall(r"`xnet\s+([a-z]+)[\s`]", page.read_text())
-    assert set(named) <= set(get_command(cli.app).commands)
+    assert set(named) <= set(group.commands)
+
+
+@pytest.fixture(scope="module")
+def bench():
+    """The command of benchmarks/bench.py."""
+    spec = importlib.util.spec_from_file_location("bench", ROOT / "benchmarks" / "bench.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    app = typer.Typer()
+    app.command()(module.main)
+    return get_command(app)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
