@@ -15,18 +15,29 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import OPTIMIZERS, REGISTERED, variants
 from PIL import Image
-from xnet_numpy import NumpyBackend
 
 import xnet
-from xnet import cli, datasets, weights
-from xnet.layers import Affine
+from xnet import datasets, weights
 from xnet.network import Network
-from xnet.optimizers import OPTIMIZERS, SGD
+from xnet.operations import OPERATIONS, Affine, ReLU
+from xnet.optimizers import SGD
+from xnet.tools import cli
 
 Done = namedtuple("Done", ["status", "out", "err"])
 USABLE = {info.name for info in xnet.backends() if info.usable}
+COMPILING = "xnet: compiling Numba kernels;.*\n"
+"""What a first run, whose cache is cold, says besides."""
 COMMANDS = ["info", "train", "evaluate", "predict", "gradcheck", "parity", "demo"]
+
+
+@pytest.fixture(autouse=True)
+def _registered_alone(monkeypatch):
+    """As in a process of its own, without the classes that tests define."""
+    for registry, kinds in ((OPERATIONS, REGISTERED), (cli.OPTIMIZERS, OPTIMIZERS)):
+        for name in [name for name, kind in registry.items() if kind not in kinds]:
+            monkeypatch.delitem(registry, name)
 
 
 @pytest.fixture
@@ -49,7 +60,7 @@ def good(run):
 
     def good(*arguments) -> str:
         done = run(*arguments)
-        assert (done.status, done.err) == (0, "")
+        assert (done.status, re.sub(COMPILING, "", done.err)) == (0, "")
         return done.out
 
     return good
@@ -77,7 +88,7 @@ def parsed(text: str):
 
 def subprocess_run(*arguments, **environment) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, "-m", "xnet.cli", *map(str, arguments)],
+        [sys.executable, "-m", "xnet.tools.cli", *map(str, arguments)],
         capture_output=True,
         text=True,
         env={**os.environ, **environment},
@@ -146,6 +157,11 @@ def test_info_as_json(good):
     assert all(count >= 1 for count in facts["threads"].values())
 
 
+def test_version(good, run):
+    assert good("--version") == f"xnet {xnet.__version__}\n"
+    assert good("--version", "train") == f"xnet {xnet.__version__}\n"
+
+
 # train
 
 
@@ -201,10 +217,59 @@ def test_train_initial_weights(good, init):
     assert (abs(loss - even) < 1e-5) == (init == "0")
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def lower(kinds) -> list[str]:
+    return [kind.__name__.lower() for kind in kinds]
+
+
+@pytest.mark.parametrize("optimizer", lower(OPTIMIZERS))
 def test_train_by_each_optimizer(good, optimizer):
     facts = parsed(good("train", "--epochs", 3, "--optimizer", optimizer, "--json"))
     assert np.mean(facts["loss"][-10:]) < np.mean(facts["loss"][:5])
+
+
+@pytest.mark.parametrize(
+    "activation", lower(kind for kind in REGISTERED if kind.fuses == "pointwise")
+)
+def test_train_with_each_activation(good, tmp_path, activation):
+    path = tmp_path / "net"
+    good("train", "--iterations", 2, "--activation", activation, "--save", path)
+    assert type(weights.load_network(path).layers[1]).__name__.lower() == activation
+
+
+@pytest.mark.parametrize(
+    "loss", [loss for loss in variants("loss", altered=False) if loss.classes], ids=repr
+)
+def test_train_with_each_loss_of_classes(good, tmp_path, loss):
+    name, path = type(loss).__name__, tmp_path / "net"
+    shown = good("train", "--epochs", 3, "--loss", name.lower(), "--save", path)
+    assert type(weights.load_network(path).loss_layer.operation) is type(loss)
+    assert float(shown.split()[-1]) > 0.5
+
+
+def test_a_loss_that_knows_no_classes_is_no_choice(run):
+    done = run("train", "--loss", "huber")
+    assert done.status == 2
+    assert "--loss" in done.err
+
+
+EXTENSION = Path(__file__).parent / "packages" / "extension"
+
+
+def test_what_an_installed_package_registers_is_a_choice(tmp_path):
+    """Its activation, its loss and its optimizer, by its entry point alone."""
+    path = str(tmp_path / "net")
+    choices = ["--activation", "softsign", "--loss", "squaredentropy", "--optimizer", "signum"]
+    environment = {"PYTHONPATH": str(EXTENSION)}
+    done = subprocess_run("train", *choices, "--epochs", 5, "--json", "--save", path, **environment)
+    assert (done.returncode, done.stderr) == (0, "")
+    facts = parsed(done.stdout)
+    assert np.mean(facts["loss"][-10:]) < np.mean(facts["loss"][:10])
+    assert re.fullmatch(
+        r"accuracy 0\.\d+", subprocess_run("evaluate", path, **environment).stdout.splitlines()[-1]
+    )
+    assert "unknown operation 'Softsign'" in subprocess_run("evaluate", path).stderr
+    shown = subprocess_run("train", "--help", **environment).stdout
+    assert all(name in re.sub(r"[\s│]", "", shown) for name in choices[1::2])
 
 
 def test_train_learning_rate(good):
@@ -348,15 +413,12 @@ def test_gradcheck_in_float32(good):
 
 
 def test_gradcheck_of_a_wrong_backward(monkeypatch, run):
-    def doubling(right):
-        def wrong(self, *arguments):
-            *others, db = right(self, *arguments)
-            return *others, 2 * db
+    right = Network.gradient
 
-        return wrong
+    def wrong(self, x, t):
+        return {k: g * (1 + (k[0] == "b")) for k, g in right(self, x, t).items()}
 
-    for kernel in ("affine_backward", "affine_gradients"):
-        monkeypatch.setattr(NumpyBackend, kernel, doubling(getattr(NumpyBackend, kernel)))
+    monkeypatch.setattr(Network, "gradient", wrong)
     done = run("gradcheck", "--hidden", "4")
     assert done.status == 1
     assert "DOES NOT AGREE" in done.out
@@ -393,9 +455,9 @@ def test_demo(good, as_json):
 
 
 def test_demo_finds_a_backend_that_is_wrong(monkeypatch, bad):
-    matmul = type(xnet.resolve("strict")).matmul
+    run = type(xnet.resolve("strict")).run
     monkeypatch.setattr(
-        type(xnet.resolve("strict")), "matmul", lambda *given: matmul(*given) * 1.0001
+        type(xnet.resolve("strict")), "run", lambda *given, **m: run(*given, **m) * 1.0001
     )
     monkeypatch.setattr(cli, "_rates", lambda *_: (1.0, 1.0))
     assert "differ from NumPy's" in bad("demo", "--backend", "numpy", printed=None)
@@ -425,7 +487,8 @@ def test_help_lists_the_commands(run, good):
         (["predict", "net"], "(?i)images"),
         (["train", "--optimizer", "magic"], "(?s)--optimizer.*adagrad"),
         (["train", "--dataset", "cats"], "(?s)--dataset.*digits.*mnist"),
-        (["train", "--activation", "tanh"], "--activation"),
+        (["train", "--activation", "tanhh"], "(?s)--activation.*tanh"),
+        (["train", "--loss", "magic"], "(?s)--loss.*hinge"),
         (["train", "--dtype", "float16"], "(?s)--dtype.*float32"),
         (["train", "--gradient", "magic"], "--gradient"),
         (["train", "--epochs", "0"], "--epochs"),
@@ -575,16 +638,16 @@ def test_network_with_other_classes(bad, untrained, arguments):
 
 
 def test_ctrl_c_ends_training_and_keeps_what_it_learnt(monkeypatch, run, tmp_path):
-    class Interrupting(SGD):
-        steps = 0
+    steps = []
 
+    class Interrupting(SGD):
         def update(self, params, grads):
-            self.steps += 1
-            if self.steps == 20:
+            steps.append(1)
+            if len(steps) % 20 == 0:
                 raise KeyboardInterrupt
             super().update(params, grads)
 
-    monkeypatch.setitem(OPTIMIZERS, "sgd", Interrupting)
+    monkeypatch.setitem(cli.OPTIMIZERS, "sgd", Interrupting)
     path = tmp_path / "net"
     done = run("train", "--save", path)
     assert (done.status, done.err) == (130, "")
@@ -598,7 +661,7 @@ def test_ctrl_c_before_the_first_step(monkeypatch, run):
         def update(self, params, grads):
             raise KeyboardInterrupt
 
-    monkeypatch.setitem(OPTIMIZERS, "sgd", Interrupting)
+    monkeypatch.setitem(cli.OPTIMIZERS, "sgd", Interrupting)
     done = run("train")
     assert (done.status, done.err) == (130, "")
     assert "interrupted before the first iteration" in done.out
@@ -619,7 +682,7 @@ def test_ctrl_c_elsewhere_leaves_no_traceback(monkeypatch, run, trained, command
 @pytest.mark.skipif(os.name == "nt", reason="Windows sends no SIGINT to one process")
 def test_sigint_ends_a_running_command(tmp_path):
     path = tmp_path / "net"
-    command = [sys.executable, "-m", "xnet.cli", "train", "--save", str(path)]
+    command = [sys.executable, "-m", "xnet.tools.cli", "train", "--save", str(path)]
     child = subprocess.Popen(
         [*command, "--iterations", "100000000"],
         stdout=subprocess.PIPE,
@@ -666,7 +729,7 @@ def test_bar_in_a_terminal():
     environment = {**os.environ, "TERM": "xterm"}
     environment.pop("COLUMNS", None)
     child = subprocess.Popen(
-        [sys.executable, "-m", "xnet.cli", "train", "--iterations", "30"],
+        [sys.executable, "-m", "xnet.tools.cli", "train", "--iterations", "30"],
         stdout=subprocess.PIPE,
         stderr=theirs,
         text=True,
@@ -725,15 +788,20 @@ def test_the_reproducible_demo_compares_bits(good):
     assert {row["largest_difference"] for row in facts["comparison"]} == {0}
 
 
-PARITY = ("parity", "--backend", "numba", "--dtype", "float32", "--steps", 5)
+PARITY = ("parity", "--backend", "strict", "--dtype", "float32", "--steps", 5)
 
 
 def test_parity(good):
     printed = good(*PARITY)
     assert "every promise kept" in printed
     assert "!" not in printed
-    assert re.search(r"matmul +. float32 . equal", printed)
-    assert re.search(r"softmax +. float32 . (equal|\d+ ulp, (<1|\d+)%)", printed)
+    rows = [re.findall(r"[^│]+", line) for line in printed.splitlines() if line.startswith("│")]
+    cells = {row[0].strip(): [cell.strip() for cell in row[1:]] for row in rows}
+    assert cells["matmul"][0] == "equal"
+    for kind in REGISTERED:
+        bits, fast = cells[kind.__name__]
+        assert bits == "equal"
+        assert re.fullmatch(r"equal|\d+ ulp, (<1|\d+)%", fast)
     assert max(map(len, printed.splitlines())) <= 80
 
 
@@ -741,26 +809,62 @@ def test_parity_of_numpy_alone(bad):
     assert "nothing to compare" in bad("parity", "--backend", "numpy")
 
 
+def relus_altered(monkeypatch, change):
+    """Let `change` have what strict gives for ReLU."""
+    backend_class = type(xnet.resolve("strict"))
+    right = backend_class.run
+
+    def run(self, operation, *arrays, **m):
+        found = right(self, operation, *arrays, **m)
+        return change(found) if isinstance(operation, ReLU) else found
+
+    monkeypatch.setattr(backend_class, "run", run)
+
+
+def cell_of(printed: str, name: str) -> list[str]:
+    (line,) = [line for line in printed.splitlines() if re.match(rf"│ {name} +│", line)]
+    return [cell.strip() for cell in line.strip("│").split("│")][1:]
+
+
 def test_parity_where_nothing_is_finite(run, monkeypatch):
-    backend = type(xnet.resolve("numba"))
-    monkeypatch.setattr(backend, "relu", lambda self, x: np.full_like(x, np.nan))
-    assert re.search(r"relu +. float32 . ! not finite", run(*PARITY).out)
+    relus_altered(monkeypatch, lambda y: y * float("nan"))
+    bits, fast = cell_of(run(*PARITY).out, "ReLU")
+    assert (bits, fast) == ("float32: ! not finite", "! not finite")
     facts = parsed(run(*PARITY, "--json").out)
-    assert [row["ulps"] for row in facts["operations"] if row["operation"] == "relu"] == [None] * 2
+    assert [row["ulps"] for row in facts["operations"] if row["operation"] == "ReLU"] == [None] * 2
 
 
 def test_a_broken_promise(run, monkeypatch):
-    backend = type(xnet.resolve("numba"))
-    right = backend.relu
-    monkeypatch.setattr(backend, "relu", lambda self, x: right(self, x) * np.float32(1 + 1e-6))
+    relus_altered(monkeypatch, lambda y: y * (1 + 1e-6))
     done = run(*PARITY)
     assert done.status == 1
     assert "a promise is broken" in done.out
-    assert re.search(r"relu +. float32 . ! \d+ ulp", done.out)
+    bits, fast = cell_of(done.out, "ReLU")
+    assert re.fullmatch(r"float32: ! \d+ ulp", bits)
+    assert re.fullmatch(r"! \d+ ulp", fast)  # of a bound of 0: it has no share
     facts = parsed(run(*PARITY, "--json").out)
     assert not facts["kept"]
     broken = {row["operation"] for row in facts["operations"] if not row["kept"]}
-    assert {"relu", "network, relu, SoftmaxWithLoss"} <= broken
+    assert "ReLU" in broken
+    assert any(name.startswith("network, ReLU") for name in broken)
+    assert "Sigmoid" not in broken
+
+
+def test_a_backend_that_raises_is_an_error_in_its_cells_alone(run, monkeypatch):
+    def fail(y):
+        raise OSError("[the cable] is out")
+
+    relus_altered(monkeypatch, fail)
+    done = run(*PARITY)
+    assert (done.status, "Traceback" in done.out) == (1, False)
+    bits, fast = cell_of(done.out, "ReLU")
+    assert bits.startswith("float32: ! error:")
+    assert fast.startswith("! error:")
+    assert cell_of(done.out, "Sigmoid") == ["equal", "equal"]
+    facts = parsed(run(*PARITY, "--json").out)
+    errors = {row["operation"]: row["error"] for row in facts["operations"] if row["error"]}
+    assert errors["ReLU"] == "OSError: [the cable] is out"
+    assert facts["training_sha256"]["fast"]["float32"]["strict"].startswith("error: OSError")
 
 
 def test_parity_mistakes(bad):

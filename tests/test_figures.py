@@ -3,8 +3,7 @@ import sys
 
 import pytest
 
-import xnet
-from xnet import plotting
+from xnet.tools import figures
 from xnet.training import History
 
 pytest.importorskip("matplotlib")
@@ -28,7 +27,7 @@ def png(figure, path):
 
 
 def test_training_curves(tmp_path):
-    figure = plotting.training_curves({"one": history(10), "two": history(6)}, smooth=4)
+    figure = figures.training_curves({"one": history(10), "two": history(6)}, smooth=4)
     loss, accuracy = figure.axes
     first, second = loss.get_lines()
     assert first.get_xdata().tolist() == [4, 8, 10]
@@ -43,7 +42,7 @@ def test_training_curves(tmp_path):
 
 
 def test_training_curves_without_test_data():
-    figure = plotting.training_curves({"run": history(4, test=False)})
+    figure = figures.training_curves({"run": history(4, test=False)})
     assert figure.axes[1].get_ylabel() == "accuracy"
     assert figure.axes[1].get_lines()[0].get_ydata().tolist() == [0.5, 0.75]
 
@@ -58,12 +57,12 @@ def test_training_curves_without_test_data():
 )
 def test_training_curves_refuse(arguments, message):
     with pytest.raises(ValueError, match=message):
-        plotting.training_curves(*arguments)
+        figures.training_curves(*arguments)
 
 
 def test_growth(tmp_path):
     points = [(1, 1e-3, 2e-3), (10, 1e-2, 2e-2)]
-    figure = plotting.growth({"samples": {"numpy": points}, "units": {"numpy": points[:1]}})
+    figure = figures.growth({"samples": {"numpy": points}, "units": {"numpy": points[:1]}})
     first, second = figure.axes
     line, markers = first.get_lines()
     assert (line.get_ydata().tolist(), markers.get_ydata().tolist()) == ([2, 20], [1, 10])
@@ -71,24 +70,24 @@ def test_growth(tmp_path):
     assert first.get_xscale() == first.get_yscale() == "log"
     png(figure, tmp_path / "growth.png")
     with pytest.raises(ValueError, match="panels is empty"):
-        plotting.growth({})
+        figures.growth({})
 
 
 def test_slices(tmp_path):
-    figure = plotting.slices([1.0, 0.0, -(2.0**-10), 2.0**-40], 784)
+    figure = figures.slices([1.0, 0.0, -(2.0**-10), 2.0**-40], 784)
     (axis,) = figure.axes
     bars = [(bar.get_y() + 0.35, bar.get_x(), bar.get_width()) for bar in axis.patches]
     cut = [(0, 0, 21), (0, 21, 3), (2, 10, 11), (2, 21, 13), (3, 40, 2), (3, 42, 22)]
     assert [tuple(map(round, bar)) for bar in bars] == cut
     png(figure, tmp_path / "slices.png")
     with pytest.raises(ValueError, match="a number other than 0"):
-        plotting.slices([0.0], 784)
+        figures.slices([0.0], 784)
 
 
 def test_without_matplotlib(monkeypatch):
-    monkeypatch.setattr(plotting, "find_spec", lambda name: None)
+    monkeypatch.setattr(figures, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r'pip install "xnet-nn\[plot\]"'):
-        plotting.training_curves({"run": history(3)})
+        figures.training_curves({"run": history(3)})
 
 
 def test_matplotlib_is_imported_when_called_only():
