@@ -91,6 +91,5 @@ def test_without_matplotlib(monkeypatch):
 
 
 def test_matplotlib_is_imported_when_called_only():
-    code = "import sys, xnet.plotting; assert 'matplotlib' not in sys.modules"
+    code = "import sys, xnet.tools.figures; assert 'matplotlib' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
-    assert "plotting" in dir(xnet)
