@@ -190,8 +190,9 @@ class Prepared:
         if update.slots:
             fields[_MEMORY] = self._memory_of(update, names, backend)
         counted = dict.fromkeys(names, n)
+        fields[DONE] = 0
         try:
-            fields[DONE], fields[_STEP] = 0, step.address
+            fields[_STEP] = step.address
             self._descend(room, x, t, loss, None, self.found)
         finally:  # Ctrl-C comes when the step is done, or before it has begun
             fields[_STEP] = 0

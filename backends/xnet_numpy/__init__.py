@@ -179,7 +179,7 @@ class NumpyBackend(Backend):
             return None
         parameters = [W for arrays in run.parameters for W in arrays]
         taken = {update.taken.get(name, 0) for name in names}
-        if len(taken) > 1 or False in [W.flags.writeable for W in parameters]:
+        if len(taken) > 1 or False in [W.ndim > 0 and W.flags.writeable for W in parameters]:
             return None
         mean, _, gradients = self.loss_and_gradients(run, x, t, loss, True)
         n = taken.pop() + 1
@@ -190,7 +190,9 @@ class NumpyBackend(Backend):
         for name, W, g in zip(names, parameters, found, strict=True):
             memory: list[Array] = update.memory_of(name, W, self) if update.slots else []
             new = as_tuple(_quietly(call, W, g, *memory, *numbers))
-            places += [(old, ..., v) for old, v in zip((W, *memory), new, strict=True)]
+            places.append((W, ..., new[0]))
+            for k, (old, v) in enumerate(zip(memory, new[1:], strict=True)):
+                places.append((old, ..., v) if old.flags.writeable else (memory, k, v))
         assign(places)
         return mean
 
