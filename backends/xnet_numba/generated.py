@@ -71,12 +71,16 @@ FUNCTIONS = {
 
 @cache
 def _made_of():
-    """What compiled code depends on beside its own source: ours, and the compiler's version."""
+    """What compiled code depends on beside its own source: ours, and the compiler's version.
+
+    When it changes so does what else is compiled: Numba keeps that by our files' times and its own
+    version, and it must not be asked for a module that is no longer made.
+    """
     digest = hashlib.sha256()
     ours = sorted(Path(__file__).parent.glob("*.py"))
     for path in (*ours, formulas.__file__, exact.__file__):  # of which `elementary` is made, too
         digest.update(Path(path).read_bytes())
-    versions = numba.__version__, llvmlite.__version__, np.__version__, xnet.__version__
+    versions = numba.__version__, llvmlite.__version__, xnet.__version__
     return f"{digest.hexdigest()[:16]}, {' '.join(versions)}"
 
 
