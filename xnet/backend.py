@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 from xnet import exact, perturbation, threads
 from xnet.errors import BackendError
-from xnet.formulas import Arrays, as_tuple
+from xnet.formulas import Arrays, as_tuple, check_step
 from xnet.operations import Loss, Operation
 
 if TYPE_CHECKING:
@@ -255,8 +255,9 @@ class Backend:
     ) -> tuple[Array, ...]:
         """An optimizer's n-th step: the new W, then the new memory, all of them new arrays."""
         with self.running():
-            found = update.formula(self.maths, n, W, g, *memory)
-            return as_tuple(found)
+            found = as_tuple(update.formula(self.maths, n, W, g, *memory))
+            check_step(update, len(found))
+            return found
 
     def one_hot(self, t: Array, classes: int, dtype: Any) -> Array:
         """Class indices t (...) as rows (..., C) of `dtype`: 1 at the index, 0 elsewhere.

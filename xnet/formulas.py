@@ -672,7 +672,18 @@ def loss_and_delta(loss: Any) -> Formula:
 def step(optimizer: Any) -> Formula:
     """An optimizer's step of W, its gradient g, and memory0, memory1, ...; n is the step's."""
     memory = [f"memory{k}" for k in range(optimizer.slots)]
-    return trace(optimizer.formula, "n", "W", "g", *memory)
+    found = trace(optimizer.formula, "n", "W", "g", *memory)
+    check_step(optimizer, len(found.results))
+    return found
+
+
+def check_step(optimizer: Any, results: int) -> None:
+    """Raise FormulaError if a step has not given the new W and what is remembered of it."""
+    if results != 1 + optimizer.slots:
+        raise FormulaError(
+            f"{optimizer.__class__.__name__}.step gives {results} result(s), expected "
+            f"{1 + optimizer.slots}: the new W, then as many arrays as `slots` says"
+        )
 
 
 _compilable: set[Any] = set()
