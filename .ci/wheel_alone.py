@@ -6,6 +6,7 @@ from importlib.util import find_spec
 import numpy as np
 
 import xnet
+from xnet.tools import pictures
 
 for extra in ("numba", "cupy", "sklearn", "pooch", "PIL", "matplotlib"):
     assert find_spec(extra) is None, f"{extra} is installed: this environment is not bare"
@@ -31,7 +32,7 @@ for name, remedy in {
         raise AssertionError(f"{name} was accepted")
 assert xnet.resolve("auto").name == "numpy"
 
-for load in (xnet.datasets.load_digits, lambda: xnet.datasets.load_image("x.png")):
+for load in (xnet.datasets.load_digits, lambda: pictures.load_image("x.png")):
     try:
         load()
     except xnet.DatasetError as error:

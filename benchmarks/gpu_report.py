@@ -104,7 +104,8 @@ def page(report):
     lines += ["|---|---|---|---|---|---|"]
     for v in parity["operations"]:
         mode, kept = "reproducible" if v["reproducible"] else "fast", "" if v["kept"] else " BROKEN"
-        numbers = f"{v['ulps']:.3g} | {v['share']:.3g}"
+        known = (f"{v[k]:.3g}" if v[k] is not None else "no number" for k in ("ulps", "share"))
+        numbers = f"{v['error']} |" if v["error"] else " | ".join(known)
         lines.append(
             f"| {v['operation']} | {v['dtype']} | {mode}{kept} | {v['equal']} | {numbers} |"
         )

@@ -1,7 +1,8 @@
 """The notes' two-layer network and numerical gradient (§4.4.2, §4.5.1), in plain NumPy.
 
 What the numerical gradient is measured against: every loss from the beginning, one weight at a
-time.
+time. The logarithm is of the probability itself, as xnet's loss has it, without the notes' 1e-7:
+the answers are compared.
 """
 
 import numpy as np
@@ -17,7 +18,7 @@ def softmax(x):
 
 
 def cross_entropy_error(y, t):
-    return -np.sum(t * np.log(y + 1e-7)) / y.shape[0]
+    return -np.sum(t * np.log(y)) / y.shape[0]
 
 
 def numerical_gradient(f, x):

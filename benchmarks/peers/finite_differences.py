@@ -44,8 +44,8 @@ def with_jax(params, x, t):
             parts[name] = vector[at : at + size].reshape(shape)
             at += size
         z = jax.nn.sigmoid(x @ parts["W1"] + parts["b1"])
-        y = jax.nn.softmax(z @ parts["W2"] + parts["b2"])
-        return -jnp.sum(t * jnp.log(y + 1e-7)) / x.shape[0]
+        y = jax.nn.log_softmax(z @ parts["W2"] + parts["b2"])
+        return -jnp.sum(t * y) / x.shape[0]
 
     @jax.jit
     def differences(vector, indices):
@@ -75,8 +75,8 @@ def with_torch(params, x, t):
 
     def loss():
         z = torch.sigmoid(torch.addmm(tensors["b1"], x, tensors["W1"]))
-        y = torch.softmax(torch.addmm(tensors["b2"], z, tensors["W2"]), dim=1)
-        return -(t * torch.log(y + 1e-7)).sum().item() / x.shape[0]
+        y = torch.log_softmax(torch.addmm(tensors["b2"], z, tensors["W2"]), dim=1)
+        return -(t * y).sum().item() / x.shape[0]
 
     def gradient():
         found = []
