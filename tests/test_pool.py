@@ -28,7 +28,7 @@ def forward(pool, work=Pool.WAKE_FROM, n=500):
     rng = np.random.default_rng(0)
     W, b, x = rng.random((30, 20)), rng.random(20), rng.random((n, 30))
     out = np.full((n, 20), np.nan)
-    pool.share(work, passes._affine, fused._head(x.dtype), x, W, b, out)
+    pool.share(work, passes._affine, fused._head_of(x.dtype), x, W, b, out)
     np.testing.assert_allclose(out, x @ W + b, rtol=1e-12)
 
 
@@ -153,6 +153,23 @@ def test_who_holds_the_helpers_leaves_others_to_work_alone(allow):
         pool.share(Pool.WAKE_FROM, lambda mail, helpers: asked.append(helpers))
     pool.share(Pool.WAKE_FROM, lambda mail, helpers: asked.append(helpers))
     assert asked == [0, 2]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
+def test_who_is_interrupted_gives_the_helpers_back(allow, error):
+    pool = Pool()
+    allow(1)
+
+    def fail(mail, helpers):
+        raise error
+
+    for _ in range(2):
+        with pytest.raises(error):
+            pool.share(Pool.WAKE_FROM, fail)
+        assert not pool.lock.locked()
+        assert pool.places[CALL] == 0
+        forward(pool)
+    assert len(pool.helpers) == 1
 
 
 FORK = """
