@@ -5,8 +5,9 @@ Threads are Python's, each in a compiled loop that holds no lock: what f raises 
 exception does, and Ctrl-C is heard, which is not so of Numba's own parallel loops.
 """
 
-import contextlib
 import numbers
+import os
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
@@ -14,13 +15,28 @@ from functools import lru_cache
 import numba
 import numpy as np
 
-from xnet_numba.compiling import launching
+from xnet_numba.compiling import thread_count
 
 WORTH_THREADS = 1e-3
 """Seconds of work from which starting threads pays."""
 
 PIECES_PER_THREAD = 4
 """f may take longer for some elements than for others."""
+
+
+_numbas_threads = threading.Lock()
+"""Held for an f that takes Numba's threads itself: not all of the pools that they can come from
+take two callers."""
+
+
+def _after_fork():
+    """No thread of the parent's holds a child's lock."""
+    global _numbas_threads
+    _numbas_threads = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 @lru_cache(maxsize=64)  # a user's program has few such functions, and each loop holds its f
@@ -47,30 +63,39 @@ def compiled_values(f, x, up, down, span):
     above, below = np.empty(len(span)), np.empty(len(span))
     if not span:
         return above, below
+    count = thread_count()
+    if not f.targetoptions.get("parallel", False):
+        _differences(f, x, up, down, span, above, below, count)
+        return above, below
+    with _numbas_threads:
+        _differences(f, x, up, down, span, above, below, 1, count)
+    return above, below
+
+
+def _differences(f, x, up, down, span, above, below, threads, own_threads=0):
+    """Fill `above` and `below` by so many threads, in which f takes so many of Numba's own."""
     seconds = 2 * len(span) * _checked(f, x)
-    parallel = f.targetoptions.get("parallel", False)  # then f takes Numba's threads itself
-    threads = 1 if parallel else numba.get_num_threads()
     pieces = 1 if seconds < WORTH_THREADS else min(len(span), threads * PIECES_PER_THREAD)
     stop = np.zeros(1, np.bool_)
     up, down = up.reshape(-1), down.reshape(-1)
 
     def run(piece):
+        if own_threads:
+            numba.set_num_threads(own_threads)  # it holds for the calling thread alone
         first, last = piece * len(span) // pieces, (piece + 1) * len(span) // pieces
         own = x.copy(order="C")
         arrays = above[first:last], below[first:last]
         _loop(f)(own, own.reshape(-1), up, down, span.start + first, *arrays, stop)
 
-    if pieces == 1 and not parallel:
+    if pieces == 1 and not own_threads:
         run(0)
-        return above, below
-    run_alone = launching if parallel else contextlib.nullcontext()
-    with run_alone, ThreadPoolExecutor(threads) as pool:
+        return
+    with ThreadPoolExecutor(threads) as pool:
         try:
             for _ in pool.map(run, range(pieces)):
                 pass
         finally:
             stop[0] = True  # whatever was raised here, the other threads need not finish
-    return above, below
 
 
 def _checked(f, x):
