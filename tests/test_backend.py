@@ -621,13 +621,13 @@ def test_cupy_reasons(fake_cupy, monkeypatch):
 
     cls = xnet_cupy.CupyBackend
     assert cls.why_unusable() is None
-    fake_cupy.cuda.runtime.getDeviceCount = lambda: 0
+    monkeypatch.setattr(fake_cupy.cuda.runtime, "getDeviceCount", lambda: 0)
     assert cls.why_unusable() == "no CUDA device found"
 
     def no_driver():
         raise RuntimeError("cudaErrorInsufficientDriver")
 
-    fake_cupy.cuda.runtime.getDeviceCount = no_driver
+    monkeypatch.setattr(fake_cupy.cuda.runtime, "getDeviceCount", no_driver)
     assert "no working CUDA driver found (cudaErrorInsufficientDriver" in cls.why_unusable()
 
     def broken(name):
