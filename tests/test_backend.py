@@ -131,8 +131,10 @@ def test_cupy_without_cuda_says_what_would_help():
 def test_numba_without_its_packages_says_what_to_install(monkeypatch):
     import xnet_numba
 
-    monkeypatch.setattr(xnet_numba, "find_spec", lambda name: None if name == "scipy" else name)
-    message = r'\'numba\' cannot be used here: scipy not installed: pip install "xnet-nn\[numba\]"'
+    monkeypatch.setattr(
+        xnet_numba, "find_spec", lambda name: None if name == "threadpoolctl" else name
+    )
+    message = r"'numba' cannot be used here: threadpoolctl not installed: pip install \"xnet-nn\["
     with pytest.raises(BackendError, match=message):
         resolve("numba")
 

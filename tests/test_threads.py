@@ -48,9 +48,9 @@ SCRIPT = """
 import json, xnet
 net = xnet.TwoLayerNet(30, 20, 2, backend="numba")
 net.predict([[1.0] * 30])
-import numpy, numba, threadpoolctl
-with __import__("xnet_numba.compiling").compiling.launching:
-    inside = numba.get_num_threads()
+import numpy, threadpoolctl
+from xnet_numba.compiling import thread_count
+inside = thread_count()
 blas = [b["num_threads"] for b in threadpoolctl.threadpool_info() if b["user_api"] == "blas"]
 print(json.dumps([xnet.num_threads(), net.backend.threads(), inside, blas]))
 """

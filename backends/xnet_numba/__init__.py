@@ -17,7 +17,6 @@ import numpy as np
 from xnet_numpy import Silence
 from xnet_numpy.runs import affine, affine_gradients, product
 
-from xnet import threads
 from xnet.backend import Array, Backend, Gradients, Run
 from xnet.formulas import Arrays
 from xnet.operations import Loss, Operation
@@ -30,7 +29,7 @@ product with one row is as fast as ours, too."""
 FEW_ROWS = 4
 """Rows of a gradient below which NumPy's own product with W' is the faster one."""
 
-REQUIRED = ("numba", "scipy", "threadpoolctl")
+REQUIRED = ("numba", "threadpoolctl")
 
 
 class NumbaBackend(Backend):
@@ -41,7 +40,7 @@ class NumbaBackend(Backend):
 
     @classmethod
     def why_unusable(cls) -> str | None:
-        """Numba, or one of the two packages its kernels need, is missing or does not import."""
+        """Numba, or what says how many threads there may be, is missing or does not import."""
         missing = [name for name in REQUIRED if find_spec(name) is None]
         if missing:
             return f'{", ".join(missing)} not installed: pip install "xnet-nn[numba]"'
@@ -69,9 +68,8 @@ class NumbaBackend(Backend):
         return array.flags.writeable
 
     def threads(self) -> int:
-        """How many threads Numba's parallel kernels use."""
-        count = int(import_module("numba").get_num_threads())
-        return min(count, threads.num_threads()) if threads.chosen() else count
+        """How many threads its kernels use."""
+        return int(import_module("xnet_numba.compiling").thread_count())
 
     def running(self) -> AbstractContextManager[object]:
         """Block without NumPy's warnings of overflow, of division by 0 and of NaN."""

@@ -1,24 +1,20 @@
 # pyright: basic, reportAttributeAccessIssue=false, reportCallIssue=false
 """How kernels are compiled, and how many threads run them when."""
 
-import os
+import contextlib
 import sys
-import threading
 from functools import cache
-
-# Before OpenMP, which Numba's threads may come from, is loaded: let waiting threads sleep. Those
-# that spin win a few microseconds on an idle machine and lose milliseconds on a busy one (here, a
-# training step took 12 ms instead of 0.2 while other processes used the cores).
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+from importlib import import_module
 
 import numba
-import scipy.linalg  # noqa: F401  # Numba loads its BLAS, sooner or later: now it can be limited
 from numba import cfunc, njit, types
 from numba.core.event import Listener, install_listener
 
 from xnet import threads
 
-threads.apply_to_blas()  # SciPy's has been loaded just now
+with contextlib.suppress(ImportError):  # no kernel of ours needs it
+    import_module("scipy.linalg")  # Numba loads its BLAS, sooner or later: now it can be limited
+threads.apply_to_blas()
 
 
 class _Announcement(Listener):
@@ -71,11 +67,8 @@ def _alone(function):
     return _announced(njit(cache=True, nogil=True, **OPTIONS)(function))
 
 
-_parallel = njit(cache=True, parallel=True, **OPTIONS)
-
 # As written, for what reproducible mode takes too.
 _strict = njit(cache=True, error_model="numpy")
-_strict_parallel = njit(cache=True, error_model="numpy", parallel=True)
 
 
 @cache
@@ -97,29 +90,6 @@ _routines = []  # what is compiled lives as long as these do
 
 
 def thread_count():
-    """How many threads a kernel may use, called from this one."""
-    count = numba.get_num_threads()
-    return min(count, threads.num_threads()) if threads.chosen() else count
-
-
-class _Launching:
-    """Block, one at a time, in which Numba's threads run, so many as have been asked for.
-
-    Not all of the pools that Numba can have take two callers; and Numba's own setting holds for
-    the calling thread alone.
-    """
-
-    def __init__(self):
-        self.lock = threading.Lock()
-
-    def __enter__(self):
-        self.lock.acquire()
-        if threads.chosen():
-            started = numba.config.NUMBA_NUM_THREADS  # pyright: ignore[reportPrivateImportUsage]
-            numba.set_num_threads(min(threads.num_threads(), started))
-
-    def __exit__(self, *_):
-        self.lock.release()
-
-
-launching = _Launching()
+    """How many threads a kernel may use: so many as Numba may, if fewer were not asked for."""
+    most = numba.config.NUMBA_NUM_THREADS  # pyright: ignore[reportPrivateImportUsage]
+    return min(most, threads.num_threads())

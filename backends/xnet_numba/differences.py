@@ -15,6 +15,7 @@ from functools import lru_cache
 import numba
 import numpy as np
 
+from xnet import threads
 from xnet_numba.compiling import thread_count
 
 WORTH_THREADS = 1e-3
@@ -113,6 +114,7 @@ def _checked(f, x):
         raise TypeError(f"f returned an array of shape {result.shape}, expected one number")
     if not isinstance(result, numbers.Real):
         raise TypeError(f"f returned {result!r}, expected one real number")
+    threads.apply_to_blas()  # Numba may have loaded SciPy's just now
     started = time.perf_counter()  # not the first time, which compiles
     f(own)
     return time.perf_counter() - started
