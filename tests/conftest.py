@@ -88,6 +88,17 @@ property_settings = settings(
 )
 
 
+@pytest.fixture
+def registered_alone(monkeypatch):
+    """The registries as in a process of its own, without the classes that tests define."""
+    for registry, kinds in (
+        (operations.OPERATIONS, REGISTERED),
+        (optimizers.OPTIMIZERS, OPTIMIZERS),
+    ):
+        for name in [name for name, kind in registry.items() if kind not in kinds]:
+            monkeypatch.delitem(registry, name)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _strict_flags():
     """Let the strict namespace copy to NumPy, as every backend can."""

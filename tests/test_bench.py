@@ -18,6 +18,7 @@ sys.path.append(str(FOLDER))
 
 import bench  # noqa: E402  # a script beside the library, no part of it
 
+pytestmark = pytest.mark.usefixtures("registered_alone")
 app = typer.Typer()
 app.command()(bench.main)
 

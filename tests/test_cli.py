@@ -21,23 +21,16 @@ from PIL import Image
 import xnet
 from xnet import datasets, weights
 from xnet.network import Network
-from xnet.operations import OPERATIONS, Affine, ReLU
+from xnet.operations import Affine, ReLU
 from xnet.optimizers import SGD
 from xnet.tools import cli
 
+pytestmark = pytest.mark.usefixtures("registered_alone")
 Done = namedtuple("Done", ["status", "out", "err"])
 USABLE = {info.name for info in xnet.backends() if info.usable}
 COMPILING = "xnet: compiling Numba kernels;.*\n"
 """What a first run, whose cache is cold, says besides."""
 COMMANDS = ["info", "train", "evaluate", "predict", "gradcheck", "parity", "demo"]
-
-
-@pytest.fixture(autouse=True)
-def _registered_alone(monkeypatch):
-    """As in a process of its own, without the classes that tests define."""
-    for registry, kinds in ((OPERATIONS, REGISTERED), (cli.OPTIMIZERS, OPTIMIZERS)):
-        for name in [name for name, kind in registry.items() if kind not in kinds]:
-            monkeypatch.delitem(registry, name)
 
 
 @pytest.fixture

@@ -133,6 +133,9 @@ def test_state_and_parameters_of_one_name(tmp_path):
         def forward(self, m, x, mean):
             return x + mean
 
+        def backward(self, m, dout, x, y, mean):
+            return dout, m.total(dout)
+
     network = Network([Shift(2), BatchNorm(2)])
     network.params["mean1"] = np.array([1.0, 2.0])
     weights.save(network, tmp_path / "net")
@@ -261,6 +264,9 @@ class Clipped(Operation):
 
     def forward(self, m, x):
         return m.maximum(m.minimum(x, self.ends[1]), self.ends[0])
+
+    def backward(self, m, dout, x, y):
+        return m.where((x < self.ends[0]) | (x > self.ends[1]), 0, dout)
 
 
 def test_a_setting_that_no_file_can_hold_is_refused(tmp_path):
@@ -580,6 +586,9 @@ class Later(operations.Operation):
 
     def forward(self, m, x):
         return self.slope * x
+
+    def backward(self, m, dout, x, y):
+        return self.slope * dout
 
 if __name__ == "__main__":
     import sys
