@@ -105,14 +105,14 @@ class Arrays(Mathematics):
 
     def sqrt(self, a: Any) -> Any:
         """Of arrays, and of numbers that no array has to do with."""
-        return math.sqrt(a) if isinstance(a, float) else self.xp.sqrt(a)
+        return math.sqrt(a) if type(a) is float else self.xp.sqrt(a)
 
     def where(self, condition: Array, a: Any, b: Any) -> Array:
         if type(a) in NUMBERS and type(b) in NUMBERS:
             raise FormulaError(f"m.where(condition, {a}, {b}) {TWO_NUMBERS[0]}; {TWO_NUMBERS[1]}")
-        if isinstance(a, int | float):
+        if type(a) in NUMBERS:  # NumPy's float64, which is what it makes of no axes, is a float too
             a = self.xp.asarray(a, dtype=b.dtype, device=b.device)
-        elif isinstance(b, int | float):
+        elif type(b) in NUMBERS:
             b = self.xp.asarray(b, dtype=a.dtype, device=a.device)
         return self.xp.where(condition, a, b)
 
