@@ -519,10 +519,10 @@ FLOORS = [
     ["layers"],
     ["losses"],
     ["backend"],
-    ["perturbation", "threads", "exact"],
+    ["perturbation", "threads", "exact", "bounds"],
     ["operations", "formulas", "errors"],
 ]
-"""Each module imports from lower floors alone; exact from formulas, its neighbour."""
+"""Each module imports from lower floors alone; exact and bounds from formulas."""
 
 
 UPWARDS = {("weights", "tools")}

@@ -37,7 +37,8 @@ from xnet_cupy import generated
 
 from xnet import exact, perturbation
 from xnet.backend import Run, resolve
-from xnet.formulas import Bounds, FormulaError, trace
+from xnet.bounds import Bounds
+from xnet.formulas import FormulaError, trace
 from xnet.network import Network
 from xnet.operations import OPERATIONS, Affine, Loss, Pointwise, Rows
 

@@ -11,10 +11,9 @@ from hypothesis import strategies as st
 
 import xnet
 from xnet import exact, formulas, operations
+from xnet.bounds import Bounded, Bounds
 from xnet.formulas import (
     Arrays,
-    Bounded,
-    Bounds,
     Cuda,
     FormulaError,
     Node,

@@ -4,7 +4,7 @@ The bounds are those of rounding-error analysis (Higham, Accuracy and Stability 
 Algorithms, chapter 3): n operations in a row, in any order, lose at most the relative
 gamma(n) = n u / (1 - n u), u half the distance from 1 to the next number; for a sum this is
 relative to the sum of absolute values. exp and log of any library are taken to be within 4 units
-in the last place. What a formula may lose, the formula itself says (`xnet.formulas.Bounds`).
+in the last place. What a formula may lose, the formula itself says (`xnet.bounds.Bounds`).
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ from conftest import BACKENDS, ON_HOST, OPTIMIZERS, require_host_cuda, variants
 import xnet
 from xnet import exact
 from xnet.backend import Backend, dtype_name
-from xnet.formulas import Bounds
+from xnet.bounds import Bounds
 from xnet.operations import Affine, Pointwise
 from xnet.tools.parity import same_bits
 

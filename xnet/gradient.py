@@ -16,8 +16,8 @@ from typing import Any, Protocol, TypeAlias
 
 from xnet import perturbation
 from xnet.backend import Array, Backend, Run, backend_of, compiler_of, dtype_name
+from xnet.bounds import Bounds
 from xnet.errors import KinkWarning, RoundingWarning
-from xnet.formulas import Bounds
 from xnet.losses import batch_and_targets
 from xnet.operations import Loss
 

@@ -4,7 +4,7 @@ What is tried follows from the registries: every operation, a user's own include
 optimizer; then networks of them. In reproducible mode two results are equal or they are not: the
 bits are compared. In fast mode they may differ by what rounding can do, no more; how much that is,
 the very formulas say, interpreted with numbers that carry their rounding errors
-(`xnet.formulas.Bounds`). Each of two backends may be that far off, so they may be twice that apart.
+(`xnet.bounds.Bounds`). Each of two backends may be that far off, so they may be twice that apart.
 """
 
 import dataclasses
@@ -18,7 +18,8 @@ import numpy as np
 
 from xnet import activations, weights
 from xnet.backend import Array, Backend, use_backend
-from xnet.formulas import Arrays, Bounded, Bounds
+from xnet.bounds import Bounded, Bounds
+from xnet.formulas import Arrays
 from xnet.layers import Add, Layer, Mul
 from xnet.network import Network
 from xnet.operations import Affine, Loss, Operation, ReLU, registered

@@ -19,6 +19,7 @@ class Softsign(Pointwise):
 
 class SquaredEntropy(Loss):
     """Half the square of the cross-entropy, which weighs by how wrong the network is."""
+
     def forward(self, m, x, t):
         c = m.sum(t * log_softmax(m, x))
         return 0.5 * (c * c)
