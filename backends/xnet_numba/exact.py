@@ -7,7 +7,6 @@ fast mode. Pieces of the work go to whoever of the pool is free.
 """
 
 import weakref
-from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
@@ -17,7 +16,7 @@ from xnet import exact
 from xnet_numba import products
 from xnet_numba.compiling import _alone, _strict, routine
 from xnet_numba.exactly import first_shift, half_scale, magnitude, number, sum_row
-from xnet_numba.generated import EXACT, OPTIONS
+from xnet_numba.generated import EXACT, OPTIONS, Elementary
 from xnet_numba.intrinsics import (
     address_of,
     call,
@@ -382,34 +381,24 @@ def sum(a, axis=None, keepdims=False):
 # -- elementary functions
 
 
-@dataclass(frozen=True)
-class _Elementary:
-    """A function as an operation."""
-
-    name: str
-
-    def forward(self, m, x):
-        return getattr(m, self.name)(x)
-
-
 _loops = Loops(EXACT)
 
 
 def exp(a):
     """`exact.exp`."""
-    return _loops.forward(_Elementary("exp"), a)
+    return _loops.forward(Elementary("exp"), a)
 
 
 def expm1(a):
     """`exact.elementary` of that name."""
-    return _loops.forward(_Elementary("expm1"), a)
+    return _loops.forward(Elementary("expm1"), a)
 
 
 def log(a):
     """`exact.log`."""
-    return _loops.forward(_Elementary("log"), a)
+    return _loops.forward(Elementary("log"), a)
 
 
 def log1p(a):
     """`exact.elementary` of that name."""
-    return _loops.forward(_Elementary("log1p"), a)
+    return _loops.forward(Elementary("log1p"), a)

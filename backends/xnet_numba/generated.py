@@ -18,6 +18,7 @@ import importlib.util
 import os
 import sys
 import tempfile
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -245,6 +246,21 @@ def step(optimizer, dtype, mode):
     """
     memory = [f"memory{k}" for k in range(optimizer.slots)]
     return _over_numbers(optimizer, formulas.step(optimizer), ("W", *memory), EXACT, dtype)
+
+
+@dataclass(frozen=True)
+class Elementary:
+    """An elementary function as an operation.
+
+    What Numba keeps of a function of ours must not call one that is generated: it would ask for
+    the latter's module by a name that may be another by then. It calls this loop by its address.
+    """
+
+    name: str
+
+    def forward(self, m, x):
+        """The function, by the name that `xnet.exact.ELEMENTARY` has for it."""
+        return getattr(m, self.name)(x)
 
 
 # -- over rows

@@ -26,8 +26,8 @@ from xnet.formulas import FormulaError
 from xnet.operations import ReLU, Sigmoid, SoftmaxWithLoss
 from xnet_numba import generated, products
 from xnet_numba.compiling import _serial, routine, thread_count
-from xnet_numba.elementary import _exp2, log
-from xnet_numba.generated import FAST
+from xnet_numba.elementary import _exp2
+from xnet_numba.generated import FAST, Elementary
 from xnet_numba.intrinsics import address_of, call, lives_until_here, pointer_to, record_pointer
 from xnet_numba.pool import claim, pool, run
 
@@ -91,7 +91,7 @@ QUICK = np.dtype(
             (name, np.int64)
             for name in (
                 *("columns", "activation", "reach", "spread", "labels", "exps", "classes"),
-                *("a", "z", "W", "still", "moving"),
+                *("a", "z", "W", "still", "moving", "log"),
             )
         ),
         ("per_shift", np.float64),
@@ -107,7 +107,7 @@ logarithm of their sum.
 Of the layer before the last, `a` (N, columns) is its output, or exp(-output) if a sigmoid follows,
 `z` that after the activation, and W (classes, columns) the last layer's weights in units of ln 2.
 Of the last layer W is 0, and a score moves: 1 / p_label = still + moving exp(+-shift), both (N,
-columns).
+columns). `log` is the loop that takes logarithms.
 """
 
 JOB = np.dtype(
@@ -257,9 +257,10 @@ def _norms_of_scores(quick, samples, n, label, shift, factor, norm):
 
 
 @_serial
-def _take_logarithms(product, losses):
+def _take_logarithms(log, product, losses):
+    call(log, (0.0, address_of(product), product.size, 0))
     for j in range(losses.size):
-        losses[j] += log(product[j])
+        losses[j] += product[j]
         product[j] = 1.0
 
 
@@ -284,7 +285,7 @@ def _add_quick(quick, column, step, todo, change, norm, product, losses):
         todo[n] = False
         room -= spreads[n] + reach
         if room < 0:
-            _take_logarithms(product, losses)
+            _take_logarithms(quick.log, product, losses)
             room = ROOM - spreads[n] - reach
         if quick.W != 0:
             _norms_behind_activation(quick, samples, n, labels[n], shift, change, norm)
@@ -292,7 +293,7 @@ def _add_quick(quick, column, step, todo, change, norm, product, losses):
             _norms_of_scores(quick, samples, n, labels[n], shift, change, norm)
         for j in range(norm.size):
             product[j] *= norm[j]
-    _take_logarithms(product, losses)
+    _take_logarithms(quick.log, product, losses)
 
 
 # -- the loop over the inputs
@@ -477,6 +478,7 @@ def _quick(held, backend, a, rest, loss, t):
         "labels": held.address(labels.astype(np.int64)),
         "exps": held.address(exps),
         "classes": t.shape[1],
+        "log": generated.forward(Elementary("log"), FLOAT64, FAST).address,
         "per_shift": 1.0,
     }
     if behind:
