@@ -59,16 +59,34 @@ OPTIONS = {"error_model": "numpy", "fastmath": {"contract", "reassoc"}}
 """Of fast mode. "numpy": a division by 0 gives inf or NaN; the branch that would raise keeps loops
 scalar. "contract" allows fused multiply-adds, "reassoc" lets a sum be kept in several lanes."""
 
-_serial = njit(cache=True, **OPTIONS)
+
+def kept_on_disk(decorator, *arguments, cache=True, **options):
+    """A decorator of Numba's; what it compiles is kept on disk where there is a place for that.
+
+    There is none in an installation that is not to be written to, without a home.
+    """
+
+    def decorate(function):
+        try:
+            return decorator(*arguments, cache=cache, **options)(function)
+        except RuntimeError as error:
+            if not cache or "cannot cache" not in str(error):
+                raise
+            return decorator(*arguments, **options)(function)
+
+    return decorate
+
+
+_serial = kept_on_disk(njit, **OPTIONS)
 
 
 def _alone(function):
     """Compile what Python calls; other threads of Python go on meanwhile."""
-    return _announced(njit(cache=True, nogil=True, **OPTIONS)(function))
+    return _announced(kept_on_disk(njit, nogil=True, **OPTIONS)(function))
 
 
 # As written, for what reproducible mode takes too.
-_strict = njit(cache=True, error_model="numpy")
+_strict = kept_on_disk(njit, error_model="numpy")
 
 
 @cache
@@ -82,7 +100,9 @@ def routine(function, *arguments, options=None, cache=True):
     if "fastmath" in options:
         options["fastmath"] = set(options["fastmath"])
     with install_listener("numba:compile", _announcement):
-        _routines.append(cfunc(types.void(*arguments), cache=cache, **options)(function))
+        _routines.append(
+            kept_on_disk(cfunc, types.void(*arguments), cache=cache, **options)(function)
+        )
     return _routines[-1].address
 
 

@@ -44,7 +44,7 @@ from xnet.formulas import (
     structure,
     trace,
 )
-from xnet_numba.compiling import routine
+from xnet_numba.compiling import kept_on_disk, routine
 
 FAST, EXACT = "fast", "exact"
 OPTIONS = {
@@ -137,7 +137,7 @@ def function(source, name, **options):
     """A compiled function of this source, for other compiled code to call."""
     # Numba's cache tells functions apart by their source, not by their options.
     module, kept = load(f"# {sorted(options.items(), key=str)}\n{source}")
-    return numba.njit(cache=kept, **options)(getattr(module, name))
+    return kept_on_disk(numba.njit, cache=kept, **options)(getattr(module, name))
 
 
 # -- over numbers
