@@ -214,7 +214,11 @@ class _Symbol:
     def __pow__(self, other: Any) -> Any:
         return self._refuse("takes a power", "multiply, or use m.exp(p * m.log(x))")
 
+    def __mod__(self, other: Any) -> Any:
+        return self._refuse("computes with % // or @", "use + - * / and m's own functions")
+
     __rpow__ = __pow__
+    __rmod__ = __floordiv__ = __rfloordiv__ = __matmul__ = __rmatmul__ = __mod__
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -279,6 +283,8 @@ class Node(_Symbol):
 
 
 def _combined(operator: str, *arguments: Any) -> _Symbol:
+    if not any(isinstance(a, _Symbol) for a in arguments):
+        raise FormulaError(f"m.{operator} is of numbers alone: take math's, in __post_init__")
     if operator not in ("where", "&", "|", "~"):
         for a in arguments:
             if isinstance(a, Node) and a.operator in TRUTHS:

@@ -136,7 +136,16 @@ class Layer:
 
     @classmethod
     def of(cls, operation: Operation) -> "Layer":
-        """The layer that computes an operation."""
+        """The layer that computes an operation.
+
+        Raises
+        ------
+        TypeError
+            It is no operation, or a loss, of which `LossLayer.of` makes a layer.
+        """
+        if not isinstance(operation, Operation) or isinstance(operation, Loss):  # pyright: ignore
+            expected = "an operation that is no loss (LossLayer.of is for those)"
+            raise TypeError(f"operation is {operation!r}, expected {expected}")
         layer: Layer = Layer.__new__(layer_class(type(operation)))
         layer._set(operation)
         return layer
@@ -457,6 +466,8 @@ def named(name: str, *kinds: str | None) -> type[Any]:
     ValueError
         There is none: what there is is listed.
     """
+    if not isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"{name!r} is no name, expected one such as 'relu'")
     known = {key: cls for key, cls in registered().items() if not kinds or cls.fuses in kinds}
     found = known.get(name) or {k.lower(): v for k, v in known.items()}.get(name.lower())
     if found is None:
