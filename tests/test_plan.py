@@ -56,6 +56,18 @@ class Scaled(Layer):
         return dout * self.params["s"]
 
 
+class Half(Layer):
+    """The first half of the columns: what comes out has another width than what went in."""
+
+    def __call__(self, x):
+        return x[:, : x.shape[1] // 2]
+
+    forward = __call__
+
+    def backward(self, dout):
+        return xnet.get_backend().xp.concat([dout, 0 * dout], axis=1)
+
+
 class Own(Tanh):
     """What Tanh computes, by a class that may compute anything; it counts what it is asked."""
 
@@ -186,6 +198,32 @@ def test_a_backend_is_offered_plain_runs_alone(backend, monkeypatch, data):
             assert len(arrays) == len(operation.parameters)
 
 
+@pytest.mark.parametrize(
+    ("layers", "inputs", "outputs", "end", "whole"),
+    [
+        (lambda: [Affine(4, 5), ReLU(), Affine(5, 3)], 4, 3, True, True),
+        (lambda: [Affine(4, 3), ReLU()], 4, 3, True, True),
+        (lambda: [ReLU(), Affine(4, 3), LayerNorm(3), Tanh()], 4, 3, True, True),
+        (lambda: [Affine(4, 5), BatchNorm(5), Affine(5, 3)], 4, 3, True, False),
+        (lambda: [Affine(4, 3), BatchNorm(3)], 4, 3, False, False),
+        (lambda: [Affine(4, 3), Dropout(), ReLU()], 4, 3, True, False),
+        (lambda: [Affine(4, 6), Half()], 4, None, False, False),
+        (lambda: [Affine(4, 6), Half(), ReLU()], 4, None, False, False),
+        (lambda: [Half(), Affine(4, 3)], None, 3, True, False),
+        (lambda: [ReLU(), Dropout(), Affine(4, 3)], 4, 3, True, False),
+        (lambda: [ReLU(), Tanh()], None, None, False, True),
+    ],
+)
+def test_what_a_plan_knows(layers, inputs, outputs, end, whole):
+    """How many scores there will be, and whether the loss goes with the last run."""
+    net = Network(layers(), backend="strict")
+    plan = Plan(net.backend, list(net.layers), net.loss_layer)
+    assert (plan.inputs, plan.outputs) == (inputs, outputs)
+    assert (plan.end is not None, plan.whole is not None) == (end, whole)
+    assert plan.loss is net.loss_layer.operation
+    assert plan.names == list(net.params)
+
+
 def test_a_plan_is_made_once(backend, monkeypatch, data):
     made, init = [], Plan.__init__
     monkeypatch.setattr(Plan, "__init__", lambda self, *a: made.append(1) or init(self, *a))
@@ -237,6 +275,8 @@ STACKS = {
     "own last": lambda: [Affine(4, 5, 0.5), Sigmoid(), Affine(5, 3, 0.5), Own()],
     "own everywhere": lambda: [Own(), Affine(4, 5, 0.5), Own(), Own(), Affine(5, 3, 0.5), Own()],
     "own alone": lambda: [Own()],
+    "another width": lambda: [Affine(4, 6, 0.5), Half(), Tanh()],
+    "another width first": lambda: [Half(), Affine(2, 3, 0.5)],
     "with parameters": lambda: [Scaled(4), Affine(4, 5, 0.5), Scaled(5), Affine(5, 3), Scaled(3)],
     "batch norm": lambda: [Affine(4, 5, 0.5), BatchNorm(5), ReLU(), Affine(5, 3, 0.5)],
     "batch norm first": lambda: [BatchNorm(4), Affine(4, 3, 0.5)],

@@ -111,8 +111,7 @@ class Plan:
         self.end: Part | None = last if ends and isinstance(last, Part) else None
         whole = last if len(self.segments) == 1 and isinstance(last, Part) else None
         self.whole: Run | None = whole and whole.run
-        widths = (v.operation.widths[0] for v in layers if v.operation is not None)
-        self.inputs: int | None = next((w for w in widths if w is not None), None)
+        self.inputs = _inputs(layers)
         dtypes = (W.dtype for _, _, W in self.arrays)
         self.dtype: Any = next(dtypes, object())  # no dtype's equal: to NumPy None is float64
 
@@ -122,6 +121,15 @@ class Plan:
             if params[key] is not W:
                 return True
         return False
+
+
+def _inputs(layers: Sequence[Layer]) -> int | None:
+    """Columns that the network expects, if its layers say so before one that may change them."""
+    for layer in layers:
+        width = layer.operation and layer.operation.widths[0]
+        if width is not None or layer.opaque or layer.operation is None:
+            return width
+    return None
 
 
 def _outputs(layers: Sequence[Layer]) -> int | None:
