@@ -192,14 +192,19 @@ def test_activations_at_60_digits(backend, dtype, operation, reproducible):
 
 
 TARGETS = np.array(
-    [[0, 1, 0, 0], [1, 0, 0, 0], [0.25, 0.5, 0.125, 0.125], [0, 0.75, 0.25, 0], [0, 0, 0, 1]]
+    [
+        *([0, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 1]),
+        *([0.25, 0.5, 0.125, 0.125], [0, 0.75, 0.25, 0]),
+        [0.5, 1, 0, 0.5],  # weights, which add up to 2
+    ]
 )
 
 
 def scores(dtype):
     """Rows of four scores: small, large, far apart, nearly equal."""
     rows = [[0.3, -1.2, 2.1, 0.7], [30, -20, 3.1, 0.1], [1e-20, 2e-5, -1e-9, 3e-3]]
-    return np.array([*rows, [-40.3, 55.2, 54.9, 0.2], [5.03, 5.02, 5.01, 5.04]], dtype)
+    rows += [[-40.3, 55.2, 54.9, 0.2], [5.03, 5.02, 5.01, 5.04], [0.7, -0.4, 1.3, 0.1]]
+    return np.array(rows, dtype)
 
 
 @both_modes
@@ -213,7 +218,7 @@ def test_losses_at_60_digits(backend, dtype, operation, reproducible):
     m = bounds(dtype)
     with np.errstate(all="ignore"):
         wide, t = m.take(x.astype(np.float64)), operation.targets(m, m.take(TARGETS))
-        derived, slopes = operation.forward(m, wide, t), operation.backward(m, wide, t) * (1 / 5)
+        derived, slopes = operation.forward(m, wide, t), operation.backward(m, wide, t) * (1 / 6)
     with mpmath.workdps(DIGITS):
         exact, exact_slopes = [], []
         for row, target in zip(x.tolist(), TARGETS.tolist(), strict=True):
@@ -224,9 +229,9 @@ def test_losses_at_60_digits(backend, dtype, operation, reproducible):
                 def by_one(z, k=k, row=row, target=target):
                     return define(operation, [*row[:k], z, *row[k + 1 :]], target)
 
-                exact_slopes.append(float(slope(by_one, row[k]) / 5))
+                exact_slopes.append(float(slope(by_one, row[k]) / 6))
     assert_within(backend.to_numpy(losses), exact, 2 * derived.e[:, 0], dtype)
-    exact_slopes = np.reshape(exact_slopes, (5, 4))
+    exact_slopes = np.reshape(exact_slopes, (6, 4))
     assert_within(backend.to_numpy(delta), exact_slopes, 2 * slopes.e, dtype)
 
 

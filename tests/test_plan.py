@@ -367,6 +367,16 @@ def test_a_subclass_that_overrides_is_not_taken_for_its_base(backend, data, cls)
     assert not Tanh.opaque
 
 
+def test_a_subclass_may_give_another_width_than_its_base(backend, data):
+    class HalfTanh(Tanh):
+        __call__, forward, backward = Half.__call__, Half.forward, Half.backward
+
+    layers = [Affine(4, 6, 0.5), HalfTanh(), Affine(3, 3, 0.5)]
+    net, same = Network(layers), Network([Affine(4, 6, 0.5), Half(), Affine(3, 3, 0.5)])
+    assert net.loss(*data) == same.loss(*data)
+    assert_same(host(net, net.gradient(*data)), host(same, same.gradient(*data)))
+
+
 def test_a_loss_of_ones_own_is_asked(backend, data):
     class Doubled(SoftmaxWithLoss):
         def forward(self, x, t):
