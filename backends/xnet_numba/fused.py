@@ -374,4 +374,5 @@ _heads = []
 
 
 def _address(array):
-    return array.__array_interface__["data"][0]
+    # Not by __array_interface__: describing a record, NumPy swallows what is raised, Ctrl-C too.
+    return array.ctypes.data
