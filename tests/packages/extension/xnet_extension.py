@@ -13,8 +13,7 @@ class Softsign(Pointwise):
         return x / (self.c + m.abs(x))
 
     def backward(self, m, dout, x, y):
-        d = self.c + m.abs(x)
-        return dout * (self.c / (d * d))
+        return dout * (self.c / (self.c + m.abs(x)) / (self.c + m.abs(x)))
 
 
 class SquaredEntropy(Loss):
