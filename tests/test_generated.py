@@ -160,6 +160,13 @@ if "home" in {missing!r}:
     Path.home = without_home
 if "temporary folder" in {missing!r}:
     tempfile._candidate_tempdir_list = lambda: []
+if "package" in {missing!r}:
+    from numba.core.caching import InTreeCacheLocator
+
+    beside = InTreeCacheLocator.from_function.__func__
+    InTreeCacheLocator.from_function = classmethod(
+        lambda cls, f, path: None if "xnet_numba" in path else beside(cls, f, path)
+    )
 
 import numpy as np
 from xnet.operations import ELU
@@ -179,6 +186,7 @@ print(generated.folder())
         ("a writable home", "temporary folder"),
         ("a writable NUMBA_CACHE_DIR", "home"),
         ("a writable NUMBA_CACHE_DIR, a writable home", "temporary folder"),
+        ("a writable home, a writable package", "temporary folder"),
         ("home, temporary folder", None),
         ("a writable NUMBA_CACHE_DIR, a writable home, temporary folder", None),
     ],

@@ -907,13 +907,11 @@ passes = event.RecordingListener()
 event.register("numba:run_pass", passes)
 import numpy as np, xnet
 from xnet import operations, optimizers
-net = xnet.Network(
-    [operations.Affine(4, 3), operations.Tanh(), operations.Affine(3, 2)], backend="numba"
-)
-x, t = np.ones((6, 4)), [0, 1, 0, 1, 1, 0]
+net = xnet.Network([operations.Affine(4, 3), operations.Tanh()], backend="numba")
+x = np.ones((6, 4))
 net.predict(x)
-net.train_step(x, t, optimizers.Momentum())
-net.to(xnet.resolve("numba", True)).predict(x)
+net.backend.step(optimizers.Momentum(), 1, x, x, [x])
+xnet.resolve("numba", True).run(operations.Softmax(), x)
 print(len(passes.buffer))
 """
 
