@@ -20,6 +20,7 @@ from xnet_numba.generated import EXACT, FAST
 
 import xnet
 from xnet import operations
+from xnet.backend import Backend
 from xnet.formulas import FormulaError
 from xnet.operations import Affine, LeakyReLU, Loss, Pointwise, Rows
 from xnet.optimizers import Adam, Optimizer
@@ -340,9 +341,9 @@ STRUCTURAL = [
 @pytest.mark.parametrize(("one", "other"), STRUCTURAL, ids=repr)
 def test_what_is_no_number_makes_another_loop(one, other, rng):
     """But where the formula does not ask for it."""
-    arrays = [*rng.random((2, 5)), rng.random((one.slots, 5))]
+    arrays, numpy = [*rng.random((2, 5)), rng.random((one.slots, 5))], xnet.resolve("numpy")
     differs = not np.array_equal(
-        *(xnet.resolve("numba").step(o, 3, *arrays)[0] for o in (one, other))
+        *(Backend.step(numpy, update, 3, *arrays)[0] for update in (one, other))
     )
     for a, b in zip(loops_of(one), loops_of(other), strict=True):
         assert (a.address != b.address) == differs
@@ -457,6 +458,42 @@ def test_an_input_that_a_formula_does_not_use_is_not_read(mode):
         )
         np.testing.assert_array_equal(found, expected[0])
     assert unused >= 10
+
+
+# -- sums and maxima of rows
+
+
+class LessTheLargest(Rows, abstract=True):
+    def forward(self, m, x):
+        return x - m.max(x)
+
+    def backward(self, m, dout, x, y):
+        return dout + m.max(dout) * m.sum(y) / m.width(x)
+
+
+@pytest.mark.parametrize("reproducible", [False, True])
+def test_the_largest_of_a_row(dtype, reproducible):
+    """NaN if the row holds one, wherever it stands; and of a row below 0."""
+    inf, nan = np.inf, np.nan
+    x = np.array(
+        [[1, nan, 2], [nan, 1, 2], [1, 2, nan], [-3, -5, -4], [-inf, -inf, -inf], [-inf, inf, 0]],
+        dtype,
+    )
+    with np.errstate(invalid="ignore"):
+        expected = x - x.max(axis=1, keepdims=True)
+    found = xnet.resolve("numba", reproducible).run(LessTheLargest(), x)
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("reproducible", [False, True])
+@pytest.mark.parametrize("shape", [(1,), (3, 1), (5, 7), (2, 3, 4), (400, 3), (3, 400), (0, 3)])
+def test_what_a_row_adds_up_to(dtype, rng, reproducible, shape):
+    """Whole numbers, of which no sum here is rounded: in any order it is the same."""
+    dout, x, y = rng.integers(-9, 9, (3, *shape)).astype(dtype)
+    largest, total = dout.max(axis=-1, keepdims=True), y.sum(axis=-1, keepdims=True)
+    expected = dout + largest * total / shape[-1]
+    (found,) = xnet.resolve("numba", reproducible).run_backward(LessTheLargest(), dout, x, y)
+    np.testing.assert_allclose(found, expected, rtol=2 * np.finfo(dtype).eps)
 
 
 # -- rows and columns

@@ -385,16 +385,23 @@ def step_case(update, dtype, shape, n):
     return W, g, *map(np.asarray, memory)
 
 
-@pytest.mark.parametrize("n", [1, 3])
+STEPS = [
+    (n, shape, layout)
+    for n in (1, 3)
+    for shape, layout in in_memory((), (0, 3), (1,), (13,), (7, 13), LARGE)
+    if n == 3 or shape != LARGE
+]
+
+
 @every_update
-def test_steps(backend, dtype, update, n):
-    for shape, layout in in_memory((), (0, 3), (1,), (13,), (7, 13), (400, 401)):
+def test_steps(backend, dtype, update):
+    for n, shape, layout in STEPS:
         arrays = step_case(update, dtype, shape, n)
-        limits = interpreted(lambda m, *a: update.formula(m, n, *a), dtype, *arrays)
+        limits = interpreted(lambda m, *a, n=n: update.formula(m, n, *a), dtype, *arrays)
         placed = [place(backend, array, layout) for array in arrays]
         W, g, *memory = placed
         found = backend.step(update, n, W, g, memory)
-        check_each(backend, found, limits, dtype, f"{shape}, {layout}")
+        check_each(backend, found, limits, dtype, f"{n}, {shape}, {layout}")
         for before, after in zip(arrays, placed, strict=True):
             np.testing.assert_array_equal(backend.to_numpy(after), before)
             if backend.name in ("numpy", "numba"):
