@@ -674,6 +674,21 @@ def test_memory_of_another_precision_is_refused(name, cls):
     np.testing.assert_array_equal(second.params["W1"], before)
 
 
+@pytest.mark.parametrize("count", [0, 1, 3])
+@pytest.mark.parametrize("name", ["numpy", "numba"])
+def test_another_number_of_arrays_than_is_remembered_is_refused(name, count):
+    """Compiled code would look for the others where there are none."""
+    net, optimizer = xnet.Network(STACKS["deep"](), backend=name), Adam()
+    x, t = sample(5, 0, "float64"), [0, 1, 2, 1, 0]
+    net.train_step(x, t, optimizer)
+    for kept in optimizer.memory.values():
+        kept[:] = [kept[0].copy() for _ in range(count)]
+    before = net.params["W1"].copy()
+    with pytest.raises(ValueError, match=rf"remembers {count} arrays of W1, expected 2"):
+        net.train_step(x, t, optimizer)
+    np.testing.assert_array_equal(net.params["W1"], before)
+
+
 def test_a_training_step_replaces_what_cannot_be_written():
     net, twin = (xnet.TwoLayerNet(4, 3, 2, 1.0, backend="numba") for _ in "ab")
     x, t = np.ones((5, 4)), [0, 1, 0, 1, 1]

@@ -156,6 +156,10 @@ class Optimizer:
             with backend.running():
                 zeros = [backend.xp.zeros_like(W) for _ in range(self.slots)]
             memory = self.memory.setdefault(name, zeros)
+        if len(memory) != self.slots:
+            raise ValueError(
+                f"the optimizer remembers {len(memory)} arrays of {name}, expected {self.slots}"
+            )
         for array in memory:
             if not backend.owns(array):
                 backend_of(**{name: W, f"the optimizer's memory of {name}": array})
