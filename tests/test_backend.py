@@ -1,10 +1,8 @@
 import ast
 import asyncio
 import inspect
-import re
 import subprocess
 import sys
-import tempfile
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -403,17 +401,6 @@ def test_a_backend_whose_own_check_raises(monkeypatch):
 def test_no_backend_is_no_default():
     with pytest.raises(TypeError, match="backend is a NoneType"):
         xnet.set_backend(None)
-
-
-def test_readme_snippets_run():
-    """What a user copies from the README works as printed, one snippet after the other."""
-    readme = (Path(__file__).parent.parent / "README.md").read_text()
-    snippets = re.findall(r"^```python\n(.*?)^```", readme, re.MULTILINE | re.DOTALL)
-    code = "\n".join(s for s in snippets if "cupy:1" not in s).replace("digits.safetensors", "{}")
-    with tempfile.TemporaryDirectory() as folder:
-        ran = run_python(code.replace("{}", f"{folder}/digits.safetensors"))
-    assert ran.returncode == 0, ran.stderr
-    assert float(ran.stdout.split()[0]) >= 0.95
 
 
 def test_numba_without_a_thread_safe_pool():

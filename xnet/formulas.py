@@ -450,6 +450,26 @@ def trace(formula: Callable[..., Any], *inputs: str, m: Any = None) -> Formula:
     return Formula(names, results, tuple(numbers))
 
 
+def forward(operation: Any) -> Formula:
+    """What an operation makes of x."""
+    return trace(operation.forward, "x")
+
+
+def backward(operation: Any) -> Formula:
+    """Its gradient by x, of dout, x and its result y."""
+    return trace(operation.backward, "dout", "x", "y")
+
+
+def predicted(loss: Any) -> Formula:
+    """What a loss predicts from scores x."""
+    return trace(loss.predict, "x")
+
+
+def row_losses(loss: Any) -> Formula:
+    """The loss of a row of scores x and targets t."""
+    return trace(loss.forward, "x", "t")
+
+
 def loss_and_delta(loss: Any) -> Formula:
     """The loss of a row of scores x and targets t, and its gradient by x times the number n."""
     shadow = symbolic(loss)
@@ -486,12 +506,12 @@ def check(operation: Any) -> None:
     if operation.fuses in (None, "product") or operation.parameters or key in _compilable:
         return
     if operation.fuses == "loss":
-        expect(operation, trace(operation.predict, "x"), True)
+        expect(operation, predicted(operation), True)
         expect(operation, loss_and_delta(operation), False, True)
     else:
         single = operation.fuses == "pointwise"
-        expect(operation, trace(operation.forward, "x"), True, single=single)
-        expect(operation, trace(operation.backward, "dout", "x", "y"), True, single=single)
+        expect(operation, forward(operation), True, single=single)
+        expect(operation, backward(operation), True, single=single)
     _compilable.add(key)
 
 

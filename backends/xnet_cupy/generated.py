@@ -87,35 +87,12 @@ def _kept(make: Callable[[Any], Formula]) -> Callable[[Any], Traced]:
     return found
 
 
-@_kept
-def forward(operation: Any) -> Formula:
-    """``forward(x)``."""
-    return trace(operation.forward, "x")
-
-
-@_kept
-def backward(operation: Any) -> Formula:
-    """``backward(dout, x, y)``."""
-    return trace(operation.backward, "dout", "x", "y")
-
-
-@_kept
-def predicted(loss: Any) -> Formula:
-    """``predict(x)``."""
-    return trace(loss.predict, "x")
-
-
-@_kept
-def row_losses(loss: Any) -> Formula:
-    """``forward(x, t)``."""
-    return trace(loss.forward, "x", "t")
-
-
+forward = _kept(formulas.forward)
+backward = _kept(formulas.backward)
+predicted = _kept(formulas.predicted)
+row_losses = _kept(formulas.row_losses)
 loss_and_delta = _kept(formulas.loss_and_delta)
-"""``forward(x, t), backward(x, t)`` times the number n."""
-
 step = _kept(formulas.step)
-"""``formula(W, g, *memory)``."""
 
 
 @cache

@@ -42,7 +42,6 @@ from xnet.formulas import (
     nodes,
     spelled,
     structure,
-    trace,
 )
 from xnet_numba.compiling import kept_on_disk, routine
 
@@ -227,15 +226,13 @@ def _over_numbers(owner, formula, into, mode, dtype):
 @_kept
 def forward(operation, dtype, mode):
     """A pointwise operation in the place of its input: (zero, x, size, numbers)."""
-    return _over_numbers(operation, trace(operation.forward, "x"), ("x",), mode, dtype)
+    return _over_numbers(operation, formulas.forward(operation), ("x",), mode, dtype)
 
 
 @_kept
 def backward(operation, dtype, mode):
     """Its gradient in the place of dout: (zero, dout, x, y, size, numbers)."""
-    return _over_numbers(
-        operation, trace(operation.backward, "dout", "x", "y"), ("dout",), mode, dtype
-    )
+    return _over_numbers(operation, formulas.backward(operation), ("dout",), mode, dtype)
 
 
 @_kept
@@ -446,19 +443,19 @@ def _along_rows(owner, formula, into, mode, dtype, columns=False):
 @_kept
 def rows_forward(operation, dtype, mode):
     """An operation along rows, in the place of its input: (zero, x, n, m, numbers)."""
-    return _along_rows(operation, trace(operation.forward, "x"), ("x",), mode, dtype)
+    return _along_rows(operation, formulas.forward(operation), ("x",), mode, dtype)
 
 
 @_kept
 def rows_backward(operation, dtype, mode):
     """Its gradient: (zero, dout, x, y, dx, n, m, numbers)."""
-    return _along_rows(operation, trace(operation.backward, "dout", "x", "y"), ("dx",), mode, dtype)
+    return _along_rows(operation, formulas.backward(operation), ("dx",), mode, dtype)
 
 
 @_kept
 def predicted(loss, dtype, mode):
     """What a loss predicts, in the place of the scores: (zero, x, n, m, numbers); None if those."""
-    formula = trace(loss.predict, "x")
+    formula = formulas.predicted(loss)
     (result,) = formula.results
     if getattr(result, "operator", None) == "input":
         return None
@@ -468,13 +465,13 @@ def predicted(loss, dtype, mode):
 @_kept
 def loss_rows(loss, dtype, mode):
     """The loss of each row: (zero, x, t, losses, n, m, numbers)."""
-    return _along_rows(loss, trace(loss.forward, "x", "t"), ("losses",), mode, dtype)
+    return _along_rows(loss, formulas.row_losses(loss), ("losses",), mode, dtype)
 
 
 @_kept
 def loss_columns(loss, dtype, mode):
     """The loss of each column of x (m, n), for the targets t (m,): arguments as `loss_rows`."""
-    return _along_rows(loss, trace(loss.forward, "x", "t"), ("losses",), mode, dtype, columns=True)
+    return _along_rows(loss, formulas.row_losses(loss), ("losses",), mode, dtype, columns=True)
 
 
 @_kept

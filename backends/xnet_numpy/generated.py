@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xnet import formulas
-from xnet.formulas import TRUTHS, Formula, Node, Number, nodes, structure, trace
+from xnet.formulas import TRUTHS, Formula, Node, Number, nodes, structure
 
 CALLS = {
     **{"+": "add", "-": "subtract", "*": "multiply", "/": "divide", "neg": "negative"},
@@ -120,35 +120,11 @@ def _kept(make: Callable[[Any], Formula], *spare: str) -> Callable[[Any], Functi
     return found
 
 
-@_kept
-def forward(operation: Any) -> Formula:
-    """``forward(x)``."""
-    return trace(operation.forward, "x")
-
-
-@_kept
-def backward(operation: Any) -> Formula:
-    """``backward(dout, x, y)``."""
-    return trace(operation.backward, "dout", "x", "y")
-
-
-@_kept
-def predicted(loss: Any) -> Formula:
-    """``predict(x)``."""
-    return trace(loss.predict, "x")
-
-
-@_kept
-def row_losses(loss: Any) -> Formula:
-    """``forward(x, t)``."""
-    return trace(loss.forward, "x", "t")
-
-
+forward = _kept(formulas.forward)
+backward = _kept(formulas.backward)
+predicted = _kept(formulas.predicted)
+row_losses = _kept(formulas.row_losses)
 loss_and_delta = _kept(formulas.loss_and_delta)
-"""``forward(x, t), backward(x, t)`` times the number n."""
-
 step = _kept(formulas.step)
-"""``formula(W, g, *memory)``."""
-
 last_step = _kept(formulas.step, "g")
 """The same, for a gradient that nobody needs after it."""
