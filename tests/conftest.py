@@ -99,6 +99,17 @@ def registered_alone(monkeypatch):
             monkeypatch.delitem(registry, name)
 
 
+@pytest.fixture(autouse=True)
+def _registries():
+    """What a test defines is forgotten after it."""
+    registries = operations.OPERATIONS, optimizers.OPTIMIZERS
+    before = [dict(registry) for registry in registries]
+    yield
+    for registry, kept in zip(registries, before, strict=True):
+        registry.clear()
+        registry.update(kept)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _strict_flags():
     """Let the strict namespace copy to NumPy, as every backend can."""

@@ -40,7 +40,7 @@ from xnet.backend import Run, resolve
 from xnet.bounds import Bounds
 from xnet.formulas import FormulaError, trace
 from xnet.network import Network
-from xnet.operations import OPERATIONS, Affine, Loss, Pointwise, Rows
+from xnet.operations import Affine, Loss, Pointwise, Rows
 
 SOURCE = generated.SOURCE.read_text()
 MODES = ("Fast", "Exact")
@@ -67,15 +67,6 @@ def kernels(monkeypatch):
     from xnet_cupy import kernels
 
     return kernels
-
-
-@pytest.fixture
-def registry():
-    """What a test defines is forgotten when it ends."""
-    before = dict(OPERATIONS)
-    yield
-    OPERATIONS.clear()
-    OPERATIONS.update(before)
 
 
 # -- what there is to compile
@@ -786,7 +777,7 @@ def test_another_number_compiles_nothing(kernels, monkeypatch, rng):
     assert len(ran) == once + len(steps)
 
 
-def test_what_a_setting_decides_is_another_formula(cuda, registry):
+def test_what_a_setting_decides_is_another_formula(cuda):
     class Either(Pointwise):
         slope: float = 2.0
 
@@ -803,7 +794,7 @@ def test_what_a_setting_decides_is_another_formula(cuda, registry):
         )
 
 
-def test_a_setting_without_a_hash_is_taken_too(cuda, registry):
+def test_a_setting_without_a_hash_is_taken_too(cuda):
     class Listed(Pointwise):
         slopes: list
 
@@ -815,7 +806,7 @@ def test_a_setting_without_a_hash_is_taken_too(cuda, registry):
         np.testing.assert_array_equal(found, slopes[0] * np.array([1.0, 4.0]) + slopes[1])
 
 
-def test_a_formula_that_cannot_be_compiled_says_where(cuda, registry):
+def test_a_formula_that_cannot_be_compiled_says_where(cuda):
     class Branching(Pointwise):
         def forward(self, m, x):
             return x if x > 0 else 0 * x
@@ -824,7 +815,7 @@ def test_a_formula_that_cannot_be_compiled_says_where(cuda, registry):
         run(cuda(), "run", Branching(), np.ones(3))
 
 
-def test_what_no_kernel_gives_is_left_to_the_arrays(cuda, monkeypatch, registry, rng):
+def test_what_no_kernel_gives_is_left_to_the_arrays(cuda, monkeypatch, rng):
     class Parametric(Pointwise):
         units: int
         parameters = {"slope": ("units",)}  # noqa: RUF012
@@ -865,7 +856,7 @@ def test_what_no_kernel_gives_is_left_to_the_arrays(cuda, monkeypatch, registry,
     assert set(names) <= {"row_sums", "column_sums"}
 
 
-def test_numbers_of_a_row_may_be_used_anywhere(cuda, registry, rng):
+def test_numbers_of_a_row_may_be_used_anywhere(cuda, rng):
     """Sums within maxima within sums, of what does not vary too, and the width."""
 
     class Nested(Rows):

@@ -80,6 +80,8 @@ def test_slices(tmp_path):
     cut = [(0, 0, 21), (0, 21, 3), (2, 10, 11), (2, 21, 13), (3, 40, 2), (3, 42, 22)]
     assert [tuple(map(round, bar)) for bar in bars] == cut
     png(figure, tmp_path / "slices.png")
+    (axis,) = figures.slices([2.0**-40, 1.0], 784).axes  # the small one first, and shown whole
+    assert axis.get_xlim()[1] >= max(bar.get_x() + bar.get_width() for bar in axis.patches)
     with pytest.raises(ValueError, match="a number other than 0"):
         figures.slices([0.0], 784)
 

@@ -353,6 +353,7 @@ def test_from_params_that_do_not_fit(backend, rng, operation):
 
 
 def test_from_params_of_what_has_none():
+    assert not ReLU.from_params().params
     with pytest.raises(TypeError, match="ReLU: 1 arrays were given, expected none"):
         ReLU.from_params(np.ones(2))
     with pytest.raises(TypeError, match="Layer: 1 arrays were given, expected none"):

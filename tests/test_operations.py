@@ -34,15 +34,6 @@ every_loss = pytest.mark.parametrize("operation", LOSSES, ids=repr)
 both_modes = pytest.mark.parametrize("reproducible", [False, True], ids=["fast", "reproducible"])
 
 
-@pytest.fixture(autouse=True)
-def _registry():
-    """What a test defines is forgotten after it."""
-    before = dict(OPERATIONS)
-    yield
-    OPERATIONS.clear()
-    OPERATIONS.update(before)
-
-
 # -- what each is said to be, written here without regard to rounding
 
 DIGITS = 420

@@ -253,12 +253,6 @@ def test_by_name():
         assert optimizers.OPTIMIZERS[cls.__name__.lower()] is cls
 
 
-@pytest.fixture
-def _registry(monkeypatch):
-    monkeypatch.setattr(optimizers, "OPTIMIZERS", dict(optimizers.OPTIMIZERS))
-
-
-@pytest.mark.usefixtures("_registry")
 def test_a_class_of_ones_own_is_registered_by_being_defined(backend):
     class SignSGD(Optimizer):
         """W - lr sign(g)."""
@@ -567,3 +561,27 @@ def test_ctrl_c_between_any_two_lines(half_way, cls):
         seen.append(found == after)
     assert seen == sorted(seen)
     assert not seen[0]
+
+
+def test_a_step_is_exact_in_reproducible_mode(backend, dtype, rng):
+    """Whatever it asks for, and in the dtype of W though the step's number is an int."""
+
+    class Tamed(Optimizer):
+        """W - lr g exp(-|g|) / sqrt(n): each library rounds exp in its own way."""
+
+        lr: float = 0.1
+
+        def step(self, m, n, W, g, *memory):
+            return W - self.lr * g * m.exp(-m.abs(g)) / m.sqrt(n)
+
+    W, g = (rng.standard_normal(10_000).astype(dtype) for _ in range(2))
+    reference = xnet.resolve("strict", reproducible=True)
+    with xnet.use_backend(reference):
+        (right,) = reference.step(Tamed(), 3, reference.asarray(W), reference.asarray(g), [])
+    right, exact = reference.to_numpy(right), xnet.resolve(backend.name, reproducible=True)
+    with xnet.use_backend(exact):
+        (found,) = exact.step(Tamed(), 3, exact.asarray(W), exact.asarray(g), [])
+    assert right.dtype == dtype
+    np.testing.assert_array_equal(exact.to_numpy(found), right)
+    rate = np.dtype(dtype).type(0.1)
+    assert (right != W - rate * g * np.exp(-abs(g)) / np.dtype(dtype).type(math.sqrt(3))).any()

@@ -578,8 +578,6 @@ def test_whatever_is_registered_is_tried_and_one_fault_hides_no_other():
     kept = {v.operation for v in found if v.kept}
     assert {"matmul", "Sound", "network, Sound, IdentityWithLoss"} <= kept
     assert not kept & errors.keys()
-    for kind in (Unmade, Raising, Sound):
-        del operations.OPERATIONS[kind.__name__]
 
 
 def test_a_backend_that_raises_has_an_error_for_each_trial(monkeypatch):

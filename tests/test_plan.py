@@ -873,3 +873,102 @@ def test_layers_are_a_sequence(data):
     assert list(reversed(net.layers)) == layers[::-1]
     with pytest.raises(TypeError, match="unhashable"):
         hash(net.layers)
+
+
+# -- what a run must not confuse
+
+
+class Keeps(operations.Operation, abstract=True):
+    """2 x + x^2 / 2 of each number, whose slope `backward` takes from what `forward` kept."""
+
+    def forward(self, m, x):
+        m.kept.slope = 2.0 + x
+        return 2.0 * x + 0.5 * x * x
+
+    def backward(self, m, dout, x, y):
+        return dout * m.kept.slope
+
+
+def test_two_that_keep_something_keep_it_apart(backend):
+    """What a `forward` leaves is found by the `backward` of the same operation, not another's."""
+    parts = [Affine(3, 4), Keeps(), Affine(4, 4), Keeps(), Affine(4, 2)]
+    net = xnet.Network(parts)
+    x, t = np.random.default_rng(0).standard_normal((6, 3)), np.arange(6) % 2
+    expected = net.numerical_gradient(x, t, method="naive")
+    for name, found in net.gradient(x, t).items():
+        found, right = (net.backend.to_numpy(a) for a in (found, expected[name]))
+        np.testing.assert_allclose(found, right, rtol=1e-5, atol=1e-7)
+
+
+class Doubled(operations.Affine, abstract=True):
+    """Twice the product: nobody tells its `backward_parameters`."""
+
+    def forward(self, m, x, W, b):
+        return 2.0 * (m.matmul(x, W) + b)
+
+    def backward(self, m, dout, x, y, W, b):
+        return super().backward(m, 2.0 * dout, x, y, W, b)
+
+
+def test_an_inherited_part_of_backward_does_not_beat_a_new_backward(backend):
+    net = xnet.Network([Doubled(3, 4), Affine(4, 2)])
+    x, t = np.random.default_rng(0).standard_normal((6, 3)), np.arange(6) % 2
+    expected = net.numerical_gradient(x, t, method="naive")
+    for name, found in net.gradient(x, t).items():
+        found, right = (net.backend.to_numpy(a) for a in (found, expected[name]))
+        np.testing.assert_allclose(found, right, rtol=1e-5, atol=1e-7)
+
+
+def test_images_behind_a_layer_of_any_shape(backend):
+    """What takes rows flattens them, or refuses, wherever it stands."""
+    x, t = np.random.default_rng(0).standard_normal((5, 3, 4)), np.arange(5) % 3
+    net = xnet.Network([operations.ReLU(), Affine(12, 3)])
+    flat = x.reshape(5, 12)
+    for call in ("predict", "scores"):
+        one, other = (net.backend.to_numpy(getattr(net, call)(a)) for a in (x, flat))
+        np.testing.assert_array_equal(one, other)
+    assert net.loss(x, t) == net.loss(flat, t)
+    for name, found in net.gradient(x, t).items():
+        right = net.gradient(flat, t)[name]
+        np.testing.assert_array_equal(*(net.backend.to_numpy(a) for a in (found, right)))
+    for name, found in net.numerical_gradient(x, t).items():
+        right = net.numerical_gradient(flat, t)[name]
+        np.testing.assert_array_equal(*(net.backend.to_numpy(a) for a in (found, right)))
+    assert net.train_step(x, t, xnet.optimizers.SGD()) == pytest.approx(net.loss(x, t), rel=0.2)
+    for calls in (net.predict, lambda a: net.gradient(a, t)):
+        with pytest.raises(ValueError, match="x has 15 features, W expects 12"):
+            calls(np.ones((5, 3, 5)))
+    wrong = xnet.Network([operations.ReLU(), Affine(4, 3)])
+    with pytest.raises(ValueError, match="x has 12 features, W expects 4"):
+        wrong.predict(x)
+
+
+def test_a_frozen_layer_has_no_numerical_gradient_and_is_not_trained_by_one(backend):
+    net = xnet.Network([Affine(4, 5), Tanh(), Affine(5, 3)])
+    net.layers[0].trainable = False
+    x, t = np.random.default_rng(0).standard_normal((6, 4)), np.arange(6) % 3
+    for method in ("naive", "incremental"):
+        assert list(net.numerical_gradient(x, t, method=method)) == ["W2", "b2"]
+    before = {name: net.backend.to_numpy(W).copy() for name, W in net.params.items()}
+    xnet.train(net, x, t, gradient="numerical", batch_size=3, iterations=2, progress=False)
+    after = {name: net.backend.to_numpy(W) for name, W in net.params.items()}
+    assert {name for name in before if (before[name] != after[name]).any()} == {"W2", "b2"}
+
+
+def test_a_loss_is_not_mixed_with_one_that_is_asked_for_meanwhile(monkeypatch):
+    """As another thread may ask: here the loss itself does, before it has its targets."""
+    net = xnet.Network([Affine(4, 3)], backend="numpy")
+    rng = np.random.default_rng(0)
+    (x, t), other = ((rng.standard_normal((5, 4)), np.full(5, label)) for label in (0, 2))
+    expected, targets = net.loss(x, t), operations.SoftmaxWithLoss.targets
+    asked = []
+
+    def asks_too(self, m, t):
+        if not asked:
+            asked.append(True)
+            asked.append(net.loss(*other))
+        return targets(self, m, t)
+
+    monkeypatch.setattr(operations.SoftmaxWithLoss, "targets", asks_too)
+    assert net.loss(x, t) == expected
+    assert asked[1] == net.loss(*other) != expected

@@ -223,16 +223,21 @@ class Backend:
             return as_tuple(found)
 
     def parameter_gradients(
-        self, operation: Operation, dout: Array, x: Array, y: Array, *parameters: Array
+        self,
+        operation: Operation,
+        dout: Array,
+        x: Array,
+        y: Array,
+        *parameters: Array,
+        m: Arrays | None = None,
     ) -> tuple[Array, ...]:
         """Those by the parameters alone, for a first layer: nobody asks for the one by x."""
         if not parameters:
             return ()
-        alone = getattr(operation, "backward_parameters", None)
-        if alone is None:
-            return self.run_backward(operation, dout, x, y, *parameters)[1:]
+        if not operation.parts_backward:
+            return self.run_backward(operation, dout, x, y, *parameters, m=m)[1:]
         with self.running():
-            return alone(self.maths, dout, x)
+            return operation.backward_parameters(m or self.maths, dout, x)
 
     def predicted(self, loss: Loss, x: Array) -> Array:
         """What a network that ends in this loss says where its scores are x (..., C)."""
@@ -314,10 +319,12 @@ class Backend:
     def forward_keeping(self, run: Run, x: Array) -> tuple[Array, Any]:
         """The run's output, and what `backward` needs of this pass."""
         with self.running():
-            outputs = [x]
+            outputs, maths = [x], list[Arrays | None]()
             for operation, parameters in run:
-                outputs.append(self.run(operation, outputs[-1], *parameters))
-            return outputs[-1], outputs
+                # Of what no backend compiles `forward` may leave something for `backward`.
+                maths.append(Arrays(self, training=True) if operation.fuses is None else None)
+                outputs.append(self.run(operation, outputs[-1], *parameters, m=maths[-1]))
+            return outputs[-1], (outputs, maths)
 
     def backward(
         self, run: Run, kept: Any, dout: Array, first: bool
@@ -334,14 +341,16 @@ class Backend:
             Whether the run begins the network, so that nobody asks for the gradient by its input.
         """
         gradients: Gradients = []
+        outputs, maths = kept
         with self.running():
             for k in reversed(range(len(run.operations))):
                 operation, parameters = run.operations[k], run.parameters[k]
-                arrays = kept[k], kept[k + 1], *parameters
+                arrays = outputs[k], outputs[k + 1], *parameters
                 if first and k == 0:
-                    gradients.append(self.parameter_gradients(operation, dout, *arrays))
+                    found = self.parameter_gradients(operation, dout, *arrays, m=maths[k])
+                    gradients.append(found)
                     return None, gradients[::-1]
-                dout, *found = self.run_backward(operation, dout, *arrays)
+                dout, *found = self.run_backward(operation, dout, *arrays, m=maths[k])
                 gradients.append(tuple(found))
         return dout, gradients[::-1]
 

@@ -167,7 +167,7 @@ class Bounds(Mathematics):
 
     def sqrt(self, a: Any) -> Any:
         """Whose difference is that of the numbers over the sum of the roots, at most its root."""
-        if isinstance(a, float):  # no array has to do with it
+        if isinstance(a, int | float):  # no array has to do with it
             return math.sqrt(a)
         root = self.xp.sqrt(a.v)
         e = self.xp.where(a.e > 0, a.e / self.xp.maximum(root, self.xp.sqrt(a.e)), 0 * a.e)

@@ -104,7 +104,7 @@ class Arrays(Mathematics):
 
     def sqrt(self, a: Any) -> Any:
         """Of arrays, and of numbers that no array has to do with."""
-        return math.sqrt(a) if type(a) is float else self.xp.sqrt(a)
+        return math.sqrt(a) if type(a) in NUMBERS else self.xp.sqrt(a)
 
     def where(self, condition: Array, a: Any, b: Any) -> Array:
         if type(a) in NUMBERS and type(b) in NUMBERS:
@@ -381,6 +381,11 @@ class Formula:
     def by_rows(self) -> bool:
         """Whether a number depends on others of its row."""
         return any(n.operator in ("sum", "max", "width") for n in nodes(self.results))
+
+    @property
+    def calls(self) -> bool:
+        """Whether it takes exp or another function that backends round each in its way."""
+        return any(n.operator in CALLS for n in nodes(self.results))
 
     def values(self) -> Callable[[Any, float], tuple[float, ...]]:
         """A function of the settings' owner and the step: the numbers to be handed over."""

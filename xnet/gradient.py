@@ -401,14 +401,22 @@ def gradient_descent(
 
 
 def incremental_gradient(
-    backend: Backend, steps: Sequence[Any], loss: Loss, x: Array, t: Array, h: float
+    backend: Backend,
+    steps: Sequence[Any],
+    wanted: Sequence[bool],
+    loss: Loss,
+    x: Array,
+    t: Array,
+    h: float,
 ) -> list[Array]:
-    """The central difference (L(w + h) - L(w - h)) / 2h for every parameter w of a network.
+    """The central difference (L(w + h) - L(w - h)) / 2h for the parameters w of a network.
 
     Parameters
     ----------
     steps
         The network's operations with their parameters, from x (N, D) to the scores.
+    wanted
+        Of each of them, whether it is asked about its parameters.
     loss, t
         A `Loss`, and labels as it is trained with.
     """
@@ -418,6 +426,8 @@ def incremental_gradient(
     targets = loss.targets(backend.maths, batch_and_targets(inputs[-1], t)[2])
     found: list[Array] = []
     for k, (operation, parameters) in enumerate(steps):
+        if not wanted[k]:
+            continue
         if operation.fuses == "product":
             rest = Run([o for o, _ in steps[k + 1 :]], [p for _, p in steps[k + 1 :]])
             arrays = inputs[k], inputs[k + 1], rest

@@ -163,6 +163,8 @@ class Layer:
 
         Raises
         ------
+        TypeError
+            Another number of arrays than the operation has parameters.
         ValueError
             Shapes or dtypes that do not fit each other.
         """
@@ -170,6 +172,8 @@ class Layer:
         if made is None or len(arrays) != len(made.parameters):
             takes = ", ".join(made.parameters if made else ()) or "none"
             raise TypeError(f"{name}: {len(arrays)} arrays were given, expected {takes}")
+        if not arrays:
+            return cls(**settings)
         given = dict(zip(made.parameters, arrays, strict=True))
         backend_of(**given)
         sizes: dict[str, int] = {}
@@ -429,12 +433,13 @@ class LossLayer:
 
     def forward(self, x: Array, t: Array) -> Array:
         """The loss, 0-d, of scores x (C,) or (N, C); labels t as the functions in `losses`."""
-        backend, self.y, t = batch_and_targets(x, t)
-        self.shape = x.shape
+        backend, y, t = batch_and_targets(x, t)
         with backend.running():
-            self.t = self.loss.targets(backend.maths, t)
-            losses = backend.row_losses(self.loss, self.y, self.t)
-            return backend.sum(losses) / self.y.shape[0]
+            t = self.loss.targets(backend.maths, t)
+            losses = backend.row_losses(self.loss, y, t)
+        self.y, self.t, self.shape = y, t, x.shape  # last: threads may ask for losses at once
+        with backend.running():
+            return backend.sum(losses) / y.shape[0]
 
     def backward(self, dout: float = 1.0) -> Array:
         """Gradient by the scores of the last `forward`, in their shape, times `dout`."""

@@ -30,7 +30,7 @@ from xnet.layers import Layer, LossLayer, layer_class, named, numbered
 from xnet.losses import batch_and_targets, targets_for
 from xnet.operations import Affine, Loss, Operation, SoftmaxWithLoss
 from xnet.optimizers import Optimizer
-from xnet.plan import Part, Plan, is_plain
+from xnet.plan import Part, Plan, door, is_plain
 
 
 class Parameters(MutableMapping[str, Array]):
@@ -507,7 +507,7 @@ class Network:
             for segment in segments:
                 x = segment.forward(x)
             if end is not None and plan.loss is not None:
-                end.layers[0].rows(x)  # what is wrong with x is said before what is with t
+                end.rows(x)  # what is wrong with x is said before what is with t
                 targets = self._targets(plan, x, t)
                 loss, dout = end.end(x, targets, plan.loss)
             else:
@@ -525,13 +525,15 @@ class Network:
 
     def _gradients(self) -> dict[str, Array]:
         """What the layers' last `backward` found, by the parameters' names; of frozen ones none."""
-        frozen = [layer.params for layer in self._layers if not layer.trainable]
-        owners = {id(layer.params): layer for layer in self._layers}
-        return {
-            key: owners[id(arrays)].grads[name]
-            for key, (arrays, name) in self._planned().places.items()
-            if not any(arrays is kept for kept in frozen)
-        }
+        owners = self._trained()
+        places = self._planned().places
+        return {key: layer.grads[places[key][1]] for key, layer in owners.items()}
+
+    def _trained(self) -> dict[str, Layer]:
+        """The layers by the names of their parameters, frozen ones left out."""
+        owners = {id(layer.params): layer for layer in self._layers if layer.trainable}
+        places = self._planned().places.items()
+        return {key: owners[id(held)] for key, (held, _) in places if id(held) in owners}
 
     def train_step(self, x: Any, t: Any, optimizer: Optimizer) -> float:
         """One training step: the loss, its gradient by backpropagation, and the optimizer's update.
@@ -557,12 +559,12 @@ class Network:
         """
         plan = self._planned()
         all_train = False not in [layer.trainable for layer in self._layers]
-        run = plan.whole if plan.end and all_train and not optimizer.opaque else None
-        if run is not None and plan.loss is not None:
+        run = plan.whole if all_train and not optimizer.opaque else None
+        if run is not None and plan.loss is not None and plan.end is not None:
             with self._running():
                 rows, labels, _ = self._batch(x, t)
                 if rows.ndim != 2 or rows.shape[1] != plan.inputs or rows.dtype != plan.dtype:
-                    rows = self._layers[0].rows(rows)
+                    rows = plan.end.rows(rows)
                 targets = self._targets(plan, rows, labels)
                 how = plan.loss, optimizer, plan.names
                 loss = self.backend.train_step(run, rows, targets, *how)
@@ -652,7 +654,7 @@ class Network:
         Returns
         -------
         dict
-            The keys and shapes of `params`.
+            The keys and shapes of `params`, less those of frozen layers.
 
         Raises
         ------
@@ -687,13 +689,15 @@ class Network:
                 loss = self._training_loss if self._trains() else self.loss
                 with self.held():
                     return {
-                        name: numerical_gradient(lambda _: loss(x, t), array, h)
-                        for name, array in self.params.items()
+                        name: numerical_gradient(lambda _: loss(x, t), self.params[name], h)
+                        for name in self._trained()
                     }
             loss: Any = self._loss_layer.operation
             steps = [(v.operation, tuple(v.params.values())) for v in self._layers]
-            found = incremental_gradient(self.backend, steps, loss, self._layers[0].rows(x), t, h)
-            return dict(zip(self.params, found, strict=True))
+            wanted = [v.trainable for v in self._layers]
+            rows = door(self._layers).rows(x)
+            found = incremental_gradient(self.backend, steps, wanted, loss, rows, t, h)
+            return dict(zip(self._trained(), found, strict=True))
 
     def _obstacle(self) -> Layer | LossLayer | None:
         """The first layer, or the loss, of which it is not known what a perturbed row changes."""

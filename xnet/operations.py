@@ -60,6 +60,9 @@ class Operation:
         Whether training draws random numbers.
     kinks
         The inputs at which the slope jumps.
+    parts_backward
+        Whether `backward_parameters` gives what `backward` gives by the parameters: it stands in
+        the same class as that, or in one derived from it.
     """
 
     fuses: ClassVar[str | None] = None
@@ -68,6 +71,7 @@ class Operation:
     mixes: ClassVar[bool] = False
     random: ClassVar[bool] = False
     kinks: ClassVar[tuple[float, ...]] = ()
+    parts_backward: ClassVar[bool] = False
 
     def __init_subclass__(cls, abstract: bool = False) -> None:
         super().__init_subclass__()
@@ -75,6 +79,8 @@ class Operation:
         formulas = {"forward", "backward", "backward_parameters"} & vars(cls).keys()
         if cls.fuses == "product" and formulas and "fuses" not in vars(cls):
             cls.fuses = None  # what is computed otherwise is no product that backends know
+        if {"backward", "backward_parameters"} & formulas:
+            cls.parts_backward = "backward_parameters" in formulas
         if abstract:
             return
         known = OPERATIONS.get(cls.__name__)
@@ -104,6 +110,13 @@ class Operation:
         ``backward(m, x, t)``.
         """
         raise NotImplementedError(f"{type(self).__name__} has no backward")
+
+    def backward_parameters(self, *arguments: Any, **named: Any) -> Any:
+        """``backward_parameters(m, dout, x)``: optional, the gradients by the parameters alone.
+
+        It spares a first layer the gradient by x, which nobody asks for.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no backward_parameters")
 
     def initial(self, name: str) -> tuple[float, float]:
         """Mean and standard deviation of the normal numbers that a parameter begins as."""

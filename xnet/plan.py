@@ -27,14 +27,19 @@ class Part:
         parameters: list[tuple[Array, ...]] = [tuple(layer.params.values()) for layer in layers]
         self.run = Run(operations, parameters)
         self.memory: Any = None
+        self._door = door(layers)
+
+    def rows(self, x: Array) -> Array:
+        """`x` as the first of the layers takes it that takes not just any shape, checked."""
+        return self._door.rows(x)
 
     def __call__(self, x: Array, loss: Loss | None = None) -> Array:
         """The output or, with a loss, what that predicts."""
-        return self.backend.forward(self.run, self.layers[0].rows(x), loss)
+        return self.backend.forward(self.run, self.rows(x), loss)
 
     def forward(self, x: Array) -> Array:
         """The output in training."""
-        out, kept = self.backend.forward_keeping(self.run, self.layers[0].rows(x))
+        out, kept = self.backend.forward_keeping(self.run, self.rows(x))
         self.memory = kept, x.shape, out
         return out
 
@@ -46,7 +51,7 @@ class Part:
 
     def end(self, x: Array, t: Array, loss: Loss) -> tuple[float, Array]:
         """The loss of a network that ends here, for targets t, and the gradient by x."""
-        rows = self.layers[0].rows(x)
+        rows = self.rows(x)
         found = self.backend.loss_and_gradients(self.run, rows, t, loss, self.first)
         return float(found[0]), self._found(x.shape, *found[1:])
 
@@ -57,6 +62,15 @@ class Part:
 
 
 Segment: TypeAlias = Part | Layer
+
+
+def door(layers: Sequence[Layer]) -> Layer:
+    """The first of these layers that takes not just any shape, so that it says what x must be."""
+    for layer in layers:
+        operation = layer.operation
+        if operation is None or operation.fuses != "pointwise" or layer.params:
+            return layer
+    return layers[0]
 
 
 def is_plain(layer: Layer) -> bool:

@@ -244,10 +244,12 @@ class _Run:
                 self.end_epoch()
                 if checkpoint is not None and iteration < total:
                     weights.save(self.network, checkpoint)
-                if patience is not None and self.epochs_since_best >= patience:
-                    history.stopped = "early stop"
-                    self.restore_best()
-                    return
+                if patience is not None:
+                    self.remember_best()
+                    if self.epochs_since_best >= patience:
+                        history.stopped = "early stop"
+                        self.restore_best()
+                        return
 
     def step(self, indices: NDArray[np.int64]) -> float:
         """One mini-batch: its loss, its gradient, one update."""
@@ -276,19 +278,23 @@ class _Run:
             return all(bool(xp.all(xp.isfinite(array))) for array in arrays)
 
     def end_epoch(self) -> None:
-        """Take the accuracies, and remember the network if it is the best so far."""
+        """Take the accuracies."""
         history, network = self.history, self.network
         train_accuracy = network.accuracy(*self.data)
         test_accuracy = None if self.test is None else network.accuracy(*self.test)
-        if network.loss_layer.classes:
-            score = train_accuracy if test_accuracy is None else test_accuracy
-        else:
-            score = -network.loss(*(self.test or self.data))
         # All are known: Ctrl-C finds the lists equally long.
         history.epoch_ends.append(history.iterations)
         history.train_accuracy.append(train_accuracy)
         if test_accuracy is not None:
             history.test_accuracy.append(test_accuracy)
+
+    def remember_best(self) -> None:
+        """Remember the network if it is the best so far."""
+        history, network = self.history, self.network
+        if network.loss_layer.classes:
+            score = (history.test_accuracy or history.train_accuracy)[-1]
+        else:
+            score = -network.loss(*(self.test or self.data))
         self.epochs_since_best += 1
         if score > self.best[0]:
             kept: list[dict[str, Array]] = [{}, {}]

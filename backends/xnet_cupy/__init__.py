@@ -172,10 +172,16 @@ class CupyBackend(Backend):
         return super().run_backward(operation, dout, x, y, *parameters, m=m)
 
     def parameter_gradients(
-        self, operation: Operation, dout: Array, x: Array, y: Array, *parameters: Array
+        self,
+        operation: Operation,
+        dout: Array,
+        x: Array,
+        y: Array,
+        *parameters: Array,
+        m: Arrays | None = None,
     ) -> tuple[Array, ...]:
         if operation.fuses != "product":
-            return super().parameter_gradients(operation, dout, x, y, *parameters)
+            return super().parameter_gradients(operation, dout, x, y, *parameters, m=m)
         return self.matmul(x.T, dout), self.kernels.column_sums(self._mode, dout)
 
     def predicted(self, loss: Loss, x: Array) -> Array:

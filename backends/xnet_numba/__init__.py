@@ -133,10 +133,16 @@ class NumbaBackend(Backend):
         return super().run_backward(operation, dout, x, y, *parameters, m=m)
 
     def parameter_gradients(
-        self, operation: Operation, dout: Array, x: Array, y: Array, *parameters: Array
+        self,
+        operation: Operation,
+        dout: Array,
+        x: Array,
+        y: Array,
+        *parameters: Array,
+        m: Arrays | None = None,
     ) -> tuple[Array, ...]:
         if operation.fuses != "product":
-            return super().parameter_gradients(operation, dout, x, y, *parameters)
+            return super().parameter_gradients(operation, dout, x, y, *parameters, m=m)
         if not self.reproducible and x.size * dout.shape[1] < LITTLE:
             return affine_gradients(dout, x)
         return self.kernels.affine_gradients(_packed(dout), _packed(x))

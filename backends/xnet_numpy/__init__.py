@@ -135,7 +135,8 @@ class NumpyBackend(Backend):
     def step(
         self, update: Any, n: int, W: Array, g: Array, memory: Sequence[Array]
     ) -> tuple[Array, ...]:
-        if not W.ndim:  # of such NumPy makes numbers, which nothing can be put into
+        # Of what has no axes NumPy makes numbers, which nothing can be put into.
+        if self.reproducible or not W.ndim:
             return super().step(update, n, W, g, memory)
         call, values = generated.step(update)
         return as_tuple(_quietly(call, W, g, *memory, *values(update, n)))

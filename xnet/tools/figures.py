@@ -166,10 +166,11 @@ def slices(values: Sequence[float], contracted: int, dtype: str = "float32") -> 
     last = 0
     for line, value in enumerate(values):
         start = top - math.frexp(value)[1]
-        last = start + exact.DIGITS[dtype]
+        end_of_all = start + exact.DIGITS[dtype]
+        last = max(last, end_of_all if value else 0)
         for s in range(count + 1):
             begin = max(start, s * width)
-            end = min(last, (s + 1) * width) if s < count else last
+            end = min(end_of_all, (s + 1) * width) if s < count else end_of_all
             if value and begin < end:
                 colour = COLOURS[s] if s < count else "#bbbbbb"
                 axis.barh(line, end - begin, left=begin, color=colour, height=0.7)
