@@ -1,6 +1,7 @@
 """What every test shares: the backends, the registries' operations, and the data."""
 
 import dataclasses
+import gc
 import os
 import signal
 import sys
@@ -108,6 +109,15 @@ def _registries():
     for registry, kept in zip(registries, before, strict=True):
         registry.clear()
         registry.update(kept)
+
+
+@pytest.fixture
+def uncollected():
+    """No garbage collection: JAX and Hypothesis watch it, and Python swallows what is raised there,
+    Ctrl-C too."""
+    gc.disable()
+    yield
+    gc.enable()
 
 
 @pytest.fixture(scope="session", autouse=True)

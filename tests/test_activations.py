@@ -24,13 +24,13 @@ def values(backend, array):
 # -- all of them
 
 
-@pytest.mark.parametrize("shape", [(3,), (1,), (2, 3), (2, 3, 4), (0, 3), (2, 0, 3)])
 @pytest.mark.parametrize("f", [*FLOATING, identity])
-def test_shape_dtype_and_owner_are_kept(backend, dtype, rng, f, shape):
-    y = f(backend.asarray(rng.normal(size=shape), dtype))
-    assert backend.owns(y)
-    assert y.shape == shape
-    assert dtype_name(y.dtype) == dtype
+def test_shape_dtype_and_owner_are_kept(backend, dtype, rng, f):
+    for shape in [(3,), (1,), (2, 3), (2, 3, 4), (0, 3), (2, 0, 3)]:
+        y = f(backend.asarray(rng.normal(size=shape), dtype))
+        assert backend.owns(y)
+        assert y.shape == shape
+        assert dtype_name(y.dtype) == dtype
 
 
 @pytest.mark.parametrize(("f", "expected"), [(sigmoid, 0.5), (relu, 0.0), (step, 0)])

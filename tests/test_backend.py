@@ -628,18 +628,6 @@ def test_cupy_reasons(fake_cupy, monkeypatch):
     assert 'pip install "xnet-nn[cuda12]"' in cls.why_unusable()
 
 
-def test_numba_restores_blas_threads():
-    threadpoolctl = pytest.importorskip("threadpoolctl")
-    x = np.ones((600, 100))
-    with xnet.use_backend("numba") as numba:
-        affine = xnet.operations.Affine(100, 50)
-        numba.run(affine, x, np.ones((100, 50)), np.ones(50))
-        before = [lib["num_threads"] for lib in threadpoolctl.threadpool_info()]
-        numba.run(affine, x, np.ones((100, 50)), np.ones(50))
-        after = [lib["num_threads"] for lib in threadpoolctl.threadpool_info()]
-    assert before == after
-
-
 def test_cupy_public_functions_run_on_the_arrays_device(fake_cupy):
     """Whatever device is current, and whatever backend: the arrays decide."""
     here = resolve("cupy:1")

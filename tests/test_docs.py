@@ -73,7 +73,7 @@ def rows(page, heading):
 def differences(page):
     """Run a page's blocks; where they do otherwise than it says."""
     found, namespace, wrong = blocks(page), {"__name__": "__main__"}, []
-    for block, then in zip(found, [*found[1:], None], strict=True):
+    for block, then in zip(found, [*found, None][1:], strict=True):
         if block.language != "python":
             continue
         says = then is not None and then.language == "text" and not then.before.strip()

@@ -202,6 +202,10 @@ def test_numba_takes_what_it_says():
         stack = [Product(7, 6), operation, Product(6, 3), operation]
         net = xnet.Network(stack, backend="numba")
         assert net._planned().whole is not None, operation
+    for loss in variants("loss", altered=False):
+        net = xnet.Network([Product(7, 6), Product(6, 3)], loss, backend="numba")
+        assert net._planned().whole is not None, loss
+        assert net._planned().end is not None, loss
     net = xnet.Network(STACKS["opaque in the middle"](), backend="numba")
     sizes = [len(getattr(segment, "layers", [None])) for segment in net._planned().segments]
     assert sizes == [2, 1, 3]
@@ -860,6 +864,7 @@ def test_ctrl_c_between_any_two_lines(training, begin):
     assert seen == sorted(seen)
 
 
+@pytest.mark.usefixtures("uncollected")
 def test_ctrl_c_at_any_time(training):
     """Signals as they come: what `finally` holds is done whole."""
     if not hasattr(signal, "setitimer"):

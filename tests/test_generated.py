@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -250,12 +251,22 @@ def test_eight_processes_compile_the_same_first_loop_at_once(tmp_path):
         )
         for k in range(8)
     ]
-    while len(list(tmp_path.glob("ready *"))) < 8:
-        assert all(process.poll() is None for process in processes)
-    (tmp_path / "go").touch()
-    errors = [process.communicate(timeout=120)[1] for process in processes]
+    try:
+        deadline = time.monotonic() + 300
+        while len(list(tmp_path.glob("ready *"))) < 8:
+            assert all(process.poll() is None for process in processes)
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        (tmp_path / "go").touch()
+        errors = [process.communicate(timeout=300)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
     assert [process.returncode for process in processes] == [0] * 8, errors
-    assert all(name.endswith(".py") for name in files(tmp_path / "cache" / "xnet"))
+    found = files(tmp_path / "cache" / "xnet")
+    assert found
+    assert all(name.endswith(".py") for name in found)
 
 
 # -- what is compiled anew
@@ -668,6 +679,7 @@ def test_an_optimizer_that_cannot_be_compiled_changes_nothing(rng, monkeypatch):
 
 MIXED = """
 import sys
+import time
 import numpy as np
 from xnet.operations import GELU
 from xnet_numba.kernels import Loops

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 from functools import cache
+from itertools import product
 
 import numpy as np
 import pytest
@@ -157,16 +158,15 @@ def test_matmul(backend, dtype, rng, shape, layout):
 
 
 @pytest.mark.parametrize(("shape", "layout"), in_memory((0, 3), (1, 1), (7, 13), (300, 257)))
-@pytest.mark.parametrize("keepdims", [False, True])
-@pytest.mark.parametrize("axis", [None, 0, 1, -1])
-def test_sum(backend, dtype, rng, shape, axis, keepdims, layout):
-    a = rng.normal(size=shape).astype(dtype)
-    actual = backend.sum(place(backend, a, layout), axis=axis, keepdims=keepdims)
-    (a,) = extended(a)
-    terms = a.size if axis is None else a.shape[axis]
-    magnitude = np.abs(a).sum(axis=axis, keepdims=keepdims)
-    bound = gamma(max(terms - 1, 0), unit(dtype)) * magnitude
-    check(backend, actual, a.sum(axis=axis, keepdims=keepdims), bound, dtype)
+def test_sum(backend, dtype, rng, shape, layout):
+    host = rng.normal(size=shape).astype(dtype)
+    placed, (a,) = place(backend, host, layout), extended(host)
+    for axis, keepdims in product([None, 0, 1, -1], [False, True]):
+        actual = backend.sum(placed, axis=axis, keepdims=keepdims)
+        terms = a.size if axis is None else a.shape[axis]
+        magnitude = np.abs(a).sum(axis=axis, keepdims=keepdims)
+        bound = gamma(max(terms - 1, 0), unit(dtype)) * magnitude
+        check(backend, actual, a.sum(axis=axis, keepdims=keepdims), bound, dtype)
 
 
 def everywhere(name, dtype):
@@ -250,8 +250,10 @@ def altered(shapes, *scales):
     ]
 
 
-SHAPES = altered(in_memory((), (0, 3), (1,), (13,), (7, 13), (3, 4, 5), (400, 401)), 30, 1000)
-ROWS = altered(in_memory((0, 3), (1, 1), (1, 10), (13,), (7, 13), (3, 4, 5), (400, 401)), 100)
+LARGE = (400, 401)
+"""Large enough for Numba to share it out of its own accord."""
+SHAPES = altered(in_memory((), (0, 3), (1,), (13,), (7, 13), (3, 4, 5), LARGE), 30, 1000)
+ROWS = altered(in_memory((0, 3), (1, 1), (1, 10), (13,), (7, 13), (3, 4, 5), LARGE), 100)
 
 
 def drawn(dtype, shape, scale, seed=0):
@@ -269,7 +271,11 @@ def operation_case(operation, dtype, shape, scale):
 
 def check_operation(backend, dtype, operation, cases):
     for shape, layout, scale in cases:
-        x, dout, y, forward, backward = operation_case(operation, dtype, shape, scale)
+        if shape == LARGE and backend.name != "numba":
+            continue
+        # What is kept of the large ones would fill the memory.
+        case = operation_case.__wrapped__ if shape == LARGE else operation_case
+        x, dout, y, forward, backward = case(operation, dtype, shape, scale)
         found = run(backend, lambda x: backend.run(operation, x), x, layout=layout)
         check_each(backend, found, forward, dtype, f"forward, {shape}, {layout}, {scale}")
         found = run(
@@ -291,8 +297,6 @@ def test_operations_along_rows(backend, dtype, operation):
 # -- losses
 
 BATCHES = altered(in_memory((1, 1), (1, 10), (7, 13)), 30)
-LARGE = (400, 401)
-"""Large enough for Numba to share it out of its own accord."""
 
 
 @cache
@@ -530,8 +534,9 @@ def test_overrides_keep_the_signature(cls):
         parameters = inspect.signature(function).parameters.values()
         return [(p.name, p.kind, p.default) for p in parameters]
 
-    overridden = [name for name in vars(cls) if callable(getattr(Backend, name, None))]
-    overridden = [name for name in overridden if not name.startswith("__")]
+    bases = cls.__mro__[: cls.__mro__.index(Backend)]
+    names = {name for base in bases for name in vars(base) if not name.startswith("__")}
+    overridden = [name for name in names if callable(getattr(Backend, name, None))]
     assert "owns" in overridden
     for name in overridden:
         assert shape_of(getattr(cls, name)) == shape_of(getattr(Backend, name)), name
@@ -678,12 +683,11 @@ def test_products_are_shared_out_from_the_stated_size(monkeypatch, numba, rng, w
     assert asked == [2]
 
 
-@pytest.mark.parametrize("n", [1, 7, 8, 9, 16, 23, 63, 64, 65, 130])
-@pytest.mark.parametrize("m", [1, 7, 8, 9, 16, 23, 63, 64, 65, 130])
-def test_transposition(dtype, rng, n, m):
+def test_transposition(dtype, rng):
     passes = pytest.importorskip("xnet_numba.passes")
-    array = rng.random((n, m)).astype(dtype)
-    assert np.array_equal(passes._transposed(array), array.T)
+    for shape in product([1, 7, 8, 9, 16, 23, 63, 64, 65, 130], repeat=2):
+        array = rng.random(shape).astype(dtype)
+        assert np.array_equal(passes._transposed(array), array.T), shape
 
 
 @pytest.mark.parametrize("n", [0, 1, 2, 3, 4])

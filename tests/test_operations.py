@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 import math
 import pickle
 
@@ -21,7 +22,7 @@ from xnet.formulas import Arrays
 from xnet.gradient import gradient_check
 from xnet.layers import Affine, BatchNorm, Dropout, IdentityWithLoss, LayerNorm, Sigmoid
 from xnet.network import Network
-from xnet.operations import OPERATIONS, Loss, Operation, Pointwise
+from xnet.operations import OPERATIONS, Operation, Pointwise
 from xnet.tools.parity import same_bits
 
 POINTWISE, LOSSES = variants("pointwise"), variants("loss")
@@ -158,11 +159,20 @@ def assert_within(found, exact, bound, dtype):
     assert np.isfinite(bound).mean() >= 0.75
 
 
+@functools.cache  # for every backend and mode the same
+def exact_activation(operation, x, dout):
+    """The values at these numbers, and the slopes times `dout`."""
+    define = functools.partial(FUNCTIONS[type(operation).__name__], operation)
+    with mpmath.workdps(DIGITS):
+        slopes = [float(d * slope(define, mpf(v))) for v, d in zip(x, dout, strict=True)]
+        return [float(define(mpf(v))) for v in x], slopes
+
+
 @both_modes
 @every_pointwise
 def test_activations_at_60_digits(backend, dtype, operation, reproducible):
     backend = xnet.resolve(backend, reproducible)
-    define, x = FUNCTIONS[type(operation).__name__], numbers(dtype, operation)
+    x = numbers(dtype, operation)
     y = backend.run(operation, backend.asarray(x))
     dout = np.where(np.arange(len(x)) % 2, 1.0, -0.75).astype(dtype)
     dx = backend.run_backward(operation, backend.asarray(dout), backend.asarray(x), y)[0]
@@ -171,12 +181,7 @@ def test_activations_at_60_digits(backend, dtype, operation, reproducible):
     with np.errstate(all="ignore"):
         derived = operation.forward(m, wide)
         slopes = operation.backward(m, factor, wide, derived)
-    with mpmath.workdps(DIGITS):
-        exact = [float(define(operation, mpf(v))) for v in x.tolist()]
-        exact_slopes = [
-            float(d * slope(lambda z: define(operation, z), mpf(v)))
-            for v, d in zip(x.tolist(), dout.tolist(), strict=True)
-        ]
+    exact, exact_slopes = exact_activation(operation, tuple(x.tolist()), tuple(dout.tolist()))
     # `derived` was itself computed in float64, with an error within its bound.
     assert_within(backend.to_numpy(y), exact, 2 * derived.e, dtype)
     assert_within(backend.to_numpy(dx), exact_slopes, 2 * slopes.e, dtype)
@@ -198,11 +203,28 @@ def scores(dtype):
     return np.array(rows, dtype)
 
 
+@functools.cache  # for every backend and mode the same
+def exact_losses(operation, dtype):
+    """Those of `scores` and TARGETS, and the slopes of their mean."""
+    define, losses, slopes = ROW_LOSSES[type(operation).__name__], [], []
+    with mpmath.workdps(DIGITS):
+        for row, target in zip(scores(dtype).tolist(), TARGETS.tolist(), strict=True):
+            row, target = list(map(mpf, row)), list(map(mpf, target))
+            losses.append(float(define(operation, row, target)))
+            for k in range(4):
+
+                def by_one(z, k=k, row=row, target=target):
+                    return define(operation, [*row[:k], z, *row[k + 1 :]], target)
+
+                slopes.append(float(slope(by_one, row[k]) / 6))
+    return losses, np.reshape(slopes, (6, 4))
+
+
 @both_modes
 @every_loss
 def test_losses_at_60_digits(backend, dtype, operation, reproducible):
     backend = xnet.resolve(backend, reproducible)
-    define, x, t = ROW_LOSSES[type(operation).__name__], scores(dtype), TARGETS.astype(dtype)
+    x, t = scores(dtype), TARGETS.astype(dtype)
     targets = operation.targets(backend.maths, backend.asarray(t))
     losses = backend.row_losses(operation, backend.asarray(x), targets)
     _, delta = backend.loss_and_delta(operation, backend.asarray(x), targets)
@@ -210,19 +232,8 @@ def test_losses_at_60_digits(backend, dtype, operation, reproducible):
     with np.errstate(all="ignore"):
         wide, t = m.take(x.astype(np.float64)), operation.targets(m, m.take(TARGETS))
         derived, slopes = operation.forward(m, wide, t), operation.backward(m, wide, t) * (1 / 6)
-    with mpmath.workdps(DIGITS):
-        exact, exact_slopes = [], []
-        for row, target in zip(x.tolist(), TARGETS.tolist(), strict=True):
-            row, target = list(map(mpf, row)), list(map(mpf, target))
-            exact.append(float(define(operation, row, target)))
-            for k in range(4):
-
-                def by_one(z, k=k, row=row, target=target):
-                    return define(operation, [*row[:k], z, *row[k + 1 :]], target)
-
-                exact_slopes.append(float(slope(by_one, row[k]) / 6))
+    exact, exact_slopes = exact_losses(operation, dtype)
     assert_within(backend.to_numpy(losses), exact, 2 * derived.e[:, 0], dtype)
-    exact_slopes = np.reshape(exact_slopes, (6, 4))
     assert_within(backend.to_numpy(delta), exact_slopes, 2 * slopes.e, dtype)
 
 
@@ -880,10 +891,7 @@ def test_every_layer_passes_the_check_in_a_network(backend, rng, operation):
     assert max(check.values()) < 1e-7
 
 
-def test_losses_are_of_the_operations_kind():
-    for operation in LOSSES:
-        assert isinstance(operation, Loss)
-        x = np.array([[1.0, -2.0, 0.5, 3.0]])
-        said = xnet.resolve("numpy").predicted(operation, x)
-        if operation.classes:
-            assert said.argmax() == x.argmax()
+@pytest.mark.parametrize("operation", [o for o in LOSSES if o.classes], ids=repr)
+def test_what_is_most_probable_has_the_largest_score(operation):
+    x = np.array([[1.0, -2.0, 0.5, 3.0]])
+    assert xnet.resolve("numpy").predicted(operation, x).argmax() == x.argmax()

@@ -426,32 +426,29 @@ def test_network_learns(backend, dtype, rng, cls):
 # -- what is refused
 
 
-@every_optimizer
-def test_gradient_of_another_shape_is_refused(backend, cls):
+def test_gradient_of_another_shape_is_refused(backend):
     """It would be broadcast, and the step be wrong."""
     for shape in ((3,), (1, 2, 3), (1, 1)):
         with pytest.raises(ValueError, match=r"W has shape .*, expected \(2, 3\)"):
-            cls().update(
+            Adam().update(
                 {"W": backend.asarray(np.ones((2, 3)))}, {"W": backend.asarray(np.ones(shape))}
             )
 
 
-@every_optimizer
 @pytest.mark.parametrize(("kept", "given"), [("float32", "float64"), ("float64", "float32")])
-def test_gradient_of_another_dtype_is_refused(backend, cls, kept, given):
+def test_gradient_of_another_dtype_is_refused(backend, kept, given):
     """It would widen a parameter that has to be replaced."""
     params = {"W": backend.asarray([1.0], kept)}
     with pytest.raises(ValueError, match=f"gradient of W is {given}, expected {kept}"):
-        cls().update(params, {"W": backend.asarray([1.0], given)})
+        Adam().update(params, {"W": backend.asarray([1.0], given)})
 
 
-@every_optimizer
 @pytest.mark.parametrize("kind", ["int64", "int8", "bool", "complex128"])
-def test_parameters_that_hold_no_floating_point_numbers(backend, cls, kind):
+def test_parameters_that_hold_no_floating_point_numbers(backend, kind):
     """A step that is truncated is none."""
     params = {"W": backend.asarray(np.array([1, 0]), kind)}
     with pytest.raises(TypeError, match=f"W is {kind}, expected float32 or float64"):
-        cls().update(params, {"W": backend.asarray([0.5, -0.5])})
+        Adam().update(params, {"W": backend.asarray([0.5, -0.5])})
     assert backend.to_numpy(params["W"]).tolist() == [1, 0]
 
 

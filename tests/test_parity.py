@@ -11,7 +11,7 @@ import platform
 import subprocess
 import sys
 from dataclasses import replace
-from inspect import isfunction
+from inspect import isfunction, signature
 from pathlib import Path
 
 import numpy as np
@@ -76,25 +76,37 @@ def skip_perturbed_for_jax(pair, trial):
 
 # -- ordinary numbers
 
+in_its_dtypes = pytest.mark.parametrize(
+    ("trial", "dtype"),
+    [pytest.param(t, d, id=f"{t.name}-{d}") for t in ALL for d in t.dtypes],
+)
 
-@pytest.mark.parametrize("trial", ALL, ids=TRIALS)
+
+@in_its_dtypes
 def test_reproducible_mode_gives_the_same_bits(pair, dtype, trial):
     skip_perturbed_for_jax(pair, trial)
     assert list(unequal(pair, dtype, parity.standard_normal(), [trial])) == []
 
 
-@pytest.mark.parametrize("trial", ALL, ids=TRIALS)
+@in_its_dtypes
 def test_fast_mode_stays_within_its_bound(fast_pair, dtype, trial):
     skip_perturbed_for_jax(fast_pair, trial)
-    if dtype not in trial.dtypes:
-        return
     for seed in range(3):
         v = parity.verdict(trial, *fast_pair, dtype, parity.standard_normal(seed))
         assert v.kept, f"{v.share:.3g} of the bound, {v.error}"
         assert not v.reproducible
 
 
-@pytest.mark.parametrize("trial", [trial for trial in ALL if trial.bound], ids=lambda t: t.name)
+@pytest.mark.parametrize(
+    ("trial", "dtype"),
+    [
+        pytest.param(t, d, id=f"{t.name}-{d}")
+        for t in ALL
+        if t.bound and not t.name.startswith("optimizer")
+        for d in t.dtypes
+        if not (t.name.startswith("training") and d == "float32")
+    ],
+)
 def test_a_bound_says_something(trial, dtype):
     """It is a number, and small beside what is computed: or the test above could not fail.
 
@@ -102,8 +114,6 @@ def test_a_bound_says_something(trial, dtype):
     rounding could take to 0, and then for all that follows: steps are held to their very bits alone
     (`_optimizer_trial`), and to these bounds in float64.
     """
-    if dtype not in trial.dtypes or (trial.name.startswith("training") and dtype == "float32"):
-        return
     inputs = [array.astype(dtype) for array in trial.arrays(parity.standard_normal())]
     found = parity.results(trial, xnet.resolve("numpy", reproducible=False), inputs)
     u = np.finfo(dtype).eps / 2
@@ -420,7 +430,15 @@ def kernels_of(name):
 
 
 USABLE = {info.name: info.reason for info in xnet.backends()}
-KERNELS = [(n, k, which) for n in ("numpy", "numba") for k in kernels_of(n) for which in (0, -1)]
+KERNELS = [
+    (name, kernel, which)
+    for name in ("numpy", "numba")
+    for kernel in kernels_of(name)
+    # The last array of a result, too, where there are several.
+    for which in (
+        (0, -1) if "tuple" in str(signature(getattr(Backend, kernel)).return_annotation) else (0,)
+    )
+]
 
 
 def numbers(result):
@@ -468,7 +486,15 @@ def agree(reproducible, dtype):
     return all(parity.verdict(trial, *pair, dtype, draw()).kept for trial in tried)
 
 
-@pytest.mark.parametrize(("name", "kernel", "which"), KERNELS)
+@pytest.mark.parametrize(
+    ("name", "kernel", "which", "dtype"),
+    [
+        (*one, dtype)
+        for one in KERNELS
+        for dtype in ("float32", "float64")
+        if one[1] != "loss_differences" or dtype == "float64"
+    ],
+)
 def test_one_wrong_bit_is_caught(name, kernel, which, dtype, monkeypatch):
     def last_bit_flipped(array):
         flipped = np.array(array)
@@ -478,8 +504,6 @@ def test_one_wrong_bit_is_caught(name, kernel, which, dtype, monkeypatch):
         return flipped
 
     make("numba", True)
-    if kernel == "loss_differences":
-        dtype = "float64"
     calls = changed(monkeypatch, name, kernel, which, last_bit_flipped)
     kept = agree(True, dtype)
     if not calls:

@@ -165,7 +165,9 @@ def test_soft_and_scaled_targets(backend, rng):
 @pytest.mark.parametrize("value", [np.inf, np.nan])
 def test_infinity_and_nan_show(backend, rng, where, value):
     """A gradient that is not a number is never a number by the fast way."""
-    network = Network([Affine(3, 4, "he"), Sigmoid(), Affine(4, 2, "he")])
+    # A sigmoid makes 0 or 1 of infinity, and all that follows is finite.
+    activation = ReLU() if where != "W2" and value == np.inf else Sigmoid()
+    network = Network([Affine(3, 4, "he"), activation, Affine(4, 2, "he")])
     x = rng.standard_normal((4, 3))
     if where == "x":
         x[1, 2] = value
@@ -174,10 +176,10 @@ def test_infinity_and_nan_show(backend, rng, where, value):
     t = rng.integers(0, 2, 4)
     fast = network.numerical_gradient(x, t, method="incremental")
     naive = network.numerical_gradient(x, t, method="naive")
+    assert any(np.isnan(backend.to_numpy(gradient)).any() for gradient in naive.values())
     for name in naive:
         found, expected = backend.to_numpy(fast[name]), backend.to_numpy(naive[name])
         lost = np.isnan(expected) & ~np.isnan(found)
-        # An input that is exactly 0 is not evaluated; here there is none.
         assert not lost.any(), (name, lost)
 
 
@@ -357,25 +359,20 @@ def test_unknown_method(rng):
         network.numerical_gradient(np.ones((1, 2)), [0], method="magic")
 
 
-@pytest.mark.parametrize(
-    ("name", "low", "high"), [("_exp2", -1000.0, 1000.0), ("_exp_to_500", -700.0, 500.0)]
-)
-def test_numbas_exponentials_over_their_whole_range(name, low, high):
+def test_numbas_power_of_two_over_its_whole_range():
     numba = pytest.importorskip("numba")
-    from xnet_numba import elementary
-
-    function = getattr(elementary, name)
+    from xnet_numba.elementary import _exp2
 
     @numba.njit
-    def exps(x, out):
+    def powers(x, out):
         for k in range(x.size):
-            out[k] = function(x[k])
+            out[k] = _exp2(x[k])
 
     tiny = np.geomspace(1e-300, 1.0, 5000)
-    x = np.concatenate([np.linspace(low, high, 100_001), tiny, -tiny, [0.0]])
+    x = np.concatenate([np.linspace(-1000.0, 1000.0, 100_001), tiny, -tiny, [0.0]])
     out = np.empty_like(x)
-    exps(x, out)
-    expected = (np.exp2 if name == "_exp2" else np.exp)(x.astype(np.longdouble))
+    powers(x, out)
+    expected = np.exp2(x.astype(np.longdouble))
     units = np.abs(out - expected) / np.spacing(expected.astype(np.float64))
     assert units.max() <= 1.25
     assert out[-1] == 1.0

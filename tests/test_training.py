@@ -485,6 +485,7 @@ def test_ctrl_c_between_steps(backend, data):
     assert recorder.told[-1] == ("stop",)
 
 
+@pytest.mark.usefixtures("uncollected")
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timer that sends a signal here")
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_ctrl_c_at_any_moment_leaves_whole_steps(backend, optimizer, data):
@@ -517,6 +518,7 @@ def test_ctrl_c_at_any_moment_leaves_whole_steps(backend, optimizer, data):
             whole = [bits(trained(n, progress=False)[0]) for n in (steps, steps + 1)]
             assert bits(network) in whole
     finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
 
 

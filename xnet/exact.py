@@ -501,13 +501,3 @@ def elementary(xp: Namespace, name: str, a: Array) -> Array:
     """
     x = xp.astype(a, xp.float64)
     return xp.astype(ELEMENTARY[name](_Float64(xp), x), _native(xp, a))
-
-
-def exp(xp: Namespace, a: Array) -> Array:
-    """e to the power of each element; see `elementary`."""
-    return elementary(xp, "exp", a)
-
-
-def log(xp: Namespace, a: Array) -> Array:
-    """Natural logarithm of each element, -inf of 0, NaN of less; see `elementary`."""
-    return elementary(xp, "log", a)

@@ -423,7 +423,11 @@ def incremental_gradient(
     inputs = [x]
     for step in steps:
         inputs.append(perturbation.through(backend, [step], inputs[-1]))
-    targets = loss.targets(backend.maths, batch_and_targets(inputs[-1], t)[2])
+    xp, targets = backend.xp, loss.targets(backend.maths, batch_and_targets(inputs[-1], t)[2])
+    if not bool(xp.all(xp.isfinite(backend.row_losses(loss, inputs[-1], targets)))):
+        # Their mean is no number, whatever is perturbed.
+        asked = [v for step, yes in zip(steps, wanted, strict=True) if yes for v in step[1]]
+        return [xp.full_like(v, float("nan")) for v in asked]
     found: list[Array] = []
     for k, (operation, parameters) in enumerate(steps):
         if not wanted[k]:

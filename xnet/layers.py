@@ -212,19 +212,17 @@ class Layer:
         if operation is None:
             return
 
-        def shape(sizes: tuple[str, ...]) -> tuple[int, ...]:
-            return tuple(getattr(operation, size) for size in sizes)
-
         for name, sizes in operation.parameters.items():
             if self.params[name] is None:
                 mean, std = operation.initial(name)
-                values: Any = backend.xp.full(shape(sizes), mean, dtype=backend.xp.float64)
+                shape = operation.shape(sizes)
+                values: Any = backend.xp.full(shape, mean, dtype=backend.xp.float64)
                 if std:
-                    values = mean + std * rng.standard_normal(shape(sizes))
+                    values = mean + std * rng.standard_normal(shape)
                 self.params[name] = backend.asarray(values, dtype)
         for name, (sizes, value) in operation.state.items():
             if name not in self.state:
-                full = backend.xp.full(shape(sizes), value, dtype=backend.xp.float64)
+                full = backend.xp.full(operation.shape(sizes), value, dtype=backend.xp.float64)
                 self.state[name] = backend.asarray(full, dtype)
 
     def hold(self, params: dict[str, Array], state: dict[str, Array]) -> None:

@@ -3,6 +3,7 @@
 from typing import Any
 
 from xnet.backend import Array, Backend, backend_of, dtype_name, float_dtype
+from xnet.operations import IdentityWithLoss
 
 LOG_OFFSET = 1e-7
 """The delta inside the logarithm of the notes' cross-entropy error, for log of 0 (§4.2.2)."""
@@ -30,8 +31,7 @@ def mean_squared_error(y: Array, t: Array) -> Array:
     """
     backend, y, t = batch_and_targets(y, t)
     with backend.running():
-        difference = y - t
-        return backend.sum(difference * difference) * (0.5 / y.shape[0])
+        return backend.sum(backend.row_losses(IdentityWithLoss(), y, t)) / y.shape[0]
 
 
 def cross_entropy_error(y: Array, t: Array) -> Array:

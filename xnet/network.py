@@ -367,8 +367,8 @@ class Network:
         with self.backend.running():
             return self.backend.asarray(values, dtype)
 
-    def _batch(self, x: Any, t: Any) -> tuple[Array, Array, bool]:
-        """A batch (N, ...) and its labels here, and whether they were one sample."""
+    def _batch(self, x: Any, t: Any) -> tuple[Array, Array]:
+        """A batch (N, ...) and its labels here, of one sample too."""
         plan, owns = self._plan, self.backend.owns
         if not (plan and owns(x) and x.ndim and x.dtype == plan.dtype):
             x = self.host_to_backend(x, "x", self.dtype)
@@ -376,7 +376,7 @@ class Network:
             t = self.host_to_backend(t, "t")
         if x.ndim and x.shape[0] == 0:
             raise ValueError(f"x has shape {tuple(x.shape)}: the batch is empty")
-        return (x[None, ...], t[None, ...], True) if x.ndim == 1 else (x, t, False)
+        return (x[None, ...], t[None, ...]) if x.ndim == 1 else (x, t)
 
     def _planned(self) -> Plan:
         """The layers as the backend takes them; made anew when a layer or parameter is replaced."""
@@ -466,7 +466,7 @@ class Network:
             An array on another device.
         """
         with self._running():
-            x, t, _ = self._batch(x, t)
+            x, t = self._batch(x, t)
             return float(self._loss_layer.forward(self._through(self._planned(), x, None), t))
 
     def accuracy(self, x: Any, t: Any) -> float:
@@ -475,7 +475,7 @@ class Network:
         Parameters and errors as in `loss`.
         """
         with self._running():
-            x, t, _ = self._batch(x, t)
+            x, t = self._batch(x, t)
             backend, y, targets = batch_and_targets(self._evaluate(x, predicts=True), t)
             xp = backend.xp
             right = xp.argmax(y, axis=1) == xp.argmax(targets, axis=1)
@@ -498,7 +498,7 @@ class Network:
     def loss_and_gradient(self, x: Any, t: Any) -> tuple[float, dict[str, Array]]:
         """The loss in training, and its `gradient`, from the same forward pass."""
         with self._running():
-            x, t, _ = self._batch(x, t)
+            x, t = self._batch(x, t)
             self._begin()
             plan = self._planned()
             end, segments = plan.end, plan.segments
@@ -562,7 +562,7 @@ class Network:
         run = plan.whole if all_train and not optimizer.opaque else None
         if run is not None and plan.loss is not None and plan.end is not None:
             with self._running():
-                rows, labels, _ = self._batch(x, t)
+                rows, labels = self._batch(x, t)
                 if rows.ndim != 2 or rows.shape[1] != plan.inputs or rows.dtype != plan.dtype:
                     rows = plan.end.rows(rows)
                 targets = self._targets(plan, rows, labels)
@@ -616,7 +616,7 @@ class Network:
         Parameters and errors as in `loss`.
         """
         with self._running():
-            x, t, _ = self._batch(x, t)
+            x, t = self._batch(x, t)
             return self._training_loss(x, t) if self._trains() else self.loss(x, t)
 
     def _trains(self) -> bool:
@@ -684,7 +684,7 @@ class Network:
                 stacklevel=2,
             )
         with self._running():
-            x, t, _ = self._batch(x, t)
+            x, t = self._batch(x, t)
             if method == "naive" or obstacle is not None:
                 loss = self._training_loss if self._trains() else self.loss
                 with self.held():

@@ -131,6 +131,15 @@ class Operation:
         units: int | None = getattr(self, "units", None)
         return units, units
 
+    def shape(self, sizes: tuple[str, ...]) -> tuple[int, ...]:
+        """What a shape of `parameters` or `state` is, of which settings hold the sizes."""
+        return tuple(getattr(self, size) for size in sizes)
+
+    @classmethod
+    def is_plain(cls) -> bool:
+        """Whether it treats each row on its own, keeps nothing and draws nothing."""
+        return not (cls.mixes or cls.random or cls.state)
+
     def settings(self) -> dict[str, Any]:
         """Arguments that make an operation like this one."""
         fields = dataclasses.fields(self)  # pyright: ignore[reportArgumentType]
@@ -430,6 +439,11 @@ def log_softmax(m: Maths, x: Value) -> Value:
     return s - m.log(m.sum(m.exp(s)))
 
 
+def log_softmax_slope(m: Maths, x: Value, t: Value) -> Value:
+    """The gradient of -sum(t log_softmax(x)) by the scores x of a row."""
+    return softmax(m, x) * m.sum(t) - t
+
+
 class Softmax(Rows):
     """Softmax of each row (§3.5.3)."""
 
@@ -513,7 +527,7 @@ class SoftmaxWithLoss(Loss):
         return -m.sum(m.where(t == 0, 0, t * log_softmax(m, x)))
 
     def backward(self, m: Maths, x: Value, t: Value) -> Value:
-        return softmax(m, x) * m.sum(t) - t
+        return log_softmax_slope(m, x, t)
 
     def __repr__(self) -> str:
         changed = {k: v for k, v in self.settings().items() if v}
@@ -603,7 +617,7 @@ class KullbackLeibler(Loss):
         return m.sum(m.where(t == 0, 0, t * (log_t - log_softmax(m, x))))
 
     def backward(self, m: Maths, x: Value, t: Value) -> Value:
-        return softmax(m, x) * m.sum(t) - t
+        return log_softmax_slope(m, x, t)
 
 
 class Focal(Loss):

@@ -271,10 +271,14 @@ class Adam(Optimizer):
     slots = 2
     fractions = ("beta1", "beta2")
 
-    def step(self, m: Maths, n: Any, W: Value, g: Value, p: Value, q: Value) -> Any:
+    def moments(self, m: Maths, n: Any, g: Value, p: Value, q: Value) -> Any:
+        """The new p and q, and what corrects each of their bias."""
         p = self.beta1 * p + (1 - self.beta1) * g
         q = self.beta2 * q + (1 - self.beta2) * (g * g)
-        c1, c2 = 1 - m.power(self.beta1, n), 1 - m.power(self.beta2, n)
+        return p, q, 1 - m.power(self.beta1, n), 1 - m.power(self.beta2, n)
+
+    def step(self, m: Maths, n: Any, W: Value, g: Value, p: Value, q: Value) -> Any:
+        p, q, c1, c2 = self.moments(m, n, g, p, q)
         if self.epsilon_hat:
             return W - (self.lr * m.sqrt(c2) / c1) * p / (m.sqrt(q) + self.eps), p, q
         return W - (self.lr / c1) * p / (m.sqrt((1 / c2) * q) + self.eps), p, q
@@ -292,9 +296,7 @@ class Nadam(Adam):
     """Adam with Nesterov's momentum (Dozat 2016, algorithm 2), beta1 the same at every step."""
 
     def step(self, m: Maths, n: Any, W: Value, g: Value, p: Value, q: Value) -> Any:
-        p = self.beta1 * p + (1 - self.beta1) * g
-        q = self.beta2 * q + (1 - self.beta2) * (g * g)
-        c1, c2 = 1 - m.power(self.beta1, n), 1 - m.power(self.beta2, n)
+        p, q, c1, c2 = self.moments(m, n, g, p, q)
         next_c1 = 1 - self.beta1 * m.power(self.beta1, n)
         ahead = (self.beta1 / next_c1) * p + ((1 - self.beta1) / c1) * g
         return W - self.lr * ahead / (m.sqrt(q / c2) + self.eps), p, q

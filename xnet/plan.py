@@ -78,7 +78,7 @@ def is_plain(layer: Layer) -> bool:
     operation = layer.operation
     if layer.opaque or operation is None or any(W is None for W in layer.params.values()):
         return False
-    return not (operation.mixes or operation.random or operation.state)
+    return operation.is_plain()
 
 
 class Plan:

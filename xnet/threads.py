@@ -23,11 +23,6 @@ def num_threads() -> int:
     return processors() if _chosen is None else _chosen
 
 
-def chosen() -> bool:
-    """Whether a number was set."""
-    return _chosen is not None
-
-
 def set_num_threads(count: int) -> int:
     """Let `count` threads compute, in Numba's kernels and in BLAS alike.
 

@@ -15,15 +15,15 @@ import tempfile
 from collections.abc import Generator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from types import NoneType, SimpleNamespace, UnionType
+from types import NoneType, UnionType
 from typing import Any, BinaryIO, Union, cast, get_args, get_origin, get_type_hints
 
 import numpy as np
 
 from xnet.backend import Backend, dtype_name, float_dtype, resolve
 from xnet.errors import WeightsError
-from xnet.layers import Layer, LossLayer
-from xnet.network import Network, Parameters
+from xnet.layers import Layer, LossLayer, numbered
+from xnet.network import Network
 from xnet.operations import ENTRY_POINT_GROUP, OPERATIONS, Loss, Operation, registered
 
 METADATA_KEY = "xnet"
@@ -302,13 +302,12 @@ def _layers(operations: Sequence[Operation], arrays: Mapping[str, Any]) -> list[
     layers = [Layer.of(operation) for operation in operations]
     for layer, operation in zip(layers, operations, strict=True):
         layer.state.update(dict.fromkeys(operation.state))
-    holder = cast(Any, SimpleNamespace(layers=layers))
     for kind, prefix in {"params": "", "state": STATE}.items():
         places = ((layer, key) for layer in layers for key in getattr(layer, kind))
-        for number, (layer, key) in zip(Parameters(holder, kind), places, strict=True):
+        for number, (layer, key) in zip(numbered(layers, kind), places, strict=True):
             name, operation = f"{prefix}{number}", cast(Operation, layer.operation)
             sizes = operation.parameters[key] if kind == "params" else operation.state[key][0]
-            shape = tuple(getattr(operation, size) for size in sizes)
+            shape = operation.shape(sizes)
             array = arrays[name]
             if array.shape != shape:
                 raise WeightsError(f"{name} has shape {array.shape}, {layer} expects {shape}")

@@ -6,7 +6,6 @@ hand (`products`, `passes`).
 """
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from functools import cached_property
 from importlib import import_module
 from importlib.util import find_spec
@@ -14,14 +13,13 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
-from xnet_numpy import Silence
+from xnet_numpy import OnHost
 from xnet_numpy.runs import affine, affine_gradients, product
 
-from xnet.backend import Array, Backend, Gradients, Run
+from xnet.backend import Array, Gradients, Run
 from xnet.formulas import Arrays
 from xnet.operations import Loss, Operation
 
-ARRAYS = (np.ndarray, np.generic)
 LITTLE = 12_000
 """Multiplications below which NumPy's own product is there before a compiled one is called. Its
 product with one row is as fast as ours, too."""
@@ -32,11 +30,10 @@ FEW_ROWS = 4
 REQUIRED = ("numba", "threadpoolctl")
 
 
-class NumbaBackend(Backend):
+class NumbaBackend(OnHost):
     """NumPy arrays on the host, loops compiled by Numba."""
 
     name = "numba"
-    xp: Any = np
 
     @classmethod
     def why_unusable(cls) -> str | None:
@@ -60,42 +57,22 @@ class NumbaBackend(Backend):
         """The loops of operations."""
         return import_module("xnet_numba.kernels").Loops("exact" if self.reproducible else "fast")
 
-    def owns(self, array: object) -> bool:
-        """Whether `array` is a NumPy array or scalar."""
-        return isinstance(array, ARRAYS)
-
-    def writable(self, array: Array) -> bool:
-        return array.flags.writeable
-
     def threads(self) -> int:
         """How many threads its kernels use."""
         return int(import_module("xnet_numba.compiling").thread_count())
 
-    def running(self) -> AbstractContextManager[object]:
-        """Block without NumPy's warnings of overflow, of division by 0 and of NaN."""
-        return Silence()
-
     # In fast mode NumPy's own are the fast ones.
 
     def matmul(self, a: Array, b: Array) -> Array:
-        return self.kernels.matmul(_packed(a), _packed(b)) if self.reproducible else product(a, b)
+        return self.kernels.matmul(packed(a), packed(b)) if self.reproducible else product(a, b)
 
     def sum(self, a: Array, axis: int | None = None, keepdims: bool = False) -> Array:
         if self.reproducible:
-            return self.kernels.sum(_packed(a), axis, keepdims)
+            return self.kernels.sum(packed(a), axis, keepdims)
         return np.add.reduce(a, axis=axis, keepdims=keepdims)
 
-    def exp(self, a: Array) -> Array:
-        return self.kernels.exp(_packed(a)) if self.reproducible else np.exp(a)
-
-    def expm1(self, a: Array) -> Array:
-        return self.kernels.expm1(_packed(a)) if self.reproducible else np.expm1(a)
-
-    def log(self, a: Array) -> Array:
-        return self.kernels.log(_packed(a)) if self.reproducible else np.log(a)
-
-    def log1p(self, a: Array) -> Array:
-        return self.kernels.log1p(_packed(a)) if self.reproducible else np.log1p(a)
+    def _elementary(self, name: str, a: Array) -> Array:
+        return self.kernels.elementary(name, a) if self.reproducible else getattr(np, name)(a)
 
     def run(
         self, operation: Operation, x: Array, *parameters: Array, m: Arrays | None = None
@@ -104,7 +81,7 @@ class NumbaBackend(Backend):
             W, b = parameters
             if not self.reproducible and (len(x) == 1 or x.size * b.size < LITTLE):
                 return affine(x, W, b)
-            return self.kernels.affine(_packed(x), _packed(W), _packed(b))
+            return self.kernels.affine(packed(x), packed(W), packed(b))
         if operation.fuses == "pointwise" and not parameters:
             return self.loops.forward(operation, x)
         if operation.fuses == "rows" and not parameters:
@@ -125,7 +102,7 @@ class NumbaBackend(Backend):
             few = len(x) < FEW_ROWS or x.size * W.shape[1] < LITTLE
             if few and not self.reproducible:
                 return product(dout, W.T), *affine_gradients(dout, x)
-            return self.kernels.affine_backward(_packed(dout), _packed(x), _packed(W))
+            return self.kernels.affine_backward(packed(dout), packed(x), packed(W))
         if operation.fuses == "pointwise" and not parameters:
             return (self.loops.backward(operation, dout, x, y),)
         if operation.fuses == "rows" and not parameters:
@@ -145,7 +122,7 @@ class NumbaBackend(Backend):
             return super().parameter_gradients(operation, dout, x, y, *parameters, m=m)
         if not self.reproducible and x.size * dout.shape[1] < LITTLE:
             return affine_gradients(dout, x)
-        return self.kernels.affine_gradients(_packed(dout), _packed(x))
+        return self.kernels.affine_gradients(packed(dout), packed(x))
 
     def predicted(self, loss: Loss, x: Array) -> Array:
         return self.loops.predicted(loss, x)
@@ -184,13 +161,13 @@ class NumbaBackend(Backend):
         if prepared is None:
             prepared = self._prepared(run)
         if prepared and not self.reproducible:
-            return prepared.forward(x if x.flags.c_contiguous else _packed(x), loss)
+            return prepared.forward(x if x.flags.c_contiguous else packed(x), loss)
         return super().forward(run, x, loss)
 
     def forward_keeping(self, run: Run, x: Array) -> tuple[Array, Any]:
         prepared = self._prepared(run)
         if prepared and not self.reproducible:
-            return prepared.forward_keeping(_packed(x))
+            return prepared.forward_keeping(packed(x))
         return super().forward_keeping(run, x)
 
     def backward(
@@ -198,7 +175,7 @@ class NumbaBackend(Backend):
     ) -> tuple[Array | None, Gradients]:
         prepared = self._prepared(run)
         if prepared and not self.reproducible:
-            return prepared.backward(kept, _packed(dout), first)
+            return prepared.backward(kept, packed(dout), first)
         return super().backward(run, kept, dout, first)
 
     def loss_and_gradients(
@@ -206,7 +183,7 @@ class NumbaBackend(Backend):
     ) -> tuple[Array, Array | None, Gradients]:
         prepared = self._prepared(run)
         if prepared:
-            found = prepared.loss_and_gradients(_packed(x), _packed(t), loss, first)
+            found = prepared.loss_and_gradients(packed(x), packed(t), loss, first)
             if found[0] is not None:
                 return found
         return super().loss_and_gradients(run, x, t, loss, first)
@@ -216,7 +193,7 @@ class NumbaBackend(Backend):
     ) -> Array | None:
         prepared = self._prepared(run)
         if prepared:
-            return prepared.train_step(_packed(x), _packed(t), loss, update, names, self)
+            return prepared.train_step(packed(x), packed(t), loss, update, names, self)
         return super().train_step(run, x, t, loss, update, names)
 
     def _prepared(self, run: Run) -> Any:
@@ -248,7 +225,7 @@ class NumbaBackend(Backend):
         return import_module("xnet_numba.differences").compiled_values(f, x, up, down, span)
 
 
-def _packed(array: Array) -> Array:
+def packed(array: Array) -> Array:
     """`array` in C order and the machine's own byte order: no copy where it is so already."""
     if array.flags.c_contiguous and array.dtype.isnative:
         return array

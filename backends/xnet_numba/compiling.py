@@ -106,6 +106,12 @@ def routine(function, *arguments, options=None, cache=True):
     return _routines[-1].address
 
 
+def address(array):
+    """Where an array's numbers are."""
+    # Not by __array_interface__: describing a record, NumPy swallows what is raised, Ctrl-C too.
+    return array.ctypes.data
+
+
 _routines = []  # what is compiled lives as long as these do
 
 

@@ -9,7 +9,7 @@ import numbers
 import os
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from functools import lru_cache
 
 import numba
@@ -20,6 +20,9 @@ from xnet_numba.compiling import thread_count
 
 WORTH_THREADS = 1e-3
 """Seconds of work from which starting threads pays."""
+
+HEARS_AFTER = 0.1
+"""Seconds after which a Ctrl-C is heard at the latest: Python misses one just before a wait."""
 
 PIECES_PER_THREAD = 4
 """f may take longer for some elements than for others."""
@@ -93,8 +96,11 @@ def _differences(f, x, up, down, span, above, below, threads, own_threads=0):
         return
     with ThreadPoolExecutor(threads) as pool:
         try:
-            for _ in pool.map(run, range(pieces)):
-                pass
+            left = {pool.submit(run, piece) for piece in range(pieces)}
+            while left:
+                done, left = wait(left, HEARS_AFTER, FIRST_COMPLETED)
+                for piece in done:
+                    piece.result()
         finally:
             stop[0] = True  # whatever was raised here, the other threads need not finish
 

@@ -2,9 +2,9 @@
 """exp, expm1, log and log1p for compiled loops: no branch, no call, so that LLVM vectorises them.
 
 `exp`, `expm1`, `log` and `log1p` serve every number of both precisions, in fast mode. `exp` has a
-polynomial for each precision; the others are the formulas of `xnet.exact`, in float64. `_exp2` and
-`_exp_to_500` serve, in float64, the ranges that the numerical gradient's loss has, and each says
-which. `exactly` has those of reproducible mode.
+polynomial for each precision; the others are the formulas of `xnet.exact`, in float64. `_exp2`
+serves, in float64, the range that the numerical gradient's loss has. `exactly` has those of
+reproducible mode.
 """
 
 import math
@@ -23,12 +23,10 @@ from xnet_numba.intrinsics import bits_to_float, float_to_bits
 SHIFTER = 1.5 * 2.0**52
 """A float64 of that size has the spacing 1: adding it rounds to an integer, in the last bits."""
 SHIFTER_BITS = np.int64(np.array(SHIFTER).view(np.int64))
-LN2_HIGH = math.floor(math.log(2) * 2.0**32) / 2.0**32
-LN2_LOW = (math.log(2) - LN2_HIGH) + 2.3190468138462996e-17
 
 
-def economised(degree, unit):
-    """Coefficients, the highest first, of a polynomial in r for 2^(r / unit), |r| <= unit / 2.
+def economised(degree):
+    """Coefficients, the highest first, of a polynomial in r for 2^r, |r| <= 1/2.
 
     Taylor's polynomial with 12 terms more, in exact fractions; each term too many is then taken
     off as a multiple of its Chebyshev polynomial, which spreads the error evenly over the range
@@ -39,7 +37,7 @@ def economised(degree, unit):
         context.prec = 60
         half = Fraction(Decimal(2).ln()) / 2
     chebyshev = [[Fraction(1)], [Fraction(0), Fraction(1)]]
-    p = [Fraction(1)]  # in s = 2 r / unit, which goes from -1 to 1
+    p = [Fraction(1)]  # in s = 2 r, which goes from -1 to 1
     for k in range(1, degree + 13):
         p.append(p[-1] * half / k)
         twice = [Fraction(0), *(2 * c for c in chebyshev[k])]
@@ -47,7 +45,7 @@ def economised(degree, unit):
     while len(p) > degree + 1:
         term = chebyshev[len(p) - 1]
         p = [a - p[-1] / term[-1] * b for a, b in zip(p[:-1], term[:-1], strict=True)]
-    return tuple(float(c * (2 / Fraction(unit)) ** k) for k, c in enumerate(p))[::-1]
+    return tuple(float(c * 2**k) for k, c in enumerate(p))[::-1]
 
 
 def _exp2(y):
@@ -57,7 +55,7 @@ def _exp2(y):
 @overload(_exp2, fastmath={"contract"})
 def _exp2_overload(y):
     """2^y for |y| <= 1000: y = n + r, |r| <= 1/2, and n is added to the exponent of 2^r."""
-    first, *rest = economised(11, 1)
+    first, *rest = economised(11)
     coefficients = tuple(rest)
 
     def exp2(y):
@@ -69,33 +67,6 @@ def _exp2_overload(y):
         return bits_to_float(float_to_bits(p) + (float_to_bits(shifted) << np.int64(52)))
 
     return exp2
-
-
-def _exp_to_500(x):
-    raise NotImplementedError  # compiled code only: see the overload
-
-
-@overload(_exp_to_500, fastmath={"contract"})
-def _exp_to_500_overload(x):
-    """exp of a float64 of at most 500; below -707 it stays at exp(-707), below 1e-307.
-
-    Such a number is added to a sum of at least 1 or to 1e-7, where it leaves no trace.
-    """
-    log2e = 1 / math.log(2)
-    first, *rest = economised(11, math.log(2))
-    coefficients = tuple(rest)
-
-    def exp(x):
-        x = -707.0 if x < -707.0 else x
-        shifted = x * log2e + SHIFTER
-        n = shifted - SHIFTER
-        r = (x - n * LN2_HIGH) - n * LN2_LOW
-        p = first
-        for c in numba.literal_unroll(coefficients):
-            p = p * r + c
-        return bits_to_float(float_to_bits(p) + (float_to_bits(shifted) << np.int64(52)))
-
-    return exp
 
 
 def _exp_implementation(float_type, int_type, mantissa_bits, bias, low, high, degree):

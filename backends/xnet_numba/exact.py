@@ -32,10 +32,7 @@ __all__ = [
     "affine",
     "affine_backward",
     "affine_gradients",
-    "exp",
-    "expm1",
-    "log",
-    "log1p",
+    "elementary",
     "matmul",
     "sum",
 ]
@@ -384,21 +381,6 @@ def sum(a, axis=None, keepdims=False):
 _loops = Loops(EXACT)
 
 
-def exp(a):
-    """`exact.exp`."""
-    return _loops.forward(Elementary("exp"), a)
-
-
-def expm1(a):
-    """`exact.elementary` of that name."""
-    return _loops.forward(Elementary("expm1"), a)
-
-
-def log(a):
-    """`exact.log`."""
-    return _loops.forward(Elementary("log"), a)
-
-
-def log1p(a):
-    """`exact.elementary` of that name."""
-    return _loops.forward(Elementary("log1p"), a)
+def elementary(name, a):
+    """`exact.elementary`."""
+    return _loops.forward(Elementary(name), a)

@@ -12,7 +12,7 @@ import numpy as np
 from numba import types  # pyright: ignore[reportPrivateImportUsage]
 
 from xnet_numba import generated, passes, products
-from xnet_numba.compiling import routine
+from xnet_numba.compiling import address, routine
 from xnet_numba.generated import FAST
 from xnet_numba.passes import HEAD, LAYER, MOST_SLOTS, TRAINING
 from xnet_numba.pool import pool
@@ -84,7 +84,7 @@ class Prepared:
         self.table = np.zeros(len(self.layers), LAYER)
         self.between = self.kept_before = 0
         for row, (W, b, activation) in zip(self.table, self.layers, strict=True):
-            row["weights"], row["bias"] = _address(W), _address(b)
+            row["weights"], row["bias"] = address(W), address(b)
             row["inputs"], row["outputs"] = W.shape
             row["place"], row["before"] = self.between, -1
             self.between += W.shape[1]
@@ -105,7 +105,7 @@ class Prepared:
         row["forth"], row["back"] = forth.address, back.address
         for name, loop in (("forth_numbers", forth), ("back_numbers", back)):
             self.held.append(loop.numbers(activation, self.dtype))
-            row[name] = _address(self.held[-1])
+            row[name] = address(self.held[-1])
         if back.formula.uses("x"):
             row["before"] = self.kept_before
             self.kept_before += row["outputs"]
@@ -114,14 +114,14 @@ class Prepared:
         """The address of the head for the scores, or for what a loss predicts of them."""
         head = np.zeros(1, HEAD)
         head["work"] = _pieces(passes._forward_work, self.dtype)
-        head["routines"], head["table"] = _routines(self.dtype), _address(self.table)
+        head["routines"], head["table"] = _routines(self.dtype), address(self.table)
         head["layers"], head["widest"] = len(self.layers), self.widest
         loop = None if loss is None else generated.predicted(loss, self.dtype, self.mode)
         if loop is not None:
             self.held.append(loop.numbers(loss, self.dtype))
-            head["predict"], head["predict_numbers"] = loop.address, _address(self.held[-1])
+            head["predict"], head["predict_numbers"] = loop.address, address(self.held[-1])
         self.held += [head, loss]
-        return self.heads.setdefault(loss, _address(head))
+        return self.heads.setdefault(loss, address(head))
 
     def forward(self, x, loss):
         """The scores of x (N, D), or what a loss predicts of them."""
@@ -153,7 +153,7 @@ class Prepared:
         room, x = kept
         dx = None if first else np.empty_like(x)
         room.descends = False
-        room.tell(forth=0, loss=0, dout=_address(dout), dx=0 if first else _address(dx))
+        room.tell(forth=0, loss=0, dout=address(dout), dx=0 if first else address(dx))
         found = np.empty(self.numbers, self.dtype)
         self._run(room, x, dout, found)
         return dx, self._parted(found)
@@ -181,7 +181,7 @@ class Prepared:
         step = generated.step(update, self.dtype, self.mode)
         if room.step is not step:
             room.step, room.step_numbers = None, step.numbers(update, self.dtype, n)
-            room.tell(step_numbers=_address(room.step_numbers), slots=update.slots)
+            room.tell(step_numbers=address(room.step_numbers), slots=update.slots)
             room.step = step  # last: Ctrl-C may come between
         if self.found is None:
             self.found = np.empty(self.numbers, self.dtype)
@@ -217,8 +217,8 @@ class Prepared:
                 if not (array.flags.c_contiguous and array.flags.writeable):
                     kept[k] = np.array(array, order="C")
             arrays += kept
-        table = np.array([_address(array) for array in arrays], np.int64)
-        self.memory = arrays, table, _address(table)
+        table = np.array([address(array) for array in arrays], np.int64)
+        self.memory = arrays, table, address(table)
         return self.memory[2]
 
     def _descend(self, room, x, t, loss, dx, found):
@@ -226,11 +226,11 @@ class Prepared:
             loop = generated.loss_and_delta(loss, self.dtype, self.mode)
             room.loss, room.descends = None, False
             room.loss_numbers = loop.numbers(loss, self.dtype, 1 / len(x))
-            room.tell(loss_numbers=_address(room.loss_numbers))
+            room.tell(loss_numbers=address(room.loss_numbers))
             room.loss, room.loss_address = loss, loop.address
         if dx is not None or not room.descends:
             room.descends = False
-            at_dx = 0 if dx is None else _address(dx)
+            at_dx = 0 if dx is None else address(dx)
             room.tell(forth=1, loss=room.loss_address, dout=0, dx=at_dx)
             room.descends = dx is None
         self._run(room, x, t, found)
@@ -281,13 +281,13 @@ class _Room:
         self.loss_address = 0
         self.descends = False  # whether the job says so: there, back by the loss, and down
         self.fields = np.zeros(len(TRAINING.names), np.int64)
-        self.at_job = _address(self.fields)
+        self.at_job = address(self.fields)
         there_and_back, weights = run.works
         self.tell(there_and_back=there_and_back, weights=weights)
-        self.tell(routines=_routines(run.dtype, True), table=_address(run.table))
+        self.tell(routines=_routines(run.dtype, True), table=address(run.table))
         self.tell(layers=len(run.layers), n=n, k=run.inputs, m=run.outputs)
         for name in ("outputs", "deltas", "before", "losses", "transposed", "words", "zeros"):
-            self.tell(**{name: _address(getattr(self, name))})
+            self.tell(**{name: address(getattr(self, name))})
 
     def tell(self, **fields):
         """Set fields of the job by their names."""
@@ -357,7 +357,7 @@ def _pieces(make, dtype):
 
 @cache
 def _routines(dtype, gradient=False):
-    return _address(products.routines(dtype, gradient))
+    return address(products.routines(dtype, gradient))
 
 
 @cache
@@ -367,12 +367,7 @@ def _head_of(dtype, gradient=False):
     head["work"] = _pieces(passes._forward_work, dtype)
     head["routines"] = _routines(dtype, gradient)
     _heads.append(head)
-    return _address(head)
+    return address(head)
 
 
 _heads = []
-
-
-def _address(array):
-    # Not by __array_interface__: describing a record, NumPy swallows what is raised, Ctrl-C too.
-    return array.ctypes.data

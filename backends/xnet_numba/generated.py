@@ -62,7 +62,7 @@ from xnet_numba.intrinsics import pointer_to
 
 FUNCTIONS = {
     FAST: "from xnet_numba.elementary import exp, expm1, log, log1p\n",
-    EXACT: "from xnet_numba.exactly import exp, expm1, log, log1p, row_sum, sum_slices\n",
+    EXACT: "from xnet_numba.exactly import exp, expm1, log, log1p, row_sum\n",
 }
 
 
@@ -388,10 +388,8 @@ class _Rows:
         if node.operator == "sum":
             inner.append(f"{total} += {value}")
         else:  # NaN where the row holds one, as NumPy's
-            inner.append(f"{total} = {total} if {value} <= {total} else {value}")
-            inner[-1] = (
-                f"{total} = {total} if ({value} <= {total}) | ({total} != {total}) else {value}"
-            )
+            kept = f"({value} <= {total}) | ({total} != {total})"
+            inner.append(f"{total} = {total} if {kept} else {value}")
         self.written += self._nest(inner, begin, end)
         self.of_row[id(node)] = name
 

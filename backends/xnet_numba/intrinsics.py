@@ -179,21 +179,6 @@ def float_to_bits(typingctx, value):
     return result(value), codegen
 
 
-@intrinsic
-def int64s(typingctx, address, count):
-    """So many int64 from an address on, as a tuple; `count` is a literal."""
-    length = getattr(count, "literal_value", None)
-    if length is None:
-        return None
-
-    def codegen(context, builder, signature, args):
-        first = _pointer(builder, args[0])
-        values = [builder.load(builder.gep(first, [_I64(k)])) for k in range(length)]
-        return context.make_tuple(builder, signature.return_type, values)
-
-    return types.UniTuple(types.int64, length)(types.int64, count), codegen
-
-
 @njit(inline="always")
 def int64s_at(address, count):
     """The int64 at an address as an array (count,)."""

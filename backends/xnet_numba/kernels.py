@@ -7,8 +7,8 @@ Each loop works in the place of its first array, so that is a copy here.
 import numpy as np
 from numba import carray, types  # pyright: ignore[reportPrivateImportUsage]
 
-from xnet_numba import generated
-from xnet_numba.compiling import _alone, _serial, _strict, routine
+from xnet_numba import generated, packed
+from xnet_numba.compiling import _alone, _serial, _strict, address, routine
 from xnet_numba.intrinsics import address_of, call, int64s_at, record_pointer, room_on_stack
 from xnet_numba.pool import claim, pool, run
 
@@ -19,6 +19,8 @@ PIECE = 1 << 14
 """Numbers, about, that a thread takes at a time."""
 
 MOST_ARRAYS = 6
+NUMBERS, ROWS = range(1, MOST_ARRAYS + 1), (1, 3, 4)
+"""How many arrays a loop over numbers has, or one over rows."""
 
 JOB = np.dtype(
     [
@@ -48,7 +50,7 @@ def _call(kind, loop, count, a, units, numbers):
         call(loop, (kind, a[0], a[1], a[2], a[3], units, numbers))
     elif count == 5:
         call(loop, (kind, a[0], a[1], a[2], a[3], a[4], units, numbers))
-    else:
+    elif count == 6:
         call(loop, (kind, a[0], a[1], a[2], a[3], a[4], a[5], units, numbers))
 
 
@@ -58,7 +60,7 @@ def _call_rows(kind, loop, count, a, units, width, numbers):
         call(loop, (kind, a[0], units, width, numbers))
     elif count == 3:
         call(loop, (kind, a[0], a[1], a[2], units, width, numbers))
-    else:
+    elif count == 4:
         call(loop, (kind, a[0], a[1], a[2], a[3], units, width, numbers))
 
 
@@ -100,23 +102,21 @@ _works = {}
 
 def _run(loop, numbers, arrays, units, width=-1):
     """Run a loop over units of packed arrays of one dtype; of some a unit is one number."""
+    if len(arrays) not in (NUMBERS if width < 0 else ROWS):
+        raise ValueError(f"a loop over {len(arrays)} arrays, which none is")
     if not units:
         return
     dtype = arrays[0].dtype
     work = _works.get(dtype)
     if work is None:
         work = _works[dtype] = routine(_work(dtype.type(0)), types.int64, types.int64)
-    addresses = np.array([a.__array_interface__["data"][0] for a in arrays], np.int64)
+    addresses = np.array([address(a) for a in arrays], np.int64)
     strides = np.array([a.size // units * a.itemsize for a in arrays], np.int64)
     piece = max(1, PIECE // max(1, width))
     work_size = ELEMENT_BYTES * units * max(1, width)
     pool.share(
         work_size, _shared, work, loop.address, addresses, strides, units, piece, width, numbers
     )
-
-
-def _packed(array):
-    return np.asarray(array, array.dtype.newbyteorder("="), order="C")
 
 
 def _copy(array):
@@ -155,7 +155,7 @@ class Loops:
         """Its gradient."""
         dx = _copy(dout)
         loop = generated.backward(operation, dx.dtype, self.mode)
-        _run(loop, loop.numbers(operation, dx.dtype), [dx, _packed(x), _packed(y)], dx.size)
+        _run(loop, loop.numbers(operation, dx.dtype), [dx, packed(x), packed(y)], dx.size)
         return dx
 
     def rows_forward(self, operation, x):
@@ -167,7 +167,7 @@ class Loops:
 
     def rows_backward(self, operation, dout, x, y):
         """Its gradient."""
-        arrays = [_packed(a) for a in (dout, x, y)]
+        arrays = [packed(a) for a in (dout, x, y)]
         dx = np.empty_like(arrays[0])
         loop = generated.rows_backward(operation, dx.dtype, self.mode)
         self._rows(loop, operation, [*arrays, dx], dx)
@@ -184,7 +184,7 @@ class Loops:
 
     def row_losses(self, loss, x, t):
         """The loss of each row."""
-        x, t = _packed(x), _packed(t)
+        x, t = packed(x), packed(t)
         losses = np.empty(x.shape[:-1], x.dtype)
         loop = generated.loss_rows(loss, x.dtype, self.mode)
         self._rows(loop, loss, [x, t, losses], x)
@@ -192,7 +192,7 @@ class Loops:
 
     def loss_and_delta(self, loss, x, t):
         """The loss of each row, and the gradient of their mean."""
-        x, t = _packed(x), _packed(t)
+        x, t = packed(x), packed(t)
         losses, delta = np.empty(x.shape[:-1], x.dtype), np.empty_like(x)
         loop = generated.loss_and_delta(loss, x.dtype, self.mode)
         self._rows(loop, loss, [x, t, losses, delta], x, 1 / len(x))
@@ -206,7 +206,7 @@ class Loops:
 
     def step(self, update, n, W, g, memory):
         """An optimizer's step: the new W and memory."""
-        arrays = [_copy(W), _packed(g), *map(_copy, memory)]
+        arrays = [_copy(W), packed(g), *map(_copy, memory)]
         loop = generated.step(update, arrays[0].dtype, self.mode)
         numbers = loop.numbers(update, arrays[0].dtype, n)
         _run(loop, numbers, arrays, arrays[0].size)

@@ -304,7 +304,7 @@ def _take_step(kind, job, W, g, which, offset, size):
             job.step,
             (kind, W, g, memory[at] + offset, memory[at + 1] + offset, size, job.step_numbers),
         )
-    else:
+    elif job.slots == 3:
         call(
             job.step,
             (

@@ -25,7 +25,7 @@ from xnet import perturbation
 from xnet.formulas import FormulaError
 from xnet.operations import ReLU, Sigmoid, SoftmaxWithLoss
 from xnet_numba import generated, products
-from xnet_numba.compiling import _serial, routine, thread_count
+from xnet_numba.compiling import _serial, address, routine, thread_count
 from xnet_numba.elementary import _exp2
 from xnet_numba.generated import FAST, Elementary
 from xnet_numba.intrinsics import address_of, call, lives_until_here, pointer_to, record_pointer
@@ -390,7 +390,7 @@ class _Held:
 
     def address(self, array):
         self.arrays.append(np.ascontiguousarray(array))
-        return self.arrays[-1].__array_interface__["data"][0]
+        return address(self.arrays[-1])
 
 
 def _fill(record, fields):

@@ -59,10 +59,9 @@ def _quietly(call: Callable[..., Any], *arguments: Any) -> Any:
     return call(*arguments) if _silent.get() else _SILENT.copy().run(call, *arguments)
 
 
-class NumpyBackend(Backend):
-    """NumPy on the host. Since 2.1 NumPy's own namespace is an array-API one."""
+class OnHost(Backend):
+    """NumPy arrays. Since 2.1 NumPy's own namespace is an array-API one."""
 
-    name = "numpy"
     xp: Any = np
 
     def owns(self, array: object) -> bool:
@@ -75,6 +74,12 @@ class NumpyBackend(Backend):
     def running(self) -> AbstractContextManager[object]:
         """Block without NumPy's warnings of overflow, of division by 0 and of NaN."""
         return Silence()
+
+
+class NumpyBackend(OnHost):
+    """NumPy on the host."""
+
+    name = "numpy"
 
     def matmul(self, a: Array, b: Array) -> Array:
         return super().matmul(a, b) if self.reproducible else product(a, b)

@@ -266,8 +266,7 @@ def made(operation: type[Operation], *sizes: int) -> Any:
 
 def _shapes(operation: Operation) -> list[tuple[int, ...]]:
     """Those of its parameters."""
-    sizes = operation.parameters.values()
-    return [tuple(getattr(operation, size) for size in names) for names in sizes]
+    return [operation.shape(sizes) for sizes in operation.parameters.values()]
 
 
 def _parameters(draw: Draw, operation: Operation) -> list[Host]:
@@ -283,19 +282,14 @@ def _state(operation: Operation, backend: Backend, like: Array) -> dict[str, Arr
     """What it has for state before it was trained."""
     dtype = getattr(like, "dtype", None)
     return {
-        name: backend.asarray(np.full([getattr(operation, size) for size in sizes], value), dtype)
+        name: backend.asarray(np.full(operation.shape(sizes), value), dtype)
         for name, (sizes, value) in operation.state.items()
     }
 
 
-def _is_plain(operation: Operation | type[Operation]) -> bool:
-    """Whether it treats each row on its own and keeps nothing."""
-    return not (operation.mixes or operation.random or operation.state)
-
-
 def operation_trial(operation: Operation, samples: int = N) -> Trial:
     """Forward and backward, in training and not where that differs."""
-    plain = _is_plain(operation)
+    plain = operation.is_plain()
     inputs, outputs = operation.widths[0] or D, operation.widths[1] or operation.widths[0] or D
 
     def run(backend: Backend, arrays: list[Array]) -> list[Array]:
@@ -608,7 +602,7 @@ def trials(
     others = [kind for kind in kinds if not issubclass(kind, Loss)]
     longest = range(max(len(others), len(losses)))
     stacks = [(a, b) for _, a, b in zip(longest, cycle(others), cycle(losses), strict=False)]
-    plain = [(hidden, loss) for hidden, loss in stacks if _is_plain(hidden)]
+    plain = [(hidden, loss) for hidden, loss in stacks if hidden.is_plain()]
     trained = [(kind, *stack) for kind, stack in zip(steps, cycle(stacks), strict=False)]
     return [
         *BASICS,
