@@ -595,6 +595,8 @@ def test_repr(backend):
 @pytest.mark.parametrize("reproducible", [False, True])
 def test_a_confidently_wrong_network_learns(backend, reproducible):
     """Every sample is surely taken for a 0: where log(y + 1e-7) has no slope, log softmax has."""
+    if backend.name not in ("numpy", "numba"):
+        pytest.skip(f"{backend.name}: two thousand steps take long where nothing is compiled")
     (x, t), _ = xnet.datasets.load_digits()
     x, t = x[t != 0], t[t != 0]
     net = Network([Affine(64, 10)], backend=xnet.resolve(backend, reproducible))
