@@ -112,12 +112,17 @@ def _registries():
 
 
 @pytest.fixture
-def uncollected():
-    """No garbage collection: JAX and Hypothesis watch it, and Python swallows what is raised there,
-    Ctrl-C too."""
+def ctrl_c():
+    """For tests in which one comes at any moment.
+
+    No garbage is collected: JAX and Hypothesis watch that, and what is raised there is lost.
+    What was current is so again, see `xnet.backend.Current`.
+    """
+    before = xnet.backend._current.get()
     gc.disable()
     yield
     gc.enable()
+    xnet.backend._current.set(before)
 
 
 @pytest.fixture(scope="session", autouse=True)

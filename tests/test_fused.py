@@ -542,6 +542,32 @@ def test_an_optimizer_may_remember_any_number_of_arrays(name, dtype, count, repr
     assert {len(kept) for kept in its.memory.values()} == {count}
 
 
+STEPS = {
+    "of the old memory": lambda m, n, W, g, v: (v - 0.1 * g, W),
+    "whose parts are remembered": lambda m, n, W, g, v: (W - (s := 0.1 * g), s * 2.0),
+    "that is remembered": lambda m, n, W, g, v: (new := W - 0.1 * g, new),
+    "that is read again": lambda m, n, W, g, v: (new := W - 0.1 * g, new * g),
+    "of the gradient alone": lambda m, n, W, g, v: (g, W + v),
+    "that leaves W": lambda m, n, W, g, v: (W, v - g),
+    "by cases": lambda m, n, W, g, v: (m.where(g > 0, W - 0.1, W + 0.1), v * W),
+}
+"""Steps that read what they write, or write what is read later."""
+
+
+@pytest.mark.parametrize("reproducible", [False, True])
+@pytest.mark.parametrize("step", STEPS)
+def test_all_of_a_step_is_computed_before_any_is_written(backend, dtype, step, reproducible):
+    backend = xnet.resolve(backend.name, reproducible)
+    methods = {"slots": 1, "step": lambda self, *arguments: STEPS[step](*arguments)}
+    cls = type("Peculiar", (optimizers.Optimizer,), methods)
+    one, other = (xnet.Network(STACKS["deep"](), dtype=dtype, backend=backend) for _ in "ab")
+    its, others = cls(0.1), cls(0.1)
+    for n in (5, 7, 5):
+        x, t = sample(n, 0, dtype), labels(one, n, dtype)
+        assert one.train_step(x, t, its) == by_parts(other, x, t, others)
+        assert_same_state(one, its, other, others)
+
+
 def nothing(net, optimizer):
     """Nothing happens."""
 
@@ -864,7 +890,7 @@ def test_ctrl_c_between_any_two_lines(training, begin):
     assert seen == sorted(seen)
 
 
-@pytest.mark.usefixtures("uncollected")
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_at_any_time(training):
     """Signals as they come: what `finally` holds is done whole."""
     if not hasattr(signal, "setitimer"):

@@ -586,7 +586,7 @@ def test_compiled_f_that_does_not_compile(njit):
         numerical_gradient(f, np.ones(3))
 
 
-@pytest.mark.usefixtures("uncollected")
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_in_a_compiled_loop(njit):
     """The main thread is waiting, so it hears; the others stop soon after."""
 

@@ -485,7 +485,7 @@ def test_ctrl_c_between_steps(backend, data):
     assert recorder.told[-1] == ("stop",)
 
 
-@pytest.mark.usefixtures("uncollected")
+@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timer that sends a signal here")
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_ctrl_c_at_any_moment_leaves_whole_steps(backend, optimizer, data):

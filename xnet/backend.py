@@ -14,9 +14,10 @@ import difflib
 import operator
 import os
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
+from itertools import starmap
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 from xnet import exact, perturbation, threads
@@ -67,13 +68,14 @@ class Run:
         return max((operation.widths[1] or 1 for operation in self.operations), default=1)
 
 
-def assign(places: Sequence[tuple[Any, Any, Any]]) -> None:
+def assign(places: Iterable[tuple[Any, Any, Any]], *calls: tuple[Any, ...]) -> None:
     """``container[key] = value`` for each, all of them or, if Ctrl-C comes before, none.
 
-    One call in C: between two of its assignments Python hears no signal.
+    After them the calls, each a function written in C and its arguments. All is one call in C:
+    between two of its assignments Python hears no signal.
     """
-    if places:
-        deque(map(operator.setitem, *zip(*places, strict=True)), maxlen=0)
+    assignments = [(operator.setitem, *place) for place in places]
+    deque(starmap(operator.call, [*assignments, *calls]), maxlen=0)
 
 
 Gradients: TypeAlias = list[tuple[Array, ...]]
@@ -262,7 +264,12 @@ class Backend:
         with self.running():
             found = as_tuple(update.formula(self.maths, n, W, g, *memory))
             check_step(update, len(found))
-            return found
+            return self.apart(found, (W, g, *memory))
+
+    def apart(self, found: tuple[Array, ...], given: Sequence[Array]) -> tuple[Array, ...]:
+        """What a formula found, its own input as a copy: that may be written meanwhile."""
+        inputs = set(map(id, given))
+        return tuple([self.xp.asarray(v, copy=True) if id(v) in inputs else v for v in found])
 
     def one_hot(self, t: Array, classes: int, dtype: Any) -> Array:
         """Class indices t (...) as rows (..., C) of `dtype`: 1 at the index, 0 elsewhere.
@@ -613,23 +620,31 @@ def use_backend(
 
 
 class Current:
-    """Block in which a backend is current, and runs as it means to: for what is entered often."""
+    """Block in which a backend is current, and runs as it means to: for what is entered often.
 
-    __slots__ = ("backend", "running", "token")
+    A Ctrl-C within it or on its way in leaves what was current before; one in the very moment in
+    which Python begins `__exit__` does not.
+    """
+
+    __slots__ = ("backend", "before", "running")
 
     def __init__(self, backend: Backend) -> None:
-        self.backend = backend
+        self.backend, self.before = backend, _current.get()
 
     def __enter__(self) -> None:
-        self.token = _current.set(self.backend)
-        self.running = self.backend.running()
-        self.running.__enter__()
+        try:
+            _current.set(self.backend)
+            self.running = self.backend.running()
+            self.running.__enter__()
+        except BaseException:
+            _current.set(self.before)
+            raise
 
     def __exit__(self, *error: Any) -> None:
         try:
             self.running.__exit__(*error)
         finally:
-            _current.reset(self.token)
+            _current.set(self.before)
 
 
 # -- arrays decide, the current backend breaks ties

@@ -72,21 +72,28 @@ def precision(a: Array) -> str:
     TypeError
         `a` is of another dtype.
     """
-    name = str(getattr(a.dtype, "name", a.dtype)).rsplit(".", 1)[-1]
+    return _precision(a.dtype.__class__, a.dtype)
+
+
+@cache
+def _precision(_: type, dtype: Any) -> str:  # dtypes of two libraries may not be compared
+    name = str(getattr(dtype, "name", dtype)).rsplit(".", 1)[-1]
     if name not in DIGITS:
         raise TypeError(f"reproducible mode takes float32 and float64, not {name}")
     return name
 
 
-def check_product(a: Array, b: Array) -> None:
-    """Raise ValueError or TypeError if a and b are not (N, K) and (K, M) of one dtype."""
+def check_product(a: Array, b: Array) -> str:
+    """The `precision` of a and b, which must be (N, K) and (K, M) and of one dtype."""
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[0]:
         raise ValueError(
             f"matmul: a has shape {tuple(a.shape)}, b has {tuple(b.shape)}, "
             "expected (N, K) and (K, M)"
         )
-    if precision(a) != precision(b):
-        raise TypeError(f"matmul: a is {precision(a)}, b is {precision(b)}, expected one dtype")
+    dtype, other = precision(a), precision(b)
+    if dtype != other:
+        raise TypeError(f"matmul: a is {dtype}, b is {other}, expected one dtype")
+    return dtype
 
 
 def checked_axis(a: Array, axis: int | None) -> int | None:
@@ -159,11 +166,6 @@ def _half_scale(xp: Namespace, largest: Array) -> Array:
     return xp.where(largest > 2.0**400, one * 2.0**300, low)
 
 
-def _native(xp: Namespace, a: Array) -> Any:
-    """The dtype of `a`, in the machine's own byte order."""
-    return xp.float32 if precision(a) == "float32" else xp.float64
-
-
 def _every_finite(xp: Namespace, *arrays: Array) -> bool:
     return all(bool(xp.all(xp.isfinite(array))) for array in arrays)
 
@@ -193,45 +195,49 @@ def matmul(xp: Namespace, a: Array, b: Array) -> Array:
     TypeError
         Dtypes that differ, or are neither float32 nor float64.
     """
-    check_product(a, b)
+    dtype = check_product(a, b)
     if 0 in (*a.shape, *b.shape):
-        return xp.zeros((a.shape[0], b.shape[1]), dtype=_native(xp, a), device=a.device)
+        shape = a.shape[0], b.shape[1]
+        return xp.zeros(shape, dtype=getattr(xp, dtype), device=a.device)
     largest_a, largest_b = _largest(xp, a, 1), _largest(xp, b, 0)
     if _every_finite(xp, largest_a, largest_b):
-        return _finite_matmul(xp, a, b, largest_a, largest_b)
+        return _finite_matmul(xp, a, b, largest_a, largest_b, dtype)
     zero = xp.zeros_like(a[0, 0])
     finite_a, finite_b = (xp.where(xp.isfinite(array), array, zero) for array in (a, b))
     return _with_infinities(xp, a, b, matmul(xp, finite_a, finite_b))
 
 
-def _finite_matmul(xp: Namespace, a: Array, b: Array, largest_a: Array, largest_b: Array) -> Array:
+def _finite_matmul(
+    xp: Namespace, a: Array, b: Array, largest_a: Array, largest_b: Array, dtype: str
+) -> Array:
     """The product of finite matrices, so many rows at a time that their slices stay in cache."""
-    slices, bits = product_slices(a.shape[1], precision(a))
-    parts_b, half_b = _in_range(xp, b, largest_b, slices, bits)
+    slices, bits = product_slices(a.shape[1], dtype)
+    parts_b, half_b = _in_range(xp, b, largest_b, dtype, slices, bits)
     # One product with all the slices of b that meet a slice of a: BLAS likes few and wide ones.
     wide = [xp.concat(parts_b[: slices - s], axis=1) for s in range(slices - 1)] + parts_b[:1]
     rows = max(1, LARGEST_PIECE // a.shape[1])
     pieces: list[Array] = []
     for start in range(0, a.shape[0], rows):
         piece = slice(start, min(start + rows, a.shape[0]))
-        parts_a, half_a = _in_range(xp, a[piece, :], largest_a[piece, :], slices, bits)
+        parts_a, half_a = _in_range(xp, a[piece, :], largest_a[piece, :], dtype, slices, bits)
         products = [xp.matmul(*pair) for pair in zip(parts_a, wide, strict=True)]
         total = _add_orders(products, slices, b.shape[1])
         if half_a is not None:
             total = total * (half_a * half_b) * (half_a * half_b)
-        pieces.append(xp.astype(total, _native(xp, a), copy=False))
+        pieces.append(xp.astype(total, getattr(xp, dtype), copy=False))
     return pieces[0] if len(pieces) == 1 else xp.concat(pieces, axis=0)
 
 
 def _in_range(
-    xp: Namespace, a: Array, largest: Array, slices: int, bits: int
+    xp: Namespace, a: Array, largest: Array, dtype: str, slices: int, bits: int
 ) -> tuple[list[Array], Array | None]:
     """Slices of `a`, which in float64 is divided by a power of two first, and that one's root."""
     half = None
-    if precision(a) == "float64":
+    if dtype == "float64":
         half = _half_scale(xp, largest)
         a, largest = a / half / half, largest / half / half
-    a, largest = (xp.astype(array, xp.float64, copy=False) for array in (a, largest))
+    a = xp.astype(a, xp.float64, copy=False)
+    largest = xp.astype(largest, xp.float64, copy=False)
     return cut(xp, a, power_of_two(xp, largest), slices, bits), half
 
 
@@ -315,7 +321,7 @@ def sum(xp: Namespace, a: Array, axis: int | None = None, keepdims: bool = False
     TypeError
         `a` is neither float32 nor float64.
     """
-    axis, dtype = checked_axis(a, axis), _native(xp, a)
+    axis, dtype = checked_axis(a, axis), precision(a)
     size = math.prod(a.shape)
     if size == 0:
         return xp.sum(a, axis=axis, keepdims=keepdims)
@@ -325,7 +331,7 @@ def sum(xp: Namespace, a: Array, axis: int | None = None, keepdims: bool = False
         kinds = (a == math.inf, a == -math.inf, xp.isnan(a))
         return _special(xp, finite, *(xp.any(v, axis=axis, keepdims=keepdims) for v in kinds))
     terms = size if axis is None else a.shape[axis]
-    parts, half = _in_range(xp, a, largest, *sum_slices(terms, precision(a)))
+    parts, half = _in_range(xp, a, largest, dtype, *sum_slices(terms, dtype))
     total = 0.0
     for part in reversed(parts):
         total = xp.sum(part, axis=axis, keepdims=True) + total
@@ -333,7 +339,7 @@ def sum(xp: Namespace, a: Array, axis: int | None = None, keepdims: bool = False
         total = total * half * half
     if not keepdims:
         total = xp.reshape(total, ()) if axis is None else xp.squeeze(total, axis=axis)
-    return xp.astype(total, dtype)
+    return xp.astype(total, getattr(xp, dtype))
 
 
 # -- exp and log
@@ -500,4 +506,4 @@ def elementary(xp: Namespace, name: str, a: Array) -> Array:
         `a` is of another dtype.
     """
     x = xp.astype(a, xp.float64)
-    return xp.astype(ELEMENTARY[name](_Float64(xp), x), _native(xp, a))
+    return xp.astype(ELEMENTARY[name](_Float64(xp), x), getattr(xp, precision(a)))

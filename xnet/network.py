@@ -119,6 +119,9 @@ class Layers(MutableSequence[Layer]):
     def __len__(self) -> int:
         return len(self._network._layers)  # pyright: ignore[reportPrivateUsage]
 
+    def __iter__(self) -> Iterator[Layer]:
+        return iter(self._network._layers)  # pyright: ignore[reportPrivateUsage]
+
     def _changed(self, change: Callable[[list[Any]], None]) -> None:
         new: list[Any] = list(self)
         change(new)

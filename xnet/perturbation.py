@@ -41,8 +41,11 @@ def loss_differences(backend: Any, x: Any, a: Any, rest: Any, loss: Any, t: Any,
     def of_input(column: Any) -> Any:
         """The differences, (M,), for the weights from the input `column` (N,)."""
         rows = xp.nonzero(column)[0]
-        step = h * xp.take(column, rows)[:, None]
-        a_rows, z_rows, after_rows, t_rows = (xp.take(v, rows, axis=0) for v in (a, z, after, t))
+        some = [column, a, z, after, t]
+        if rows.shape[0] < column.shape[0]:
+            some = [xp.take(array, rows, axis=0) for array in some]
+        of_rows, a_rows, z_rows, after_rows, t_rows = some
+        step = h * of_rows[:, None]
         size = max(1, LARGEST_STACK // max(1, 2 * rows.shape[0] * max(widths)))
         parts: list[Any] = []
         for start in range(0, a.shape[1], size):

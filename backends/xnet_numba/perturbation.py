@@ -490,9 +490,9 @@ def _quick(held, backend, a, rest, loss, t):
         fields["per_shift"] = max(1.0, 2 * float(np.abs(W).max()))
     else:
         # The sum of the others' exponentials: of those before each and of those after it.
-        before = np.cumsum(np.pad(exps[:, :-1], ((0, 0), (1, 0))), axis=1)
-        after = np.cumsum(np.pad(exps[:, :0:-1], ((0, 0), (1, 0))), axis=1)[:, ::-1]
-        others = before + after
+        others = np.zeros_like(exps)
+        others[:, 1:] = np.cumsum(exps[:, :-1], axis=1)
+        others[:, :-1] += np.cumsum(exps[:, :0:-1], axis=1)[:, ::-1]
         arrays = {"still": np.where(t == 1, 1.0, others), "moving": np.where(t == 1, others, exps)}
     doubled = {name: _doubled(array) for name, array in arrays.items()}
     fields |= {name: held.address(array) for name, array in doubled.items()}
@@ -502,5 +502,8 @@ def _quick(held, backend, a, rest, loss, t):
 
 def _doubled(array):
     """`array` twice, side by side, each padded with zeros to whole vectors."""
-    half = np.pad(array, ((0, 0), (0, -array.shape[1] % (LANES // 2))))
-    return np.concatenate([half, half], axis=1)
+    rows, columns = array.shape
+    half = columns + -columns % (LANES // 2)
+    doubled = np.zeros((rows, 2 * half), array.dtype)
+    doubled[:, :columns] = doubled[:, half : half + columns] = array
+    return doubled

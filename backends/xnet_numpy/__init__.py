@@ -144,7 +144,8 @@ class NumpyBackend(OnHost):
         if self.reproducible or not W.ndim:
             return super().step(update, n, W, g, memory)
         call, values = generated.step(update)
-        return as_tuple(_quietly(call, W, g, *memory, *values(update, n)))
+        found = as_tuple(_quietly(call, W, g, *memory, *values(update, n)))
+        return self.apart(found, (W, g, *memory))
 
     # -- runs
 
@@ -188,19 +189,29 @@ class NumpyBackend(OnHost):
         taken = {update.taken.get(name, 0) for name in names}
         if len(taken) > 1 or False in [W.ndim > 0 and W.flags.writeable for W in parameters]:
             return None
-        mean, _, gradients = self.loss_and_gradients(run, x, t, loss, True)
+        prepared = self._prepared(run)
+        if prepared:
+            outputs = _quietly(prepared.keeping, x)
+            mean, dout = self.loss_and_delta(loss, outputs[-1], t)
+            gradients = _quietly(prepared.backward_in_room, outputs, dout)
+        else:
+            mean, _, gradients = self.loss_and_gradients(run, x, t, loss, True)
         n = taken.pop() + 1
-        call, values = generated.last_step(update)
+        call, values = generated.step_in_place(update)
         numbers = values(update, n)
         places: list[tuple[Any, Any, Any]] = [(update.taken, name, n) for name in names]
+        last: list[tuple[Any, ...]] = []
         found = [g for arrays in gradients for g in arrays]
         for name, W, g in zip(names, parameters, found, strict=True):
             memory: list[Array] = update.memory_of(name, W, self) if update.slots else []
-            new = as_tuple(_quietly(call, W, g, *memory, *numbers))
-            places.append((W, ..., new[0]))
-            for k, (old, v) in enumerate(zip(memory, new[1:], strict=True)):
-                places.append((old, ..., v) if old.flags.writeable else (memory, k, v))
-        assign(places)
+            new = _quietly(call, W, g, *memory, *numbers)
+            if memory:
+                new, *remembered = new
+                for k, (old, v) in enumerate(zip(memory, remembered, strict=True)):
+                    writable = old.flags.writeable
+                    places.append((old, ..., v) if writable else (memory, k, v.copy()))
+            last.append(new)
+        assign(places, *last)
         return mean
 
     def one_hot(self, t: Array, classes: int, dtype: Any) -> Array:

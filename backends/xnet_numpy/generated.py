@@ -41,14 +41,18 @@ def _is_maximum(node: Node) -> bool:
     return other is a and same
 
 
-def _source(formula: Formula, spare: tuple[str, ...] = ()) -> str:
-    """The function, as Python; it may write to the inputs that are `spare`."""
+def _source(formula: Formula, spare: tuple[str, ...] = (), place: str | None = None) -> str:
+    """The function, as Python; it may write to the inputs that are `spare`.
+
+    The first result may have a `place`, an input that it will be written to when all is computed.
+    Then the function gives what is to be called for that, a ufunc and its arguments.
+    """
     order = nodes(formula.results)
     results = {id(value) for value in formula.results}
     last: dict[int, int] = {}
-    for place, node in enumerate(order):
+    for step, node in enumerate(order):
         if node.operator != "input":
-            last |= {id(a): place for a in node.arguments if isinstance(a, Node)}
+            last |= {id(a): step for a in node.arguments if isinstance(a, Node)}
     names: dict[int, str] = {}
     written: list[str] = []
 
@@ -59,27 +63,35 @@ def _source(formula: Formula, spare: tuple[str, ...] = ()) -> str:
             return f"c{formula.numbers.index(value.source)}"
         return repr(float(value))
 
-    def free(place: int, node: Node) -> str | None:
+    def free(step: int, node: Node) -> str | None:
         """An array that this node may be put into: of its shape and type, and not needed again."""
         for a in node.arguments:
             if (
                 isinstance(a, Node)
                 and a.operator not in ("width", *TRUTHS)
                 and (a.operator != "input" or a.arguments[0] in spare)
-                and last[id(a)] == place
+                and last[id(a)] == step
                 and id(a) not in results
                 and a.varies == node.varies
             ):
                 return names[id(a)]
         return None
 
-    for place, node in enumerate(order):
-        if node.operator == "input":
+    first, waits = formula.results[0], False
+    if place and isinstance(first, Node) and first.varies and id(first) not in last:
+        # What it reads must stay as it is until all is computed, and the rest put where it belongs.
+        read = {a.arguments[0] for a in first.arguments if isinstance(a, Node) and _is_input(a)}
+        plain = first.operator not in ("input", "where", *TRUTHS, *REDUCED)
+        once = sum(result is first for result in formula.results) == 1
+        waits = plain and read <= {place, *spare} and once
+        last |= {id(a): len(order) for a in first.arguments if waits and isinstance(a, Node)}
+    for step, node in enumerate(order):
+        if _is_input(node):
             names[id(node)] = node.arguments[0]
             continue
-        names[id(node)] = f"v{place}"
+        names[id(node)] = f"v{step}"
         arguments = [name(a) for a in node.arguments]
-        out = None if node.operator in TRUTHS else free(place, node)
+        out = None if node.operator in TRUTHS else free(step, node)
         suffix = f", {out}" if out else ""
         if node.operator == "width":
             text = f"{formula.inputs[0]}.shape[-1]"
@@ -87,34 +99,45 @@ def _source(formula: Formula, spare: tuple[str, ...] = ()) -> str:
             text = f"{REDUCED[node.operator]}({arguments[0]}, -1, None, None, True)"
         elif node.operator != "where":
             call = CALLS.get(node.operator, node.operator)
+            if waits and node is first:
+                names[id(node)] = f"(np.{call}, {', '.join(arguments)}, {place})"
+                continue
             text = f"np.{call}({', '.join(arguments)}{suffix})"
         elif _is_maximum(node):
             text = f"np.maximum({arguments[2]}, {arguments[1]}{suffix})"
         else:
             text = f"np.where({', '.join(arguments)})"
-        written.append(f"    v{place} = {text}")
+        written.append(f"    v{step} = {text}")
     inputs = [*formula.inputs, *(f"c{k}" for k in range(len(formula.numbers)))]
-    found = ", ".join(map(name, formula.results))
-    return "\n".join([f"def f({', '.join(inputs)}):", *written, f"    return {found}"])
+    found = list(map(name, formula.results))
+    if place and not waits:
+        found[0] = f"(np.positive, {found[0]}, {place})"
+    return "\n".join([f"def f({', '.join(inputs)}):", *written, f"    return {', '.join(found)}"])
 
 
-def _compiled(formula: Formula, spare: tuple[str, ...]) -> Function:
+def _is_input(node: Node) -> bool:
+    return node.operator == "input"
+
+
+def _compiled(formula: Formula, spare: tuple[str, ...], place: str | None) -> Function:
     names: dict[str, Any] = {"np": np}
-    exec(_source(formula, spare), names)
+    exec(_source(formula, spare, place), names)
     return Function(names["f"], formula.values())
 
 
 _functions: dict[Any, Function] = {}
 
 
-def _kept(make: Callable[[Any], Formula], *spare: str) -> Callable[[Any], Function]:
+def _kept(
+    make: Callable[[Any], Formula], *spare: str, place: str | None = None
+) -> Callable[[Any], Function]:
     """Keep what is written for each class, and whatever of an owner is no number."""
 
     def found(owner: Any) -> Function:
-        key = make, spare, structure(owner)
+        key = make, spare, place, structure(owner)
         function = _functions.get(key)
         if function is None:
-            function = _functions[key] = _compiled(make(owner), spare)
+            function = _functions[key] = _compiled(make(owner), spare, place)
         return function
 
     return found
@@ -126,5 +149,5 @@ predicted = _kept(formulas.predicted)
 row_losses = _kept(formulas.row_losses)
 loss_and_delta = _kept(formulas.loss_and_delta)
 step = _kept(formulas.step)
-last_step = _kept(formulas.step, "g")
-"""The same, for a gradient that nobody needs after it."""
+step_in_place = _kept(formulas.step, "g", place="W")
+"""The same, for a gradient that nobody needs after it; what is called then writes the new W."""

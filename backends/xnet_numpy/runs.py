@@ -1,6 +1,6 @@
 """Runs of layers on NumPy, in fast mode: what each layer calls, looked up once."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -14,10 +14,11 @@ SMALL = 1 << 14
 but clears what it will write."""
 
 
-def product(a: Array, b: Array) -> Array:
+def product(a: Array, b: Array, out: Array | None = None) -> Array:
     """A b, both of two dimensions."""
     # `@` does not take an outer product to BLAS.
-    return a.dot(b) if len(a) * b.shape[1] < SMALL or len(b) == 1 else a @ b
+    dot = len(a) * b.shape[1] < SMALL or len(b) == 1
+    return a.dot(b, out) if dot else np.matmul(a, b, out)
 
 
 def affine(x: Array, W: Array, b: Array) -> Array:
@@ -27,9 +28,9 @@ def affine(x: Array, W: Array, b: Array) -> Array:
     return out
 
 
-def affine_gradients(dout: Array, x: Array) -> tuple[Array, Array]:
-    """Gradients of x W + b by W and b."""
-    return product(x.T, dout), np.add.reduce(dout, axis=0)
+def affine_gradients(dout: Array, x: Array, dW: Array | None = None) -> tuple[Array, Array]:
+    """Gradients of x W + b by W, in `dW` if there is such an array, and by b."""
+    return product(x.T, dout, dW), np.add.reduce(dout, axis=0)
 
 
 Call: TypeAlias = tuple[Callable[..., Array], tuple[Any, ...]]
@@ -45,6 +46,9 @@ class Prepared:
         By operation; `back` is None for a product, whose gradients are `affine_gradients` and more.
     last
         What is called for a loss's predictions.
+    room
+        Where training steps put the gradients by the weights: a new array of that size each time
+        is memory that the system takes back and must clear again.
     """
 
     def __init__(self, run: Run) -> None:
@@ -52,6 +56,7 @@ class Prepared:
         self.back: list[Call | None] = []
         self.last: dict[Loss, Call] = {}
         self.weights: list[Array] = [arrays[0] if arrays else None for arrays in run.parameters]
+        self.room: list[Array | None] = []
         for operation, parameters in run:
             if operation.fuses == "product":
                 self.forth.append((affine, parameters))
@@ -82,10 +87,20 @@ class Prepared:
             outputs.append(x)
         return outputs
 
+    def backward_in_room(self, outputs: list[Array], dout: Array) -> Gradients:
+        """The gradients of a whole network, until the next ones are asked for."""
+        if not self.room:
+            self.room = [None if W is None else np.empty_like(W, order="C") for W in self.weights]
+        return self.backward(outputs, dout, True, self.room)[1]
+
     def backward(
-        self, outputs: list[Array], dout: Array, first: bool
+        self,
+        outputs: list[Array],
+        dout: Array,
+        first: bool,
+        room: Sequence[Array | None] | None = None,
     ) -> tuple[Array | None, Gradients]:
-        """As `Backend.backward`."""
+        """As `Backend.backward`, with arrays for the gradients by the weights if there are such."""
         gradients: Gradients = []
         for k in range(len(self.back) - 1, -1, -1):
             back, x = self.back[k], outputs[k]
@@ -93,7 +108,7 @@ class Prepared:
                 dout = back[0](dout, x, outputs[k + 1], *back[1])
                 gradients.append(())
                 continue
-            gradients.append(affine_gradients(dout, x))
+            gradients.append(affine_gradients(dout, x, room and room[k]))
             if first and k == 0:
                 return None, gradients[::-1]
             dout = product(dout, self.weights[k].T)
