@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from contextvars import Context, ContextVar, copy_context
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -215,13 +216,24 @@ class NumpyBackend(OnHost):
         return mean
 
     def one_hot(self, t: Array, classes: int, dtype: Any) -> Array:
-        labels = t.reshape(-1)
+        labels = t.astype(np.int64, copy=False)
         # As unsigned numbers, negative ones are large.
-        if labels.size and labels.astype(np.int64).view(np.uint64).max() >= classes:
+        if labels.size and np.maximum.reduce(labels.view(np.uint64), axis=None) >= classes:
             return super().one_hot(t, classes, dtype)  # says which label is wrong
+        if classes <= FEW_CLASSES:
+            return _unit_rows(classes, dtype).take(labels, axis=0)
         out = np.zeros((labels.size, classes), dtype)
-        out[np.arange(labels.size), labels] = 1
+        out[np.arange(labels.size), labels.reshape(-1)] = 1
         return out.reshape(*t.shape, classes)
+
+
+FEW_CLASSES = 100
+"""As many rows, each with a 1 at its index, may be kept to take from."""
+
+
+@lru_cache(maxsize=16)
+def _unit_rows(classes: int, dtype: Any) -> Array:
+    return np.eye(classes, dtype=dtype)
 
 
 ANY = np.empty(1)

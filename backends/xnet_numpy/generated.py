@@ -105,6 +105,10 @@ def _source(formula: Formula, spare: tuple[str, ...] = (), place: str | None = N
             text = f"np.{call}({', '.join(arguments)}{suffix})"
         elif _is_maximum(node):
             text = f"np.maximum({arguments[2]}, {arguments[1]}{suffix})"
+        elif "0.0" in arguments[1:] and _is_array(node.arguments[1 + (arguments[1] == "0.0")]):
+            condition, a, b = arguments
+            truth = f"np.logical_not({condition})" if a == "0.0" else condition
+            text = f"_kept_where({truth}, {b if a == '0.0' else a}{suffix})"
         else:
             text = f"np.where({', '.join(arguments)})"
         written.append(f"    v{step} = {text}")
@@ -119,8 +123,27 @@ def _is_input(node: Node) -> bool:
     return node.operator == "input"
 
 
+def _is_array(value: Any) -> bool:
+    return isinstance(value, Node) and value.operator not in ("width", *TRUTHS)
+
+
+INTEGERS = {4: np.dtype(np.int32), 8: np.dtype(np.int64)}
+"""By the bytes of a number."""
+
+
+def _kept_where(condition: Any, a: Any, out: Any = None) -> Any:
+    """`a` where the condition holds, else 0.
+
+    The bits of `a` times 0 or 1, as whole numbers: `np.where` goes from number to number, and takes
+    up to fifteen times as long.
+    """
+    whole = INTEGERS[a.itemsize]
+    into = None if out is None else out.view(whole)
+    return np.multiply(a.view(whole), condition, into).view(a.dtype)
+
+
 def _compiled(formula: Formula, spare: tuple[str, ...], place: str | None) -> Function:
-    names: dict[str, Any] = {"np": np}
+    names: dict[str, Any] = {"np": np, "_kept_where": _kept_where}
     exec(_source(formula, spare, place), names)
     return Function(names["f"], formula.values())
 
