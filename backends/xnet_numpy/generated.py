@@ -5,6 +5,7 @@ computes each number once and puts it where one that is no longer needed was. Fa
 reproducible mode the formula is interpreted as it stands.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -61,7 +62,7 @@ def _source(formula: Formula, spare: tuple[str, ...] = (), place: str | None = N
             return names[id(value)]
         if isinstance(value, Number):
             return f"c{formula.numbers.index(value.source)}"
-        return repr(float(value))
+        return "ZERO" if value == 0 and math.copysign(1, value) > 0 else repr(float(value))
 
     def free(step: int, node: Node) -> str | None:
         """An array that this node may be put into: of its shape and type, and not needed again."""
@@ -105,12 +106,8 @@ def _source(formula: Formula, spare: tuple[str, ...] = (), place: str | None = N
             text = f"np.{call}({', '.join(arguments)}{suffix})"
         elif _is_maximum(node):
             text = f"np.maximum({arguments[2]}, {arguments[1]}{suffix})"
-        elif "0.0" in arguments[1:] and _is_array(node.arguments[1 + (arguments[1] == "0.0")]):
-            condition, a, b = arguments
-            truth = f"np.logical_not({condition})" if a == "0.0" else condition
-            text = f"_kept_where({truth}, {b if a == '0.0' else a}{suffix})"
         else:
-            text = f"np.where({', '.join(arguments)})"
+            text = f"_where({', '.join(arguments)})"
         written.append(f"    v{step} = {text}")
     inputs = [*formula.inputs, *(f"c{k}" for k in range(len(formula.numbers)))]
     found = list(map(name, formula.results))
@@ -123,27 +120,40 @@ def _is_input(node: Node) -> bool:
     return node.operator == "input"
 
 
-def _is_array(value: Any) -> bool:
-    return isinstance(value, Node) and value.operator not in ("width", *TRUTHS)
+WHOLE: dict[int, Any] = {4: np.dtype(np.int32), 8: np.dtype(np.int64)}
+"""Whole numbers by their bytes."""
+
+MANY = 2000
+"""Numbers from which it pays to choose by arithmetic."""
 
 
-INTEGERS = {4: np.dtype(np.int32), 8: np.dtype(np.int64)}
-"""By the bytes of a number."""
+def _where(condition: Any, a: Any, b: Any) -> Any:
+    """`a` where the condition holds, else `b`: arrays of floats, or a number.
 
-
-def _kept_where(condition: Any, a: Any, out: Any = None) -> Any:
-    """`a` where the condition holds, else 0.
-
-    The bits of `a` times 0 or 1, as whole numbers: `np.where` goes from number to number, and takes
-    up to fifteen times as long.
+    Their bits, as whole numbers, are b ^ (a ^ b) c with a c of 0 or 1. `np.where` goes from number
+    to number, and took up to fifteen times as long.
     """
-    whole = INTEGERS[a.itemsize]
-    into = None if out is None else out.view(whole)
-    return np.multiply(a.view(whole), condition, into).view(a.dtype)
+    floats = a if hasattr(a, "itemsize") else b
+    if condition.size < MANY or not hasattr(floats, "itemsize"):
+        return np.where(condition, a, b)
+    if a is ZERO:
+        condition, a, b = np.logical_not(condition), b, a
+    dtype: Any = floats.dtype
+    whole = WHOLE[dtype.itemsize]
+    found = np.asarray(a, dtype).view(whole)
+    if b is ZERO:
+        return np.multiply(found, condition).view(dtype)
+    other = np.asarray(b, dtype).view(whole)
+    found = np.multiply(np.bitwise_xor(found, other), condition)
+    return np.bitwise_xor(found, other, found).view(dtype)
+
+
+ZERO = 0.0
+"""What formulas write as such: its bits are 0."""
 
 
 def _compiled(formula: Formula, spare: tuple[str, ...], place: str | None) -> Function:
-    names: dict[str, Any] = {"np": np, "_kept_where": _kept_where}
+    names: dict[str, Any] = {"np": np, "_where": _where, "ZERO": ZERO}
     exec(_source(formula, spare, place), names)
     return Function(names["f"], formula.values())
 
