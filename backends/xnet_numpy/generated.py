@@ -135,7 +135,8 @@ def _where(condition: Any, a: Any, b: Any) -> Any:
     """
     floats = a if hasattr(a, "itemsize") else b
     if condition.size < MANY or not hasattr(floats, "itemsize"):
-        return np.where(condition, a, b)
+        chosen: Any = np.where(condition, a, b)
+        return chosen
     if a is ZERO:
         condition, a, b = np.logical_not(condition), b, a
     dtype: Any = floats.dtype
