@@ -135,8 +135,8 @@ def _where(condition: Any, a: Any, b: Any) -> Any:
     """
     floats = a if hasattr(a, "itemsize") else b
     if condition.size < MANY or not hasattr(floats, "itemsize"):
-        chosen: Any = np.where(condition, a, b)
-        return chosen
+        where: Any = np.where
+        return where(condition, a, b)
     if a is ZERO:
         condition, a, b = np.logical_not(condition), b, a
     dtype: Any = floats.dtype
