@@ -258,7 +258,7 @@ def by_layers(net, x, t):
             dout = layer.backward(dout)
         gradients = {
             name: backend.to_numpy(next(v for v in net.layers if v.params is arrays).grads[key])
-            for name, (arrays, key) in net.params._places().items()
+            for name, (arrays, key) in net.params.places().items()
         }
         return predicted, loss, gradients
 

@@ -44,19 +44,16 @@ class Parameters(MutableMapping[str, Array]):
     def __init__(self, network: "Network", kind: str = "params") -> None:
         self._network, self._kind = network, kind
 
-    def _places(self) -> dict[str, tuple[dict[str, Array], str]]:
+    def places(self) -> dict[str, tuple[dict[str, Array], str]]:
+        """Of each, the layer's own dictionary that holds it, and its name there."""
         return numbered(self._network.layers, self._kind)
 
-    def place(self, key: str) -> tuple[dict[str, Array], str]:
-        """The layer's own dictionary that holds a parameter, and its name there."""
-        return self._places()[key]
-
     def __getitem__(self, key: str) -> Array:
-        arrays, name = self._places()[key]
+        arrays, name = self.places()[key]
         return arrays[name]
 
     def __setitem__(self, key: str, value: Array) -> None:
-        arrays, name = self._places()[key]
+        arrays, name = self.places()[key]
         old, backend = arrays[name], self._network.backend
         if not backend.owns(value):
             raise BackendError(
@@ -77,14 +74,14 @@ class Parameters(MutableMapping[str, Array]):
         raise TypeError("a network's parameters can be replaced, not deleted")
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._places())
+        return iter(self.places())
 
     def __len__(self) -> int:
-        return len(self._places())
+        return len(self.places())
 
     def items(self) -> ItemsView[str, Array]:
         """Names and arrays."""
-        return {key: arrays[name] for key, (arrays, name) in self._places().items()}.items()
+        return {key: arrays[name] for key, (arrays, name) in self.places().items()}.items()
 
     def __repr__(self) -> str:
         return f"Parameters({ {name: tuple(array.shape) for name, array in self.items()} })"
@@ -97,10 +94,11 @@ class Parameters(MutableMapping[str, Array]):
     def writing(self, values: Mapping[str, Array]) -> list[tuple[Any, Any, Array]]:
         """What `assign` takes to give them these numbers, such as `keep` kept, all at once."""
         writable = self._network.backend.writable
-        return [
-            (W, ..., values[name]) if writable(W) else (*self.place(name), values[name])
-            for name, W in self.items()
-        ]
+        found: list[tuple[Any, Any, Array]] = []
+        for name, (arrays, key) in self.places().items():
+            W, value = arrays[key], values[name]
+            found.append((W, ..., value) if writable(W) else (arrays, key, value))
+        return found
 
 
 class Layers(MutableSequence[Layer]):

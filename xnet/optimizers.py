@@ -120,11 +120,13 @@ class Optimizer:
             Parameter, gradient and what is remembered of it live on different devices.
         """
         current = get_backend()
-        place: Any = getattr(params, "place", None)
+        places: Any = getattr(params, "places", None)
+        held = places() if places else {name: (params, name) for name in grads}
         assignments: list[tuple[Any, Any, Any]] = []
         with current.running():
             for name, gradient in grads.items():
-                W, backend = params[name], current
+                (container, key), backend = held[name], current
+                W = container[key]
                 if not (backend.owns(W) and backend.owns(gradient)):
                     backend = backend_of(**{name: W, f"gradient of {name}": gradient})
                 if not backend.xp.isdtype(W.dtype, "real floating"):
@@ -141,7 +143,6 @@ class Optimizer:
                     )
                 memory, n = self.memory_of(name, W, backend), self.taken.get(name, 0) + 1
                 new, *remembered = backend.step(self, n, W, gradient, memory)
-                container, key = place(name) if place else (params, name)
                 new_W = (W, ..., new) if backend.writable(W) else (container, key, new)
                 assignments += [new_W, (self.taken, name, n)]
                 for k, (old, value) in enumerate(zip(memory, remembered, strict=True)):
