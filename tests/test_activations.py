@@ -8,7 +8,7 @@ from hypothesis.extra import numpy as hnp
 import xnet
 from xnet import activations, operations
 from xnet.activations import identity, relu, sigmoid, softmax, step
-from xnet.backend import dtype_name
+from xnet.dtypes import dtype_name
 
 NAMES = [type(operation).__name__ for operation in variants("pointwise", altered=False)]
 FLOATING = [*(getattr(activations, name.lower()) for name in NAMES), softmax]

@@ -15,6 +15,7 @@ from conftest import require_host_cuda
 import xnet
 from xnet import backend as registry
 from xnet.backend import Backend, backend_of, owner_of, resolve
+from xnet.dtypes import float_dtype
 from xnet.errors import BackendError
 
 PACKAGES = Path(__file__).parent / "packages"
@@ -340,11 +341,11 @@ def test_asarray_of_a_stranger():
 
 
 def test_float_dtype():
-    assert registry.float_dtype(np.float32) == "float32"
-    assert registry.float_dtype(np.dtype("float64")) == "float64"
+    assert float_dtype(np.float32) == "float32"
+    assert float_dtype(np.dtype("float64")) == "float64"
     for bad in ("float16", np.int64, "complex128"):
         with pytest.raises(ValueError, match=r"dtype is .*, expected float32 or float64"):
-            registry.float_dtype(bad)
+            float_dtype(bad)
 
 
 def test_repr_label_and_pickle():
@@ -507,7 +508,7 @@ FLOORS = [
     ["losses"],
     ["backend"],
     ["perturbation", "threads", "exact", "bounds"],
-    ["operations", "formulas", "errors"],
+    ["operations", "formulas", "errors", "dtypes"],
 ]
 """Each module imports from lower floors alone; exact and bounds from formulas."""
 

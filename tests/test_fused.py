@@ -699,7 +699,7 @@ def test_memory_of_another_precision_is_refused(name, cls):
     )
     first.train_step(sample(5, 0, "float32"), t, optimizer)
     before = second.params["W1"].copy()
-    with pytest.raises(ValueError, match="W1 is float64, the optimizer remembers one that is"):
+    with pytest.raises(ValueError, match=r"W1 is float64 \(.*, the optimizer remembers float32"):
         second.train_step(sample(5, 0, "float64"), t, optimizer)
     np.testing.assert_array_equal(second.params["W1"], before)
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 import xnet
 from xnet import gradient as gradient_module
 from xnet import perturbation
-from xnet.backend import dtype_name
+from xnet.dtypes import dtype_name
 from xnet.gradient import (
     gradient_check,
     gradient_descent,

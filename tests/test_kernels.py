@@ -27,8 +27,9 @@ from conftest import BACKENDS, ON_HOST, OPTIMIZERS, require_host_cuda, variants
 
 import xnet
 from xnet import exact
-from xnet.backend import Backend, dtype_name
+from xnet.backend import Backend
 from xnet.bounds import Bounds
+from xnet.dtypes import dtype_name
 from xnet.operations import Affine, Pointwise
 from xnet.tools.parity import same_bits
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 import xnet
 from xnet import layers, operations
 from xnet.activations import softmax
-from xnet.backend import dtype_name
+from xnet.dtypes import dtype_name
 from xnet.errors import BackendError
 from xnet.gradient import numerical_gradient
 from xnet.layers import (

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import xnet
-from xnet.backend import dtype_name
+from xnet.dtypes import dtype_name
 from xnet.errors import BackendError
 from xnet.losses import cross_entropy_error, mean_squared_error
 

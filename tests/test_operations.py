@@ -16,8 +16,8 @@ from mpmath import mpf
 
 import xnet
 from xnet import operations
-from xnet.backend import dtype_name
 from xnet.bounds import Bounds
+from xnet.dtypes import dtype_name
 from xnet.formulas import Arrays
 from xnet.gradient import gradient_check
 from xnet.layers import Affine, BatchNorm, Dropout, IdentityWithLoss, LayerNorm, Sigmoid

@@ -10,7 +10,7 @@ from conftest import OPTIMIZERS
 
 import xnet
 from xnet import optimizers
-from xnet.backend import dtype_name
+from xnet.dtypes import dtype_name
 from xnet.optimizers import (
     SGD,
     AdaGrad,
@@ -462,7 +462,7 @@ def test_gradient_without_its_parameter(cls):
 def test_memory_of_another_network_is_refused(cls):
     optimizer = cls()
     optimizer.update({"b1": np.zeros(1)}, {"b1": np.ones(1)})
-    with pytest.raises(ValueError, match=r"b1 has shape \(4,\), the optimizer remembers"):
+    with pytest.raises(ValueError, match=r"b1 is float64 \(4,\), the optimizer remembers"):
         optimizer.update({"b1": np.zeros(4)}, {"b1": np.ones(4)})
 
 
@@ -494,7 +494,7 @@ def test_an_error_in_the_middle_changes_nothing(half_way, cls):
     before, arrays = everything(backend, net, optimizer), dict(net.params.items())
     for name in list(gradients)[1:]:
         bad = gradients | {name: backend.asarray(np.ones(7))}
-        with pytest.raises(ValueError, match=f"gradient of {name} has shape"):
+        with pytest.raises(ValueError, match=f"gradient of {name} is "):
             optimizer.update(net.params, bad)
         assert everything(backend, net, optimizer) == before
         assert all(net.params[key] is array for key, array in arrays.items())

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 import xnet
-from xnet.backend import dtype_name
+from xnet.dtypes import dtype_name
 from xnet.errors import BackendError
 from xnet.perceptron import AND, NAND, OR, XOR, AND_with_threshold, perceptron, weighted_sum
 

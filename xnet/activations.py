@@ -6,7 +6,8 @@ Every pointwise operation is a function here by its name in small letters: ``act
 from collections.abc import Callable
 from typing import Any
 
-from xnet.backend import Array, backend_of, float_dtype
+from xnet.backend import Array, backend_of
+from xnet.dtypes import float_dtype
 from xnet.operations import OPERATIONS, Operation, Softmax
 
 

@@ -21,6 +21,7 @@ from itertools import starmap
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 from xnet import exact, perturbation, threads
+from xnet.dtypes import dtype_name
 from xnet.errors import BackendError
 from xnet.formulas import Arrays, as_tuple, check_step
 from xnet.operations import Loss, Operation
@@ -717,19 +718,3 @@ def compiler_of(f: object, x: Array) -> Backend | None:
             if backend.owns(x):
                 return backend
     return None
-
-
-def dtype_name(dtype: Any) -> str:
-    """``"float32"`` from that string or from any library's dtype object."""
-    if isinstance(dtype, str):
-        return dtype
-    name = getattr(dtype, "name", None) or getattr(dtype, "__name__", None) or str(dtype)
-    return str(name).rsplit(".", 1)[-1]
-
-
-def float_dtype(dtype: Any, name: str = "dtype") -> str:
-    """`dtype` as ``"float32"`` or ``"float64"``; anything else is refused."""
-    found = dtype_name(dtype)
-    if found not in ("float32", "float64"):
-        raise ValueError(f"{name} is {found}, expected float32 or float64")
-    return found

@@ -45,6 +45,7 @@ import math
 from functools import cache
 from typing import Any, TypeAlias
 
+from xnet.dtypes import name_of
 from xnet.formulas import Mathematics
 
 Array: TypeAlias = Any
@@ -72,12 +73,7 @@ def precision(a: Array) -> str:
     TypeError
         `a` is of another dtype.
     """
-    return _precision(a.dtype.__class__, a.dtype)
-
-
-@cache
-def _precision(_: type, dtype: Any) -> str:  # dtypes of two libraries may not be compared
-    name = str(getattr(dtype, "name", dtype)).rsplit(".", 1)[-1]
+    name = name_of(a)
     if name not in DIGITS:
         raise TypeError(f"reproducible mode takes float32 and float64, not {name}")
     return name

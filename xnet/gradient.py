@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
 from xnet import perturbation
-from xnet.backend import Array, Backend, Run, backend_of, compiler_of, dtype_name
+from xnet.backend import Array, Backend, Run, backend_of, compiler_of
 from xnet.bounds import Bounds
+from xnet.dtypes import dtype_name
 from xnet.errors import KinkWarning, RoundingWarning
 from xnet.losses import batch_and_targets
 from xnet.operations import Loss

@@ -10,9 +10,10 @@ import copy
 import math
 from collections.abc import Iterable
 from functools import cache
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeAlias
 
-from xnet.backend import Array, Backend, backend_of, dtype_name, float_dtype
+from xnet.backend import Array, Backend, backend_of
+from xnet.dtypes import dtype_name, float_dtype
 from xnet.formulas import Arrays, check
 from xnet.losses import batch_and_targets
 from xnet.operations import OPERATIONS, Loss, Operation, registered
@@ -354,15 +355,17 @@ class Layer:
         return type(self).__name__ + arguments[arguments.index("(") :]
 
 
-def numbered(
-    layers: Iterable[Layer], kind: str = "params"
-) -> dict[str, tuple[dict[str, Array], str]]:
+Places: TypeAlias = dict[str, tuple[dict[str, Array], str]]
+"""Of arrays by their names, the layer's own dictionary that holds each, and its name there."""
+
+
+def numbered(layers: Iterable[Layer], kind: str = "params") -> Places:
     """Where the arrays of layers are, by the names that a network gives them: W1, b1, W2, ...
 
     A name's number counts the layers that have an array of that name.
     """
     counts: dict[str, int] = {}
-    found: dict[str, tuple[dict[str, Array], str]] = {}
+    found: Places = {}
     for layer in layers:
         arrays = getattr(layer, kind)
         for name in arrays:

@@ -1,9 +1,9 @@
 """Loss functions (§4.2). Labels are class indices or one-hot, for one sample or a batch."""
 
-from functools import cache
 from typing import Any
 
-from xnet.backend import Array, Backend, backend_of, dtype_name, float_dtype
+from xnet.backend import Array, Backend, backend_of
+from xnet.dtypes import dtype_name, float_dtype, is_integral
 from xnet.operations import IdentityWithLoss
 
 LOG_OFFSET = 1e-7
@@ -90,14 +90,9 @@ def targets_for(backend: Backend, t: Array, shape: tuple[int, ...], dtype: Any) 
     )
 
 
-@cache
-def _is_integral(xp: Any, _: type, dtype: Any) -> bool:  # dtypes of two libraries do not compare
-    return xp.isdtype(dtype, "integral")
-
-
 def _one_hot(backend: Backend, shape: tuple[int, ...], t: Array, dtype: Any) -> Array:
     """Class indices `t`, of the shape less its last axis, as one-hot rows."""
-    if not _is_integral(backend.xp, t.dtype.__class__, t.dtype):
+    if not is_integral(backend.xp, t):
         raise ValueError(f"t has dtype {dtype_name(t.dtype)}, expected integer class indices")
     if tuple(t.shape) != shape[:-1]:
         raise ValueError(f"t has {t.shape[0]} labels, y has {shape[0]} samples")

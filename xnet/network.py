@@ -13,20 +13,14 @@ from collections.abc import (
     MutableSequence,
     Sequence,
 )
+from functools import partial
 from typing import Any, cast
 
-from xnet.backend import (
-    Array,
-    Backend,
-    Current,
-    dtype_name,
-    float_dtype,
-    owner_of,
-    resolve,
-)
+from xnet.backend import Array, Backend, Current, owner_of, resolve
+from xnet.dtypes import dtype_name, float_dtype
 from xnet.errors import BackendError, NaiveGradientWarning
 from xnet.gradient import checked_step, incremental_gradient, numerical_gradient
-from xnet.layers import Layer, LossLayer, layer_class, named, numbered
+from xnet.layers import Layer, LossLayer, Places, layer_class, named, numbered
 from xnet.losses import batch_and_targets, targets_for
 from xnet.operations import Affine, Loss, Operation, SoftmaxWithLoss
 from xnet.optimizers import Optimizer
@@ -44,7 +38,7 @@ class Parameters(MutableMapping[str, Array]):
     def __init__(self, network: "Network", kind: str = "params") -> None:
         self._network, self._kind = network, kind
 
-    def places(self) -> dict[str, tuple[dict[str, Array], str]]:
+    def places(self) -> Places:
         """Of each, the layer's own dictionary that holds it, and its name there."""
         return numbered(self._network.layers, self._kind)
 
@@ -204,13 +198,8 @@ class Network:
         self._draws: Any = None
         self.backend = resolve(backend)
         self.loss_layer = SoftmaxWithLoss() if loss is None else loss
-        given = [
-            array
-            for layer in layers
-            if isinstance(layer, Layer)
-            for array in layer.params.values()
-            if array is not None
-        ]
+        held = [layer.params for layer in layers if isinstance(layer, Layer)]
+        given = [W for params in held for W in params.values() if W is not None]
         self.dtype = float_dtype(dtype or _common_dtype(given))
         self._take(list(layers))
 
@@ -687,12 +676,10 @@ class Network:
         with self._running():
             x, t = self._batch(x, t)
             if method == "naive" or obstacle is not None:
-                loss = self._training_loss if self._trains() else self.loss
+                loss, params = self._training_loss if self._trains() else self.loss, self.params
                 with self.held():
-                    return {
-                        name: numerical_gradient(lambda _: loss(x, t), self.params[name], h)
-                        for name in self._trained()
-                    }
+                    by_one = partial(numerical_gradient, lambda _: loss(x, t), h=h)
+                    return {name: by_one(params[name]) for name in self._trained()}
             loss: Any = self._loss_layer.operation
             steps = [(v.operation, tuple(v.params.values())) for v in self._layers]
             wanted = [v.trainable for v in self._layers]

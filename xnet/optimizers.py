@@ -12,7 +12,8 @@ import numbers
 from collections.abc import Mapping, MutableMapping
 from typing import Any, ClassVar, Self, dataclass_transform
 
-from xnet.backend import Array, Backend, assign, backend_of, dtype_name, get_backend
+from xnet.backend import Array, Backend, assign, backend_of, get_backend
+from xnet.dtypes import dtype_name, name_of
 from xnet.operations import Maths, Value
 
 Params = MutableMapping[str, Array]
@@ -131,15 +132,10 @@ class Optimizer:
                     backend = backend_of(**{name: W, f"gradient of {name}": gradient})
                 if not backend.xp.isdtype(W.dtype, "real floating"):
                     raise TypeError(f"{name} is {dtype_name(W.dtype)}, expected float32 or float64")
-                if gradient.shape != W.shape:
+                if gradient.shape != W.shape or gradient.dtype != W.dtype:
                     raise ValueError(
-                        f"gradient of {name} has shape {tuple(gradient.shape)}, "
-                        f"expected {tuple(W.shape)}"
-                    )
-                if gradient.dtype != W.dtype:
-                    raise ValueError(
-                        f"gradient of {name} is {dtype_name(gradient.dtype)}, "
-                        f"expected {dtype_name(W.dtype)}"
+                        f"gradient of {name} is {dtype_name(gradient.dtype)} "
+                        f"{tuple(gradient.shape)}, expected {dtype_name(W.dtype)} {tuple(W.shape)}"
                     )
                 memory, n = self.memory_of(name, W, backend), self.taken.get(name, 0) + 1
                 new, *remembered = backend.step(self, n, W, gradient, memory)
@@ -164,15 +160,12 @@ class Optimizer:
         for array in memory:
             if not backend.owns(array):
                 backend_of(**{name: W, f"the optimizer's memory of {name}": array})
-            if array.shape != W.shape:
+            alike = array.dtype == W.dtype or name_of(array) == name_of(W)  # in any byte order
+            if array.shape != W.shape or not alike:
                 raise ValueError(
-                    f"{name} has shape {tuple(W.shape)}, the optimizer remembers one of "
-                    f"{tuple(array.shape)}: use a new optimizer for each network"
-                )
-            if array.dtype != W.dtype and dtype_name(array.dtype) != dtype_name(W.dtype):
-                raise ValueError(
-                    f"{name} is {dtype_name(W.dtype)}, the optimizer remembers one that is "
-                    f"{dtype_name(array.dtype)}: use a new optimizer for each network"
+                    f"{name} is {dtype_name(W.dtype)} {tuple(W.shape)}, the optimizer remembers "
+                    f"{dtype_name(array.dtype)} {tuple(array.shape)}: "
+                    "use a new optimizer for each network"
                 )
         return memory
 

@@ -20,7 +20,8 @@ from typing import Any, BinaryIO, Union, cast, get_args, get_origin, get_type_hi
 
 import numpy as np
 
-from xnet.backend import Backend, dtype_name, float_dtype, resolve
+from xnet.backend import Backend, resolve
+from xnet.dtypes import dtype_name, float_dtype
 from xnet.errors import WeightsError
 from xnet.layers import Layer, LossLayer, numbered
 from xnet.network import Network
