@@ -429,7 +429,7 @@ def test_network_learns(backend, dtype, rng, cls):
 def test_gradient_of_another_shape_is_refused(backend):
     """It would be broadcast, and the step be wrong."""
     for shape in ((3,), (1, 2, 3), (1, 1)):
-        with pytest.raises(ValueError, match=r"W has shape .*, expected \(2, 3\)"):
+        with pytest.raises(ValueError, match=r"W is float64 \(.*, expected float64 \(2, 3\)"):
             Adam().update(
                 {"W": backend.asarray(np.ones((2, 3)))}, {"W": backend.asarray(np.ones(shape))}
             )
@@ -439,7 +439,7 @@ def test_gradient_of_another_shape_is_refused(backend):
 def test_gradient_of_another_dtype_is_refused(backend, kept, given):
     """It would widen a parameter that has to be replaced."""
     params = {"W": backend.asarray([1.0], kept)}
-    with pytest.raises(ValueError, match=f"gradient of W is {given}, expected {kept}"):
+    with pytest.raises(ValueError, match=rf"of W is {given} \(1,\), expected {kept} \("):
         Adam().update(params, {"W": backend.asarray([1.0], given)})
 
 
