@@ -595,19 +595,15 @@ def test_repr(backend):
 @pytest.mark.parametrize("reproducible", [False, True])
 def test_a_confidently_wrong_network_learns(backend, reproducible):
     """Every sample is surely taken for a 0: where log(y + 1e-7) has no slope, log softmax has."""
-    if backend.name not in ("numpy", "numba"):
-        pytest.skip(f"{backend.name}: two thousand steps take long where nothing is compiled")
     (x, t), _ = xnet.datasets.load_digits()
     x, t = x[t != 0], t[t != 0]
     net = Network([Affine(64, 10)], backend=xnet.resolve(backend, reproducible))
     net.params["b1"] = backend.asarray([60.0] + [0.0] * 9)
     assert net.accuracy(x, t) == 0.0
     assert net.loss(x, t) == pytest.approx(60, abs=0.1)
-    optimizer, rng = xnet.optimizers.SGD(0.1), np.random.default_rng(0)
+    optimizer, rng = xnet.optimizers.SGD(1.0), np.random.default_rng(0)
     for _ in range(50):
-        order = rng.permutation(len(x))
-        for start in range(0, len(x), 100):
-            batch = order[start : start + 100]
+        for batch in np.array_split(rng.permutation(len(x)), 2):
             net.train_step(x[batch], t[batch], optimizer)
     assert net.loss(x, t) < 0.36
     assert net.accuracy(x, t) > 0.93
