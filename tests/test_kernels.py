@@ -24,6 +24,7 @@ import xnet_numba
 import xnet_numpy
 import xnet_strict
 from conftest import BACKENDS, ON_HOST, OPTIMIZERS, require_host_cuda, variants
+from xnet_numpy import generated as numpy_generated
 
 import xnet
 from xnet import exact
@@ -294,6 +295,23 @@ def test_pointwise_operations(backend, dtype, operation):
 @pytest.mark.parametrize("operation", variants("rows"), ids=repr)
 def test_operations_along_rows(backend, dtype, operation):
     check_operation(backend, dtype, operation, ROWS)
+
+
+@pytest.mark.parametrize("operation", variants("pointwise"), ids=repr)
+def test_numpy_chooses_by_bits_what_where_chooses(monkeypatch, dtype, operation):
+    x, dout = drawn(dtype, (60, 50), 30), drawn(dtype, (60, 50), 1, seed=1)
+    for array in (x, dout):
+        array[0, :7] = [np.nan, np.inf, -np.inf, 0.0, -0.0, smallest(dtype), -smallest(dtype)]
+    x[1:8, :7] = x[0, :7, None]
+    backend, found = xnet.resolve("numpy"), {}
+    for many in (0, x.size, x.size + 1):
+        monkeypatch.setattr(numpy_generated, "MANY", many)
+        y = backend.run(operation, x)
+        found[many] = y, *backend.run_backward(operation, dout, x, y)
+    for arrays in zip(*found.values(), strict=True):
+        by_bits, here_too, by_where = (a.view(f"i{a.itemsize}") for a in arrays)
+        np.testing.assert_array_equal(by_bits, by_where)
+        np.testing.assert_array_equal(here_too, by_where)
 
 
 # -- losses
