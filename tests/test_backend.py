@@ -292,6 +292,26 @@ def test_networks_in_threads_run_on_their_own_backend():
 # -- arrays decide
 
 
+@pytest.mark.parametrize("where", ["in", "out"])
+def test_ctrl_c_on_the_way_leaves_what_was_current(monkeypatch, where):
+    """While a network's backend begins, or ends, what it does around a call."""
+
+    class Interrupted:
+        def __enter__(self):
+            if where == "in":
+                raise KeyboardInterrupt
+
+        def __exit__(self, *error):
+            raise KeyboardInterrupt
+
+    net = xnet.Network([xnet.layers.Affine(2, 3)], backend=resolve("numpy", True))
+    xnet.set_backend("strict")
+    monkeypatch.setattr(type(net.backend), "running", lambda self: Interrupted())
+    with pytest.raises(KeyboardInterrupt):
+        net.loss(np.ones((1, 2)), [0])
+    assert xnet.get_backend().label == "strict"
+
+
 def test_arrays_decide_and_the_current_backend_breaks_ties():
     host = np.ones(2)
     strict = resolve("strict").asarray([1.0, 1.0])

@@ -1,3 +1,4 @@
+import _thread
 import contextlib
 import math
 import os
@@ -587,7 +588,14 @@ def test_compiled_f_that_does_not_compile(njit):
 
 
 @pytest.mark.usefixtures("ctrl_c")
-def test_ctrl_c_in_a_compiled_loop(njit):
+@pytest.mark.parametrize(
+    "interrupt",
+    [
+        pytest.param(lambda: os.kill(os.getpid(), signal.SIGINT), id="while it waits"),
+        pytest.param(_thread.interrupt_main, id="just before, which wakes nobody"),
+    ],
+)
+def test_ctrl_c_in_a_compiled_loop(njit, interrupt):
     """The main thread is waiting, so it hears; the others stop soon after."""
 
     @njit
@@ -600,7 +608,7 @@ def test_ctrl_c_in_a_compiled_loop(njit):
     slow(np.ones(1))
     x = np.ones(5_000_000)  # an hour of work for one core
     numerical_gradient(slow, np.ones(20))  # compiles
-    timer = threading.Timer(0.3, os.kill, [os.getpid(), signal.SIGINT])
+    timer = threading.Timer(0.3, interrupt)
     timer.start()
     started = time.perf_counter()
     try:

@@ -437,10 +437,9 @@ class LossLayer:
         backend, y, t = batch_and_targets(x, t)
         with backend.running():
             t = self.loss.targets(backend.maths, t)
-            losses = backend.row_losses(self.loss, y, t)
+            mean = backend.sum(backend.row_losses(self.loss, y, t)) / y.shape[0]
         self.y, self.t, self.shape = y, t, x.shape  # last: threads may ask for losses at once
-        with backend.running():
-            return backend.sum(losses) / y.shape[0]
+        return mean
 
     def backward(self, dout: float = 1.0) -> Array:
         """Gradient by the scores of the last `forward`, in their shape, times `dout`."""
