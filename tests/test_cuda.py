@@ -1071,7 +1071,7 @@ def test_a_mistake_in_what_is_written_shows(monkeypatch, kernels, rng):
     seen = set()
     for sign, other in changes.items():
         with monkeypatch.context() as patch:
-            patch.setattr(generated, "_traced", {})
+            patch.setattr("xnet.formulas._kept", {})
             if sign == "where":
                 patch.setattr(generated.Cuda, "choice", other)
             else:

@@ -417,6 +417,21 @@ def structure(owner: Any) -> tuple[Any, ...]:
     ]
 
 
+_kept: dict[Any, Any] = {}
+
+
+def by_structure(make: Callable[..., Any]) -> Callable[..., Any]:
+    """Keep what `make` gives for each `structure` of an owner, and whatever more it is given."""
+
+    def found(owner: Any, *more: Any) -> Any:
+        key = make, structure(owner), *more
+        if key not in _kept:
+            _kept[key] = make(owner, *more)
+        return _kept[key]
+
+    return found
+
+
 def _annotations(cls: type) -> Iterable[tuple[str, bool]]:
     for name, kind in vars(cls).get("__annotations__", {}).items():
         yield name, kind in (float, "float")
@@ -502,14 +517,14 @@ def check_step(optimizer: Any, results: int) -> None:
         )
 
 
-_compilable: set[Any] = set()
-
-
 def check(operation: Any) -> None:
     """Raise FormulaError if an operation that backends compile cannot be compiled."""
-    key = structure(operation)
-    if operation.fuses in (None, "product") or operation.parameters or key in _compilable:
-        return
+    if operation.fuses not in (None, "product") and not operation.parameters:
+        _check(operation)
+
+
+@by_structure
+def _check(operation: Any) -> None:
     if operation.fuses == "loss":
         expect(operation, predicted(operation), True)
         expect(operation, loss_and_delta(operation), False, True)
@@ -517,7 +532,6 @@ def check(operation: Any) -> None:
         single = operation.fuses == "pointwise"
         expect(operation, forward(operation), True, single=single)
         expect(operation, backward(operation), True, single=single)
-    _compilable.add(key)
 
 
 def expect(owner: Any, formula: Formula, *varies: bool, single: bool = False) -> None:

@@ -310,6 +310,12 @@ class Layer:
             return x
         return backend_of(x=x).xp.reshape(x, (1 if x.ndim == 1 else x.shape[0], features))
 
+    def gives(self, features: int | None) -> int | None:
+        """Features of its output for so many of its input, if they are known."""
+        if self.opaque or self.operation is None:
+            return None
+        return self.operation.widths[1] or features
+
     # -- names
 
     def __getattr__(self, name: str) -> Any:

@@ -273,13 +273,13 @@ class Network:
                     f"layers[{index}]: {layer} belongs to another network, which would be trained "
                     "with this one; take layer.copy()"
                 )
-            takes, gives = (None, None) if layer.operation is None else layer.operation.widths
+            takes = None if layer.operation is None else layer.operation.widths[0]
             if None not in (features, takes) and features != takes:
                 raise ValueError(
                     f"layers[{index}]: {layer} takes {takes} features, "
                     f"the layers before it give {features}"
                 )
-            features = None if layer.opaque or layer.operation is None else gives or features
+            features = layer.gives(features)
 
     def _own_copy(self, array: Array, name: str) -> Array:
         """A parameter as this network's own: training writes to it, and not to what was given."""
@@ -515,9 +515,8 @@ class Network:
 
     def _gradients(self) -> dict[str, Array]:
         """What the layers' last `backward` found, by the parameters' names; of frozen ones none."""
-        owners = self._trained()
         places = self._planned().places
-        return {key: layer.grads[places[key][1]] for key, layer in owners.items()}
+        return {key: layer.grads[places[key][1]] for key, layer in self._trained().items()}
 
     def _trained(self) -> dict[str, Layer]:
         """The layers by the names of their parameters, frozen ones left out."""
@@ -556,8 +555,7 @@ class Network:
                 if rows.ndim != 2 or rows.shape[1] != plan.inputs or rows.dtype != plan.dtype:
                     rows = plan.end.rows(rows)
                 targets = self._targets(plan, rows, labels)
-                how = plan.loss, optimizer, plan.names
-                loss = self.backend.train_step(run, rows, targets, *how)
+                loss = self.backend.train_step(run, rows, targets, plan.loss, optimizer, plan.names)
                 if loss is not None:
                     return float(loss)
         loss, gradients = self.loss_and_gradient(x, t)

@@ -1,6 +1,7 @@
 """A network's layers as runs that a backend takes in one call, and the layers between them."""
 
 from collections.abc import Sequence
+from functools import reduce
 from typing import Any, TypeAlias
 
 from xnet.backend import Array, Backend, Gradients, Run
@@ -119,15 +120,13 @@ class Plan:
                 self.segments.append(layers[start])
             start += max(1, count)
         self.loss: Loss | None = None if loss.opaque else loss.operation
-        last = self.segments[-1]
-        self.outputs = _outputs(layers)
-        ends = self.loss and self.outputs and isinstance(last, Part)
-        self.end: Part | None = last if ends and isinstance(last, Part) else None
-        whole = last if len(self.segments) == 1 and isinstance(last, Part) else None
-        self.whole: Run | None = whole and whole.run
+        last = self.segments[-1] if isinstance(self.segments[-1], Part) else None
+        self.outputs = reduce(lambda known, layer: layer.gives(known), layers, None)
+        self.end: Part | None = last if self.loss and self.outputs else None
+        self.whole: Run | None = last.run if last and len(self.segments) == 1 else None
         self.inputs = _inputs(layers)
-        dtypes = (W.dtype for _, _, W in self.arrays)
-        self.dtype: Any = next(dtypes, object())  # no dtype's equal: to NumPy None is float64
+        # Without parameters no dtype's equal: to NumPy None is float64.
+        self.dtype: Any = next((W.dtype for _, _, W in self.arrays), object())
 
     def is_stale(self) -> bool:  # a loop, for `any` takes three times as long
         """Whether a parameter has been replaced."""
@@ -144,12 +143,3 @@ def _inputs(layers: Sequence[Layer]) -> int | None:
         if width is not None or layer.opaque or layer.operation is None:
             return width
     return None
-
-
-def _outputs(layers: Sequence[Layer]) -> int | None:
-    """Columns of the scores, if they are known without computing them."""
-    known: int | None = None
-    for layer in layers:
-        operation = None if layer.opaque else layer.operation
-        known = None if operation is None else operation.widths[1] or known
-    return known

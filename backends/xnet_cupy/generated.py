@@ -20,10 +20,10 @@ from xnet.formulas import (
     Node,
     Number,
     Trace,
+    by_structure,
     lines,
     nodes,
     spelled,
-    structure,
     trace,
 )
 
@@ -71,20 +71,11 @@ class Traced:
         return [name for name, used in pairs if used]
 
 
-_traced: dict[Any, Traced] = {}
-
-
 def _kept(make: Callable[[Any], Formula]) -> Callable[[Any], Traced]:
-    """Keep what is traced for each class, and whatever of an owner is no number."""
+    def traced(owner: Any) -> Traced:
+        return Traced(make(owner))
 
-    def found(owner: Any) -> Traced:
-        key: Any = (make, structure(owner))
-        known = _traced.get(key)
-        if known is None:
-            known = _traced[key] = Traced(make(owner))
-        return known
-
-    return found
+    return by_structure(traced)
 
 
 forward = _kept(formulas.forward)

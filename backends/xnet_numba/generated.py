@@ -37,11 +37,11 @@ from xnet.formulas import (
     Node,
     Number,
     Python,
+    by_structure,
     expect,
     lines,
     nodes,
     spelled,
-    structure,
 )
 from xnet_numba.compiling import kept_on_disk, routine
 
@@ -194,22 +194,6 @@ class Loop(NamedTuple):
         return np.array(self.values(owner, n), dtype)
 
 
-_loops = {}
-
-
-def _kept(make):
-    """Keep what `make` gives for each shape of an owner, dtype and mode."""
-
-    def found(owner, dtype, mode):
-        key = make, structure(owner), dtype, mode
-        loop = _loops.get(key)
-        if loop is None:
-            loop = _loops.setdefault(key, make(owner, dtype, mode))
-        return loop
-
-    return found
-
-
 def _compiled(formula, source, mode, dtype, arguments):
     module, kept = load(f"{FUNCTIONS[mode]}\n\n# {mode}\n{source}")
     kinds = numba.from_dtype(np.dtype(dtype)), *[types.int64] * arguments
@@ -223,19 +207,19 @@ def _over_numbers(owner, formula, into, mode, dtype):
     return Loop(address, formula, formula.values())
 
 
-@_kept
+@by_structure
 def forward(operation, dtype, mode):
     """A pointwise operation in the place of its input: (zero, x, size, numbers)."""
     return _over_numbers(operation, formulas.forward(operation), ("x",), mode, dtype)
 
 
-@_kept
+@by_structure
 def backward(operation, dtype, mode):
     """Its gradient in the place of dout: (zero, dout, x, y, size, numbers)."""
     return _over_numbers(operation, formulas.backward(operation), ("dout",), mode, dtype)
 
 
-@_kept
+@by_structure
 def step(optimizer, dtype, mode):
     """An optimizer's step in the place of W and its memory: (zero, W, g, *memory, size, numbers).
 
@@ -438,19 +422,19 @@ def _along_rows(owner, formula, into, mode, dtype, columns=False):
     return Loop(address, formula, formula.values())
 
 
-@_kept
+@by_structure
 def rows_forward(operation, dtype, mode):
     """An operation along rows, in the place of its input: (zero, x, n, m, numbers)."""
     return _along_rows(operation, formulas.forward(operation), ("x",), mode, dtype)
 
 
-@_kept
+@by_structure
 def rows_backward(operation, dtype, mode):
     """Its gradient: (zero, dout, x, y, dx, n, m, numbers)."""
     return _along_rows(operation, formulas.backward(operation), ("dx",), mode, dtype)
 
 
-@_kept
+@by_structure
 def predicted(loss, dtype, mode):
     """What a loss predicts, in the place of the scores: (zero, x, n, m, numbers); None if those."""
     formula = formulas.predicted(loss)
@@ -460,19 +444,19 @@ def predicted(loss, dtype, mode):
     return _along_rows(loss, formula, ("x",), mode, dtype)
 
 
-@_kept
+@by_structure
 def loss_rows(loss, dtype, mode):
     """The loss of each row: (zero, x, t, losses, n, m, numbers)."""
     return _along_rows(loss, formulas.row_losses(loss), ("losses",), mode, dtype)
 
 
-@_kept
+@by_structure
 def loss_columns(loss, dtype, mode):
     """The loss of each column of x (m, n), for the targets t (m,): arguments as `loss_rows`."""
     return _along_rows(loss, formulas.row_losses(loss), ("losses",), mode, dtype, columns=True)
 
 
-@_kept
+@by_structure
 def loss_and_delta(loss, dtype, mode):
     """The loss of each row and its gradient times the number n.
 

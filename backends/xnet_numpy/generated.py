@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xnet import formulas
-from xnet.formulas import TRUTHS, Formula, Node, Number, nodes, structure
+from xnet.formulas import TRUTHS, Formula, Node, Number, by_structure, nodes
 
 CALLS = {
     **{"+": "add", "-": "subtract", "*": "multiply", "/": "divide", "neg": "negative"},
@@ -159,22 +159,11 @@ def _compiled(formula: Formula, spare: tuple[str, ...], place: str | None) -> Fu
     return Function(names["f"], formula.values())
 
 
-_functions: dict[Any, Function] = {}
+def _kept(make: Callable[[Any], Formula], *spare: str, place: str | None = None) -> Any:
+    def compiled(owner: Any) -> Function:
+        return _compiled(make(owner), spare, place)
 
-
-def _kept(
-    make: Callable[[Any], Formula], *spare: str, place: str | None = None
-) -> Callable[[Any], Function]:
-    """Keep what is written for each class, and whatever of an owner is no number."""
-
-    def found(owner: Any) -> Function:
-        key = make, spare, place, structure(owner)
-        function = _functions.get(key)
-        if function is None:
-            function = _functions[key] = _compiled(make(owner), spare, place)
-        return function
-
-    return found
+    return by_structure(compiled)
 
 
 forward = _kept(formulas.forward)
