@@ -1,5 +1,6 @@
 import ast
 import asyncio
+import gc
 import inspect
 import subprocess
 import sys
@@ -268,6 +269,75 @@ def test_asyncio_tasks_never_see_each_others_choice():
         return await asyncio.gather(*(switch(index) for index in range(8)))
 
     assert asyncio.run(all_of_them()) == [True] * 8
+
+
+async def in_a_block(name="strict"):
+    """A generator within a block, as for a stream of predictions."""
+    with xnet.use_backend(name):
+        yield
+        yield
+
+
+@pytest.mark.parametrize("how", ["finished", "closed", "left to the event loop", "in another task"])
+def test_an_async_generators_block_ends_with_it(how):
+    async def finish(generator):
+        return [item async for item in generator]
+
+    async def unfinished():
+        generator = in_a_block()
+        await anext(generator)
+        assert xnet.get_backend().name == "strict"  # its block is around this, too
+        if how == "finished":
+            await finish(generator)
+        elif how == "closed":
+            await generator.aclose()
+        elif how == "in another task":
+            await asyncio.create_task(finish(generator))
+        del generator
+        gc.collect()
+        for _ in range(3):  # the event loop closes it in a task of its own
+            await asyncio.sleep(0)
+        return xnet.get_backend().name
+
+    failures = []
+
+    async def main():
+        asyncio.get_running_loop().set_exception_handler(lambda _, fault: failures.append(fault))
+        return await unfinished()
+
+    assert asyncio.run(main()) == "numpy"
+    assert failures == []
+
+
+def test_a_generator_closed_within_another_block_ends_its_own_alone():
+    def in_a_block():
+        with xnet.use_backend("strict"):
+            yield
+
+    for mode in (False, True):
+        generator = in_a_block()
+        next(generator)
+        with xnet.use_backend("numba", reproducible=mode) as inner:
+            generator.close()
+            assert xnet.get_backend() is inner
+        assert xnet.get_backend() is resolve("numpy")
+    assert registry._current.get() is None
+
+
+def test_a_task_goes_on_in_the_block_that_it_was_begun_in():
+    async def main():
+        begun = asyncio.Event()
+
+        async def later():
+            await begun.wait()
+            return xnet.get_backend().name
+
+        with xnet.use_backend("strict"):
+            task = asyncio.create_task(later())
+        begun.set()
+        return await task, xnet.get_backend().name
+
+    assert asyncio.run(main()) == ("strict", "numpy")
 
 
 def test_networks_in_threads_run_on_their_own_backend():

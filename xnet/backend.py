@@ -284,8 +284,7 @@ class Backend:
         t = xp.astype(t, xp.int64)  # a byte may hold the labels but not the number of classes
         low, high = int(xp.min(t)), int(xp.max(t))
         if low < 0 or high >= classes:
-            bad = low if low < 0 else high
-            raise ValueError(f"t has label {bad}, expected 0..{classes - 1}")
+            raise ValueError(f"t has label {low if low < 0 else high}, expected 0..{classes - 1}")
         every_class = xp.arange(classes, dtype=t.dtype, device=t.device)
         return xp.astype(xp.expand_dims(t, axis=-1) == every_class, dtype)
 
@@ -502,8 +501,7 @@ def _instance(name: str, device: int | None, reproducible: bool) -> Backend:
         usable = ", ".join(info.name for info in backends() if info.usable)
         raise BackendError(f"backend {name!r} cannot be used here: {reason}. Usable: {usable}")
     count = cls.device_count()
-    if count and device is None:
-        device = 0
+    device = 0 if count and device is None else device
     if device is not None and device >= count:
         has = f"has {count} device(s), numbered from 0" if count else "takes no device index"
         raise BackendError(f"backend '{name}:{device}': {name} {has}")
@@ -557,7 +555,14 @@ def resolve(backend: "str | Backend | None" = None, reproducible: bool | None = 
 # -- selection
 
 _default: Backend | None = None
-_current: contextvars.ContextVar[Backend | None] = contextvars.ContextVar("backend", default=None)
+_current = contextvars.ContextVar["Current | None"]("backend", default=None)
+
+
+def _of_block() -> Backend | None:
+    """That of the innermost block, unless it is over: a generator's may be ended from elsewhere."""
+    while (block := _current.get()) and block.over:
+        _current.set(block.before)
+    return block and block.backend
 
 
 def _reproducible_from_environment() -> bool:
@@ -568,7 +573,7 @@ def _reproducible_from_environment() -> bool:
 
 
 def _current_mode() -> bool:
-    current = _current.get() or _default
+    current = _of_block() or _default
     return _reproducible_from_environment() if current is None else current.reproducible
 
 
@@ -579,7 +584,7 @@ def get_backend() -> Backend:
     one XNET_BACKEND names, else numpy. The environment is read when it is first needed.
     """
     global _default
-    current = _current.get()
+    current = _of_block()
     if current is not None:
         return current
     if _default is None:
@@ -610,14 +615,21 @@ def use_backend(
 ) -> Generator[Backend]:
     """Make `backend` current within the block, in this thread or asyncio task alone.
 
-    Without a name it is the current backend in the mode asked for.
+    Without a name it is the current backend in the mode asked for. Around a generator's ``yield``
+    the block holds for the caller too, until the generator is finished or closed.
     """
-    chosen = resolve(backend, reproducible)
-    token = _current.set(chosen)
+    block = Current(resolve(backend, reproducible))
+    token = _current.set(block)
     try:
-        yield chosen
+        yield block.backend
     finally:
-        _current.reset(token)
+        # A task begun in the block goes on in it. But a generator may be closed within a later one,
+        # or by an event loop in another context: then the block is over wherever it is met.
+        block.over = True
+        with contextlib.suppress(ValueError):
+            if _current.get() is block:
+                _current.reset(token)
+                block.over = False
 
 
 class Current:
@@ -627,14 +639,14 @@ class Current:
     which Python begins `__exit__` does not.
     """
 
-    __slots__ = ("backend", "before", "running")
+    __slots__ = ("backend", "before", "over", "running")
 
     def __init__(self, backend: Backend) -> None:
-        self.backend, self.before = backend, _current.get()
+        self.backend, self.before, self.over = backend, _current.get(), False
 
     def __enter__(self) -> None:
         try:
-            _current.set(self.backend)
+            _current.set(self)
             self.running = self.backend.running()
             self.running.__enter__()
         except BaseException:
@@ -689,10 +701,7 @@ def backend_of(**arrays: Array) -> Backend:
         One of them is no backend's array.
     """
     current = get_backend()
-    for array in arrays.values():
-        if not current.owns(array):
-            break
-    else:
+    if all(map(current.owns, arrays.values())):
         return current
     owners = {name: owner_of(array, name) for name, array in arrays.items()}
     distinct = list(dict.fromkeys(owners.values()))
@@ -700,9 +709,8 @@ def backend_of(**arrays: Array) -> Backend:
         return distinct[0]
     where = ", ".join(f"{name} is on {backend.label}" for name, backend in owners.items())
     raise BackendError(
-        f"arrays of two devices in one call: {where}. Nothing moves silently: move one with "
-        f"asarray of the backend it should be on, "
-        f'as in xnet.resolve("{distinct[0].label}").asarray(...)'
+        f"arrays of two devices in one call: {where}. Nothing moves silently: move one, as with "
+        f'xnet.resolve("{distinct[0].label}").asarray(...)'
     )
 
 
@@ -713,8 +721,6 @@ def compiler_of(f: object, x: Array) -> Backend | None:
             compiles = _load(name).compiles(f)
         except BackendError:  # a broken plug-in compiles nothing
             continue
-        if compiles and _why_unusable(name) is None:
-            backend = _instance(name, None, False)
-            if backend.owns(x):
-                return backend
+        if compiles and _why_unusable(name) is None and _instance(name, None, False).owns(x):
+            return _instance(name, None, False)
     return None
