@@ -40,6 +40,7 @@ from xnet.layers import Affine, Layer, ReLU, Sigmoid, layer_class
 from xnet.network import Network
 from xnet.optimizers import OPTIMIZERS, SGD, Optimizer
 from xnet.threads import num_threads
+from xnet.tools import cli, figures
 
 Host: TypeAlias = np.ndarray[Any, Any]
 Contender: TypeAlias = Callable[[], Any]
@@ -593,17 +594,21 @@ def table(found: Found) -> str:
     return "\n".join(lines)
 
 
+command = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 Part = StrEnum("Part", list(PARTS))
 
 
+@command.command()
 def main(
     part: Annotated[Part, typer.Argument(help="What to time.")],
     json_file: Annotated[Path | None, typer.Option(help="File for the seconds.")] = None,
     figure: Annotated[Path | None, typer.Option(help="File for a figure, of inference.")] = None,
 ) -> None:
     """Time contenders in turns, after comparing their answers."""
-    if figure is not None and part != "inference":
-        raise typer.BadParameter("only inference has a figure")
+    if figure is not None:
+        if part != "inference":
+            raise typer.BadParameter("only inference has a figure")
+        figures.check_format(figure)
     for path in (json_file, figure):
         if path is not None:
             xnet.weights.check_writable(path)
@@ -616,11 +621,9 @@ def main(
         facts = {"machine": machine(), "seconds": found}
         write(json_file, facts | {"floor_seconds_per_image": floor()})
     if figure is not None:
-        from xnet.tools import figures
-
         figures.throughput(found, floor()).savefig(figure, dpi=150)
 
 
 if __name__ == "__main__":
     without_handicaps()
-    typer.run(main)
+    cli.run(command, "bench.py")

@@ -78,7 +78,7 @@ def run_tests(arguments):
 
 def run_parity(backend, steps):
     """What `xnet parity --json` says of the backend."""
-    command = [sys.executable, "-m", "xnet.tools.cli", "parity", "--json", "--backend", backend]
+    command = [sys.executable, "-m", "xnet_command", "parity", "--json", "--backend", backend]
     done = subprocess.run(
         [*command, "--steps", str(steps)], capture_output=True, text=True, check=False
     )
@@ -127,6 +127,7 @@ def main(arguments=None):
     if options.backend not in reasons or reasons[options.backend]:
         print(f"{options.backend}: {reasons.get(options.backend, 'unknown')}", file=sys.stderr)
         return 2
+    options.output.mkdir(parents=True, exist_ok=True)  # before the hour that it takes
     on_gpu = options.backend == "cupy"
     now = datetime.now(UTC)
     report = {
@@ -138,7 +139,6 @@ def main(arguments=None):
         "parity": run_parity(options.backend, options.steps),
     }
     report["kept"] = report["tests"]["status"] == 0 and report["parity"]["kept"]
-    options.output.mkdir(parents=True, exist_ok=True)
     name = report["machine"].get("device", options.backend).replace(" ", "-")
     path = options.output / f"{name}-{now:%Y-%m-%d-%H%M%S}.md"
     path.write_text(page(report))

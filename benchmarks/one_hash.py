@@ -26,7 +26,7 @@ def sha256(backend, dtype, mode, settings):
     path = os.pathsep.join([str(PEERS), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
     command = f"train --dataset mnist --iterations {STEPS} --backend {backend} --dtype {dtype}"
     done = subprocess.run(
-        [sys.executable, "-m", "xnet.tools.cli", *command.split(), f"--{mode}", "--json"],
+        [sys.executable, "-m", "xnet_command", *command.split(), f"--{mode}", "--json"],
         env=os.environ | settings | {"PYTHONPATH": path},
         stdout=subprocess.PIPE,
         check=True,

@@ -1,4 +1,5 @@
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -6,7 +7,6 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import pytest
-import typer
 from typer.testing import CliRunner
 from xnet_numpy import NumpyBackend
 
@@ -19,8 +19,6 @@ sys.path.append(str(FOLDER))
 import bench  # noqa: E402  # a script beside the library, no part of it
 
 pytestmark = pytest.mark.usefixtures("registered_alone")
-app = typer.Typer()
-app.command()(bench.main)
 
 
 @pytest.fixture(autouse=True)
@@ -106,7 +104,7 @@ def test_the_command_prints_writes_and_draws(monkeypatch, tmp_path):
     monkeypatch.setitem(bench.PARTS, "inference", lambda: bench.inference(batches=(1, 2)))
     times, figure = tmp_path / "times.json", tmp_path / "figure.png"
     command = ["inference", "--json-file", str(times), "--figure", str(figure)]
-    done = CliRunner().invoke(app, command)
+    done = CliRunner().invoke(bench.command, command)
     assert done.exit_code == 0, done.output
     assert "| 1 | numpy |" in done.output
     facts = json.loads(times.read_text())
@@ -115,15 +113,26 @@ def test_the_command_prints_writes_and_draws(monkeypatch, tmp_path):
     assert figure.read_bytes().startswith(b"\x89PNG")
 
 
-def test_what_cannot_be_done_is_said_before_anything_is_timed(monkeypatch, tmp_path):
+def test_what_cannot_be_done_is_said_before_anything_is_timed(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+
     def never():
         raise AssertionError
 
     monkeypatch.setitem(bench.PARTS, "training", never)
-    assert CliRunner().invoke(app, ["everything"]).exit_code == 2
-    assert CliRunner().invoke(app, ["training", "--figure", "x.png"]).exit_code == 2
-    nowhere = CliRunner().invoke(app, ["training", "--json-file", str(tmp_path / "no" / "a.json")])
-    assert isinstance(nowhere.exception, bench.xnet.WeightsError)
+    assert CliRunner().invoke(bench.command, ["everything"]).exit_code == 2
+    assert CliRunner().invoke(bench.command, ["training", "--figure", "x.png"]).exit_code == 2
+    monkeypatch.setitem(bench.PARTS, "inference", never)
+    for arguments, said in {
+        ("training", "--json-file", "no/a.json"): "no/a.json cannot be written: ",
+        ("inference", "--figure", "no/a.png"): "no/a.png cannot be written: ",
+        ("inference", "--figure", "a.txt"): "a.txt ends in '.txt', expected one of",
+        ("inference", "--figure", "a"): "a ends in '', expected one of",
+    }.items():
+        monkeypatch.setattr(sys, "argv", ["bench.py", *arguments])
+        with pytest.raises(SystemExit, match=r"^1$"):
+            bench.cli.run(bench.command, "bench.py")
+        assert re.fullmatch(rf"bench\.py: {said}[^\n]*\n", capsys.readouterr().err)
 
 
 def test_nothing_is_timed_on_a_handicapped_numpy(tmp_path):

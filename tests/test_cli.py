@@ -9,8 +9,8 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from collections import namedtuple
-from importlib.metadata import entry_points
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,7 @@ from xnet import datasets, weights
 from xnet.network import Network
 from xnet.operations import Affine, ReLU
 from xnet.optimizers import SGD
-from xnet.tools import cli
+from xnet.tools import cli, parity
 
 pytestmark = pytest.mark.usefixtures("registered_alone")
 Done = namedtuple("Done", ["status", "out", "err"])
@@ -79,9 +79,12 @@ def parsed(text: str):
     return json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
 
 
-def subprocess_run(*arguments, **environment) -> subprocess.CompletedProcess:
+COMMAND = [sys.executable, "-m", "xnet_command"]
+
+
+def subprocess_run(*arguments, command=COMMAND, **environment) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, "-m", "xnet.tools.cli", *map(str, arguments)],
+        [*command, *map(str, arguments)],
         capture_output=True,
         text=True,
         env={**os.environ, **environment},
@@ -123,9 +126,9 @@ def draw_digit(path: Path, index=0) -> int:
 # info
 
 
-def test_installed_script_is_main():
-    (script,) = entry_points(group="console_scripts", name="xnet")
-    assert script.load() is cli.main
+def test_installed_script_is_the_command():
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    assert project["scripts"] == {"xnet": "xnet_command:main"}
 
 
 def test_info(good):
@@ -559,6 +562,32 @@ def test_mnist_that_is_not_there(monkeypatch, tmp_path, bad):
     assert f"XNET_DATA_DIR={tmp_path} holds no " in bad("train", "--dataset", "mnist")
 
 
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (MemoryError(), "out of memory"),
+        (ValueError(), "ValueError"),
+        (ImportError("no such thing"), "no such thing"),
+        (OSError(5, "Input/output error", "/dev/x"), "[Errno 5] Input/output error: '/dev/x'"),
+        (ValueError("two\nlines, and \x1b[31mred"), "two lines, and [31mred"),
+    ],
+)
+def test_what_is_wrong_is_one_line(monkeypatch, bad, error, said):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setitem(datasets.DATASETS, "digits", fail)
+    monkeypatch.setattr(cli, "_give_up_output", lambda: None)  # it is pytest's
+    assert bad("train") == said
+
+
+def test_a_long_reason_is_shortened_in_its_middle(bad):
+    reason = bad("train", "--backend", "long" * 1000)
+    assert len(reason) <= 400
+    assert reason.startswith("unknown backend 'longlong")
+    assert "numpy" in reason[-200:]
+
+
 def test_diverging_run(bad):
     arguments = ["train", "--learning-rate", "1e200", "--iterations", 50]
     reason = bad(*arguments, printed=None)
@@ -672,12 +701,12 @@ def test_ctrl_c_elsewhere_leaves_no_traceback(monkeypatch, run, trained, command
     assert "Traceback" not in done.err
 
 
-@pytest.mark.skipif(os.name == "nt", reason="Windows sends no SIGINT to one process")
-def test_sigint_ends_a_running_command(tmp_path):
+@pytest.mark.skipif(os.name == "nt", reason="Windows sends no signal to one process")
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_training_and_keeps_what_it_learnt(tmp_path, sent):
     path = tmp_path / "net"
-    command = [sys.executable, "-m", "xnet.tools.cli", "train", "--save", str(path)]
     child = subprocess.Popen(
-        [*command, "--iterations", "100000000"],
+        [*COMMAND, "train", "--save", str(path), "--iterations", "100000000"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -688,15 +717,83 @@ def test_sigint_ends_a_running_command(tmp_path):
             assert child.poll() is None, "the command ended by itself"
             assert time.monotonic() < deadline, "no epoch was done"
             time.sleep(0.01)
-        child.send_signal(signal.SIGINT)
+        child.send_signal(sent)
         out, err = child.communicate(timeout=60)
     finally:
         child.kill()
         child.wait()
-    assert (child.returncode, err) == (130, "")
+    assert (child.returncode, err) == (128 + sent, "")
     assert "interrupted: " in out
     assert weights.load_network(path).inputs == 64
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows sends no signal to one process")
+@pytest.mark.parametrize("module", ["xnet", "numpy", "typer", "xnet.tools.parity"])
+def test_ctrl_c_during_the_imports_leaves_no_traceback(module):
+    """The process ends by the signal, as a shell expects."""
+    code = f"""
+import os, signal, sys
+class Interrupting:
+    def find_spec(self, name, path=None, target=None):
+        if name == {module!r}:
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Interrupting())
+from xnet_command import main
+main()
+"""
+    done = subprocess_run("info", command=[sys.executable, "-c", code])
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
+
+
+def test_signals_do_after_a_command_what_they_did_before(good, run):
+    before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+    good("--version")
+    run("train", "--backend", "nunpy")
+    assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows sends no signal to one process")
+def test_a_signal_that_is_ignored_stays_so(run, monkeypatch):
+    """As `nohup` and a shell's background jobs have it."""
+
+    def interrupt(*_, **__):
+        os.kill(os.getpid(), signal.SIGINT)
+        raise MemoryError
+
+    monkeypatch.setitem(datasets.DATASETS, "digits", interrupt)
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        assert run("train").status == 1
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+# Output that cannot be written.
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+@pytest.mark.parametrize("arguments", [["info"], ["info", "--json"], ["--help"]], ids=" ".join)
+def test_a_full_disk_is_said_in_a_line(arguments):
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run([*COMMAND, *arguments], stdout=full, stderr=subprocess.PIPE)
+    assert done.returncode == 1
+    assert re.fullmatch(r"xnet: [^\n]*No space left[^\n]*\n", done.stderr.decode())
+
+
+@pytest.mark.parametrize("arguments", [["info"], ["info", "--json"], ["--help"]], ids=" ".join)
+def test_a_reader_that_left_is_no_error_to_speak_of(arguments):
+    ours, theirs = os.pipe()
+    os.close(ours)
+    with open(theirs, "wb") as closed:
+        done = subprocess.run([*COMMAND, *arguments], stdout=closed, stderr=subprocess.PIPE)
+    assert (done.returncode, done.stderr) == (1, b"")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a POSIX shell's way to close it")
+def test_output_that_is_closed():
+    done = subprocess_run(*COMMAND, "info", command=["sh", "-c", '"$0" "$@" >&-'])
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_mistake_in_a_process_of_its_own():
@@ -709,6 +806,43 @@ def test_output_that_takes_only_ascii():
     done = subprocess_run("train", "--iterations", 2, PYTHONIOENCODING="ascii", PYTHONUTF8="0")
     assert (done.returncode, done.stderr) == (0, "")
     assert re.search(r"^test accuracy ", done.stdout, re.MULTILINE)
+    done = subprocess_run("train", "--help", PYTHONIOENCODING="ascii", PYTHONUTF8="0")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "--reproducible" in done.stdout
+
+
+WIDE = [
+    {
+        "backend": "cupy:0",
+        "agrees": True,
+        "largest_difference": 6.66e-16,
+        "images_per_second_one_at_a_time": 124_321,
+        "images_per_second_in_a_batch": 4_962_113,
+    }
+]
+
+
+def test_no_number_is_cut_at_60_columns(monkeypatch, capsys):
+    monkeypatch.setattr(cli.out, "width", 60)
+    cli.out.print(cli._comparison_table(WIDE, 360))
+    shown = capsys.readouterr().out
+    assert re.findall(r"[^│\s]+", shown.splitlines()[-2]) == [
+        *("cupy:0", "yes", "6.7e-16", "124,321", "4,962,113", "40x")
+    ]
+    facts = {"operation": "a network's numerical gradient by stacks", "backend": "numba"}
+    cli.out.print(
+        cli._parity_table(
+            [
+                parity.Verdict(**facts, dtype=dtype, reproducible=exact, ulps=987_654, share=0.87)
+                for dtype in ("float32", "float64")
+                for exact in (False, True)
+            ]
+        )
+    )
+    shown = capsys.readouterr().out
+    assert shown.count("987,654") == 4
+    assert shown.count("87%") == 2
+    assert "…" not in shown
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no pseudo-terminal")
@@ -722,7 +856,7 @@ def test_bar_in_a_terminal():
     environment = {**os.environ, "TERM": "xterm"}
     environment.pop("COLUMNS", None)
     child = subprocess.Popen(
-        [sys.executable, "-m", "xnet.tools.cli", "train", "--iterations", "30"],
+        [*COMMAND, "train", "--iterations", "30"],
         stdout=subprocess.PIPE,
         stderr=theirs,
         text=True,

@@ -289,7 +289,7 @@ def test_the_package_of_the_page_is_found_by_the_command(tmp_path):
     (metadata / "entry_points.txt").write_text("\n".join(entries))
     path = os.pathsep.join([str(tmp_path), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
     for line in shell.text.splitlines():
-        words = [sys.executable, "-m", "xnet.tools.cli", *shlex.split(line)[1:]]
+        words = [sys.executable, "-m", "xnet_command", *shlex.split(line)[1:]]
         where = {"cwd": tmp_path, "env": environment(PYTHONPATH=path)}
         done = subprocess.run(words, **where, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr

@@ -545,7 +545,7 @@ def test_same_bits_means_every_bit():
 
 def run_parity(*arguments):
     return subprocess.run(
-        [sys.executable, "-m", "xnet.tools.cli", "parity", *arguments],
+        [sys.executable, "-m", "xnet_command", "parity", *arguments],
         capture_output=True,
         text=True,
         env=os.environ | {"COLUMNS": "120"},

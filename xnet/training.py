@@ -151,7 +151,8 @@ def train(
     -------
     History
         Losses and accuracies. Ctrl-C ends the run early and does not raise: the history says
-        "interrupted", and the network is as the last whole step left it.
+        "interrupted", and the network is as the last whole step left it. SIGTERM does so too after
+        ``signal.signal(signal.SIGTERM, signal.default_int_handler)``, as in the command.
 
     Raises
     ------

@@ -4,24 +4,26 @@ import json
 import math
 import os
 import platform
+import signal
 import sys
 import textwrap
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
 from enum import StrEnum
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, NoReturn, cast
 
 import numpy as np
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 import xnet
 from xnet import datasets, weights
@@ -34,8 +36,14 @@ from xnet.optimizers import OPTIMIZERS, SGD
 from xnet.tools import parity, pictures
 from xnet.training import History, train
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="rich")
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
 out = Console(highlight=False)
+out.width = max(out.width, 60)  # the tables need so much
 
 
 def _choices(wanted: Callable[[type[Operation]], bool]) -> dict[str, type[Any]]:
@@ -62,8 +70,10 @@ NOTES_ITERATIONS = 10_000
 """How long the notes' experiment runs (§4.5.2)."""
 NOTES_OPTIMIZER, NOTES_LEARNING_RATE = SGD.__name__.lower(), 0.1
 """How it steps."""
-INTERRUPTED = 130
+INTERRUPTED = 128 + signal.SIGINT
 """Exit status by which a shell reports a command that Ctrl-C ended."""
+LONGEST_LINE = 400
+"""Characters of a line that says what is wrong."""
 
 BackendOption = Annotated[
     str | None,
@@ -92,12 +102,73 @@ DatasetOption = Annotated[
 
 
 def main() -> None:
-    """Run the command; a user's mistake is one line on stderr and exit status 1."""
+    """Run the command as `run` does."""
+    run(app, "xnet")
+
+
+def run(command: typer.Typer, name: str) -> NoReturn:
+    """Run a command and end the process.
+
+    What is wrong with files, data, output or what is installed is one line on stderr and exit
+    status 1. Ctrl-C and SIGTERM raise KeyboardInterrupt while it runs, and the exit status is the
+    one by which a shell reports a process that such a signal ended.
+    """
+    received: list[int] = []
+    status: Any = INTERRUPTED
     try:
-        app()
-    except (XnetError, ValueError, MemoryError) as error:
-        print("xnet:", " ".join(str(error).split()), file=sys.stderr)
-        sys.exit(1)
+        with _interruptible(received):
+            try:
+                command(prog_name=name)
+            except SystemExit as ended:
+                status = ended.code
+            if sys.stdout is not None:  # it is None where it was closed
+                sys.stdout.flush()
+    except KeyboardInterrupt:
+        pass
+    except (XnetError, ValueError, MemoryError, OSError, ImportError) as error:
+        status = 1
+        if not isinstance(error, BrokenPipeError):  # whoever read the output has what it wanted
+            print(f"{name}:", _line(error), file=sys.stderr)
+        if isinstance(error, OSError):
+            _give_up_output()
+    sys.exit(128 + received[-1] if received else status)
+
+
+@contextmanager
+def _interruptible(received: list[int]) -> Generator[None]:
+    """In the block Ctrl-C and SIGTERM raise KeyboardInterrupt, and `received` says which came."""
+
+    def interrupt(number: int, frame: object) -> NoReturn:
+        received.append(number)
+        raise KeyboardInterrupt
+
+    ends = (signal.SIGINT, signal.SIGTERM)
+    heeded = [s for s in ends if signal.getsignal(s) not in (signal.SIG_IGN, None)]
+    before = {s: signal.signal(s, interrupt) for s in heeded}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _line(error: Exception) -> str:
+    """What an error says, as one line that can be printed."""
+    said = "".join(c if c.isprintable() else " " for c in str(error))
+    line = " ".join(said.split())
+    if not line:
+        line = "out of memory" if isinstance(error, MemoryError) else type(error).__name__
+    if len(line) > LONGEST_LINE:  # its end tends to say what to do
+        half = LONGEST_LINE // 2 - 3
+        line = f"{line[:half]} ... {line[-half:]}"
+    return line
+
+
+def _give_up_output() -> None:
+    """Let nobody try again to write what is left: Python would, at its end, and complain."""
+    if sys.stdout is not None:
+        with suppress(OSError), open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 def _show_version(asked: bool) -> None:
@@ -116,6 +187,11 @@ def common(
     ] = False,
 ) -> None:
     """A neural network you can read in one sitting, on NumPy, Numba or CuPy."""
+
+
+def _table(*headers: str, title: str | None = None) -> Table:
+    """A table in which what is too long for its column is wrapped, never cut."""
+    return Table(*(Column(header, overflow="fold") for header in headers), title=title)
 
 
 # -- info
@@ -180,7 +256,7 @@ def _devices(name: str) -> list[str]:
 
 
 def _backend_table() -> Table:
-    table = Table("backend", "usable", "why not / devices")
+    table = _table("backend", "usable", "why not / devices")
     for b in backends():
         note = b.reason or ", ".join(_devices(b.name))
         table.add_row(b.name, "yes" if b.usable else "no", escape(note))
@@ -192,8 +268,8 @@ def _backend_table() -> Table:
 
 @app.command(
     "train",
-    epilog="Examples: [bold]xnet train --save digits.safetensors[/bold] · "
-    "[bold]xnet train --dataset mnist --epochs 17 --backend numba[/bold] · "
+    epilog="Examples: [bold]xnet train --save digits.safetensors[/bold]; "
+    "[bold]xnet train --dataset mnist --epochs 17 --backend numba[/bold]; "
     "[bold]xnet train --hidden 50 --hidden 100 --optimizer adam[/bold]",
 )
 def train_command(
@@ -336,7 +412,7 @@ def _report(network: Network, history: History, save: Path | None) -> None:
 
 
 @app.command(
-    epilog="Examples: [bold]xnet evaluate digits.safetensors[/bold] · "
+    epilog="Examples: [bold]xnet evaluate digits.safetensors[/bold]; "
     "[bold]xnet evaluate sample_weight.pkl --raw --per-sample[/bold]"
 )
 def evaluate(
@@ -426,7 +502,7 @@ def predict(
 
 @app.command(
     "parity",
-    epilog="Examples: [bold]xnet parity[/bold] · "
+    epilog="Examples: [bold]xnet parity[/bold]; "
     "[bold]xnet parity --backend numba --dtype float32 --json[/bold]",
 )
 def parity_command(
@@ -505,7 +581,7 @@ def _parity_table(verdicts: list[parity.Verdict]) -> Table:
     dtypes = list(dict.fromkeys(v.dtype for v in verdicts))
     title = f"{verdicts[0].backend} against numpy: bits in reproducible mode; in fast mode the "
     title += "largest difference, in units in the last place, and its share of what is allowed"
-    table = Table("tried", "bits", *(f"{d}, fast" for d in dtypes), title=title)
+    table = _table("tried", "bits", *(f"{d}, fast" for d in dtypes), title=title)
     for name in dict.fromkeys(v.operation for v in verdicts):
         of_name = [v for v in verdicts if v.operation == name]
         cells = {v.dtype: _parity_cell(v) for v in of_name if v.reproducible}
@@ -535,7 +611,7 @@ def _parity_cell(v: parity.Verdict) -> str:
 
 
 def _hash_table(hashes: dict[str, dict[str, dict[str, str]]], steps: int) -> Table:
-    table = Table("mode", "dtype", "backend", "SHA-256", title=f"weights after {steps} steps")
+    table = _table("mode", "dtype", "backend", "SHA-256", title=f"weights after {steps} steps")
     for mode, by_dtype in hashes.items():
         for d, found in by_dtype.items():
             first = next(iter(found.values()))
@@ -549,7 +625,7 @@ def _hash_table(hashes: dict[str, dict[str, dict[str, str]]], steps: int) -> Tab
 
 
 @app.command(
-    epilog="Examples: [bold]xnet gradcheck[/bold] · "
+    epilog="Examples: [bold]xnet gradcheck[/bold]; "
     "[bold]xnet gradcheck digits.safetensors --batch-size 100 --backend numba[/bold]"
 )
 def gradcheck(
@@ -706,14 +782,8 @@ def _rates(network: Network, x: Any) -> tuple[float, float]:
 
 
 def _comparison_table(rows: list[dict[str, Any]], images: int) -> Table:
-    table = Table(
-        "backend",
-        "as NumPy",
-        "largest difference",
-        "images/s, one at a time",
-        f"images/s, batch of {images}",
-        "ratio",
-    )
+    one, batch = "images/s,\none at\na time", f"images/s,\nbatch\nof {images}"
+    table = _table("backend", "as\nNumPy", "largest\nerror", one, batch, "gain")
     for row in rows:
         one, batch = row["images_per_second_one_at_a_time"], row["images_per_second_in_a_batch"]
         table.add_row(
@@ -725,7 +795,3 @@ def _comparison_table(rows: list[dict[str, Any]], images: int) -> Table:
             f"{batch / one:.0f}x",
         )
     return table
-
-
-if __name__ == "__main__":
-    main()

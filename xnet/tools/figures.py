@@ -5,9 +5,11 @@ window or touches pyplot's state.
 """
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xnet import exact
@@ -30,6 +32,27 @@ def _figure(columns: int, width: float, height: float) -> tuple[Any, list[Any]]:
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
     return figure, list(axes)
+
+
+def check_format(path: str | os.PathLike[str]) -> None:
+    """Raise ValueError if matplotlib writes no figure under such a name.
+
+    So that it is known before hours go into what the figure shows.
+
+    Raises
+    ------
+    ValueError
+        The name's suffix is none of a format that matplotlib writes.
+    ImportError
+        matplotlib is not installed.
+    """
+    figure, _ = _figure(1, 1, 1)
+    formats = figure.canvas.get_supported_filetypes()
+    suffix = Path(path).suffix
+    if suffix.lower().removeprefix(".") not in formats:
+        raise ValueError(
+            f"{path} ends in {suffix!r}, expected one of .{', .'.join(sorted(formats))}"
+        )
 
 
 def training_curves(histories: "Mapping[str, History]", smooth: int = 1) -> Any:

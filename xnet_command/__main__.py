@@ -1,0 +1,5 @@
+"""`python -m xnet_command` is `xnet`."""
+
+from xnet_command import main
+
+main()
