@@ -1,7 +1,7 @@
-"""Handwritten digits as NumPy arrays: MNIST, and scikit-learn's digits.
+"""Handwritten digits as NumPy arrays: MNIST, and the small digits that are part of xnet.
 
-Ink is the high value and paper is 0. scikit-learn and pooch (with tqdm) are imported when a
-function needs them, never at import.
+Ink is the high value and paper is 0. pooch (with tqdm) is imported when it is needed, never at
+import.
 """
 
 import gzip
@@ -14,9 +14,10 @@ import textwrap
 import zlib
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
+from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Final, TypeAlias, cast
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -86,10 +87,12 @@ def load_mnist(
 def load_digits(
     normalize: bool = True, flatten: bool = True, one_hot: bool = False
 ) -> tuple[Split, Split]:
-    """Load the 1,797 handwritten digits of 8×8 pixels that scikit-learn ships; works offline.
+    """Load 1,797 handwritten digits of 8×8 pixels, which are part of xnet.
 
-    scikit-learn gives them unsplit. The split here is always the same one: the order is
-    ``numpy.random.default_rng(0).permutation(1797)``, its first 1,437 are for training.
+    They are the test set of *Optical Recognition of Handwritten Digits* (E. Alpaydin & C. Kaynak
+    1998, UCI Machine Learning Repository, doi:10.24432/C50P49, CC BY 4.0), as scikit-learn has
+    them. The split is always the same one: in the order of
+    ``numpy.random.default_rng(0).permutation(1797)`` the first 1,437 are for training.
 
     Parameters
     ----------
@@ -105,22 +108,14 @@ def load_digits(
     ((x_train, t_train), (x_test, t_test))
         x: ``(1437, 64)`` and ``(360, 64)``, or ``(N, 1, 8, 8)``; float32 or uint8.
         t: ``(N,)`` int64, or ``(N, 10)`` float32.
-
-    Raises
-    ------
-    DatasetError
-        If scikit-learn is not installed.
     """
-    with optional("load_digits", "scikit-learn"):
-        import sklearn.datasets as sklearn  # pyright: ignore[reportMissingTypeStubs]
-    bunch = cast(Any, sklearn.load_digits())
-    images, labels = bunch.images.astype(np.uint8), bunch.target
-    order = np.random.default_rng(0).permutation(len(labels))
-    train, test = order[:_DIGITS_TRAIN], order[_DIGITS_TRAIN:]
-    return (
-        _as_examples(images[train], labels[train], 16, normalize, flatten, one_hot),
-        _as_examples(images[test], labels[test], 16, normalize, flatten, one_hot),
+    with (files("xnet") / "digits.npz").open("rb") as file, np.load(file) as arrays:
+        images, labels = arrays["images"], arrays["labels"]
+    train, test = (
+        _as_examples(images[part], labels[part], 16, normalize, flatten, one_hot)
+        for part in (slice(_DIGITS_TRAIN), slice(_DIGITS_TRAIN, None))
     )
+    return train, test
 
 
 DATASETS: Final[Mapping[str, Callable[..., tuple[Split, Split]]]] = {
