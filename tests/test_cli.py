@@ -285,8 +285,32 @@ def test_train_by_the_numerical_gradient(good):
 
 
 def test_train_stops_early(good):
-    facts = parsed(good("train", "--learning-rate", 0, "--patience", 2, "--epochs", 9, "--json"))
-    assert (facts["stopped"], facts["epoch_ends"]) == ("early stop", [15, 30, 45])
+    arguments = ["--learning-rate", 0, "--validation", 0.1, "--patience", 2, "--epochs", 9]
+    facts = parsed(good("train", *arguments, "--json"))
+    assert (facts["stopped"], facts["epoch_ends"]) == ("early stop", [13, 26, 39])
+    assert facts["kept_epoch"] == 0
+
+
+def test_train_reports_what_validation_chose(good, tmp_path):
+    """The test accuracy is that of the network in the file, and of no other."""
+    path = tmp_path / "net.safetensors"
+    arguments = ["train", "--epochs", 8, "--learning-rate", 3, "--validation", 0.2, "--save", path]
+    shown = good(*arguments).splitlines()
+    network, ((x, t), test) = weights.load_network(path), datasets.load_digits()
+    held = xnet.Training(network, x, t, validation=0.2)._data
+    for part, data in {"train": None, "validation": None, "test": test}.items():
+        x, t = (held[part].x, held[part].t) if data is None else data
+        assert f"{part} accuracy {network.accuracy(x, t):.4f}" in shown
+    facts = parsed(good(*arguments, "--json"))
+    assert facts["kept_epoch"] == np.argmax(facts["validation_accuracy"]) < 7
+    assert f"epoch {facts['kept_epoch'] + 1} did best in validation and was kept" in shown
+    assert len(facts["test_accuracy"]) == 1
+
+
+def test_patience_alone_says_what_it_needs(run):
+    status, _, error = run("train", "--patience", 3)
+    assert status == 1
+    assert "patience is 3 without validation" in error
 
 
 def test_train_runs_as_long_as_the_notes_by_default(monkeypatch, run):

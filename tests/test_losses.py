@@ -103,6 +103,17 @@ def test_inputs_are_not_changed(backend, loss, y):
     np.testing.assert_array_equal(backend.to_numpy(here_t), t)
 
 
+@pytest.mark.parametrize("loss", LOSSES)
+def test_labels_of_one_output_are_targets(backend, loss):
+    """There is no second class that an index could name."""
+    y = backend.asarray(np.array([[0.5], [0.25], [2.0]]))
+    for t in (np.array([1.5, 0.0, 3.0]), np.array([0, 0, 1])):
+        as_rows = [backend.asarray(a) for a in (t, t[:, None])]
+        one, other = (float(loss(y, a)) for a in as_rows)
+        assert one == other
+    assert float(loss(y[0, ...], backend.asarray(np.array(0)))) != float(loss(y[0, ...], y[0, ...]))
+
+
 # -- what is refused
 
 
@@ -114,6 +125,7 @@ def test_inputs_are_not_changed(backend, loss, y):
         (np.ones((3, 4)), np.ones((3, 1)), r"t has shape \(3, 1\).* or \(3,\) \(class indices\)"),
         (np.ones((3, 4)), np.array(1), r"t has shape \(\), expected \(3, 4\)"),
         (np.ones((3, 4)), np.array([0, 1]), "t has 2 labels, y has 3 samples"),
+        (np.ones((3, 1)), np.ones(2), r"t has shape \(2,\), expected \(3, 1\) or \(3,\)$"),
         (np.ones((3, 4)), np.ones(3), "t has dtype float64, expected integer class indices"),
         (np.ones((3, 4)), np.array([0, 4, 1]), r"t has label 4, expected 0\.\.3"),
         (np.ones((3, 4)), np.array([0, -1, 1]), r"t has label -1, expected 0\.\.3"),

@@ -17,10 +17,11 @@ from conftest import LAYER_KINDS, OPTIMIZERS, SIZES, variants
 import xnet
 from xnet import WeightsError, datasets, training, weights
 from xnet.layers import Layer, LossLayer
+from xnet.measures import r_squared
 from xnet.network import Network, TwoLayerNet
 from xnet.operations import Affine, BatchNorm, Dropout, IdentityWithLoss, ReLU
 from xnet.optimizers import SGD, Optimizer
-from xnet.training import History, minibatches, train
+from xnet.training import History, Training, minibatches, train
 
 
 def bits(network: Network) -> dict[str, bytes]:
@@ -359,9 +360,10 @@ def test_an_optimizers_own_update_is_what_steps(backend):
 
 
 def scripted_run(*values, test=(), **settings):
+    """Chosen, unless told otherwise, by 50 points that are all told right by GOOD."""
     network = Network([Affine(2, 2)], backend="numpy")
     settings = {"optimizer": Scripted(*values), "batch_size": 200, **settings}
-    history = run(network, *make_data(), *test, **settings)
+    history = run(network, *make_data(), *test, **{"validation": make_data(50, seed=2)} | settings)
     return network, history
 
 
@@ -369,51 +371,233 @@ def test_early_stop_goes_back_to_the_best():
     network, history = scripted_run(FAIR, GOOD, FAIR, BAD, GOOD, epochs=5, patience=2)
     assert history.stopped == "early stop"
     assert history.epoch_ends == [1, 2, 3, 4]
-    assert history.train_accuracy[1] == 1.0 > max(history.train_accuracy[2:])
+    assert history.validation_accuracy[1] == 1.0 > max(history.validation_accuracy[2:])
     np.testing.assert_array_equal(network.params["W1"], GOOD)
 
 
-def test_early_stop_watches_the_test_data_if_there_are_any():
+def test_validation_chooses_and_neither_training_nor_test_data_do():
     x, t = make_data(50, seed=1)
-    network, history = scripted_run(BAD, GOOD, GOOD, test=(x, 1 - t), epochs=3, patience=1)
+    settings = {"validation": (x, 1 - t), "test": (x, t), "epochs": 3, "patience": 1}
+    network, history = scripted_run(BAD, GOOD, GOOD, **settings)
     assert history.stopped == "early stop"
-    assert (history.train_accuracy, history.test_accuracy) == ([0.0, 1.0], [1.0, 0.0])
+    assert (history.train_accuracy, history.validation_accuracy) == ([0.0, 1.0], [1.0, 0.0])
     np.testing.assert_array_equal(network.params["W1"], BAD)
 
 
-def test_patience_that_holds_keeps_the_last_parameters():
+def test_test_data_are_looked_at_once_where_validation_chooses(monkeypatch):
+    """They judge the network that the run ends with; no other saw them."""
+    test, looks, accuracy = make_data(70, seed=1), [], Network.accuracy
+
+    def watched(network, x, t):
+        if len(x) == 70:
+            looks.append(np.array(network.params["W1"]))
+        return accuracy(network, x, t)
+
+    monkeypatch.setattr(Network, "accuracy", watched)
+    _, history = scripted_run(FAIR, GOOD, BAD, BAD, test=test, epochs=4)
+    np.testing.assert_array_equal(looks, [GOOD])
+    assert (history.test_accuracy, history.kept_epoch) == ([1.0], 1)
+
+
+def test_without_validation_there_are_curves_as_in_the_notes():
+    """§4.5.3: accuracy on training and test data after each epoch, and the last network is kept."""
+    network, history = scripted_run(GOOD, FAIR, BAD, test=make_data(), epochs=3, validation=None)
+    assert history.train_accuracy == history.test_accuracy
+    assert [history.test_accuracy[0], history.test_accuracy[2]] == [1.0, 0.0]
+    assert (history.validation_accuracy, history.kept_epoch) == ([], None)
+    np.testing.assert_array_equal(network.params["W1"], BAD)
+
+
+def test_what_early_stopping_reports_holds_on_fresh_data():
+    """Labels that nothing tells: the best of 100 epochs on 60 samples looks better than it is.
+
+    The accuracy on samples that had no say is 1/2, give or take 5 standard deviations; on those
+    that chose it is the largest of many, and above by 3.
+    """
+    rng, right, chosen, n = np.random.default_rng(0), 0, [], 400
+    for seed in range(5):
+        x, t = rng.standard_normal((200 + n, 20)), rng.integers(0, 2, 200 + n)
+        network = Network([Affine(20, 20, "he"), ReLU(), Affine(20, 2, "he")], seed=seed)
+        settings = {"validation": 0.3, "epochs": 100, "seed": seed}
+        history = run(network, x[:200], t[:200], x[200:], t[200:], **settings)
+        right += history.test_accuracy[0] * n
+        chosen.append(history.validation_accuracy[history.kept_epoch])
+    assert abs(right - 5 * n / 2) < 5 * math.sqrt(5 * n / 4)
+    assert np.mean(chosen) > 0.5 + 3 * math.sqrt(1 / 4 / (5 * 60))
+
+
+def test_a_run_that_finishes_ends_with_the_best_too():
     network, history = scripted_run(GOOD, FAIR, FAIR, epochs=3, patience=3)
-    assert history.stopped == "finished"
-    np.testing.assert_array_equal(network.params["W1"], FAIR)
+    assert (history.stopped, history.kept_epoch) == ("finished", 0)
+    np.testing.assert_array_equal(network.params["W1"], GOOD)
 
 
 def test_accuracy_that_rises_is_waited_for():
-    _, history = scripted_run(BAD, FAIR, FAIR, GOOD, epochs=4, patience=2)
+    network, history = scripted_run(BAD, FAIR, FAIR, GOOD, epochs=4, patience=2)
     assert history.stopped == "finished"
+    np.testing.assert_array_equal(network.params["W1"], GOOD)
 
 
-def test_early_stop_goes_back_to_the_state_of_the_best():
+def test_validation_goes_back_to_the_state_of_the_best():
     """The running means are those of the best epoch, as its parameters are."""
 
     network, best, last = (make_noisy_network(backend="numpy") for _ in range(3))
 
     def trained(network, epochs, **settings):
-        return run(
-            network, *make_data(), optimizer=SGD(2.0), batch_size=20, epochs=epochs, **settings
-        )
+        settings = {"optimizer": SGD(2.0), "batch_size": 20, "epochs": epochs, **settings}
+        return run(network, *make_data(), validation=make_data(seed=1), **settings)
 
     history = trained(network, 60, patience=2)
     assert history.stopped == "early stop"
     trained(best, history.kept_epoch + 1)
-    trained(last, len(history.epoch_ends))
+    run(last, *make_data(), optimizer=SGD(2.0), batch_size=20, epochs=len(history.epoch_ends))
     assert bits(network) == bits(best)
     assert all(v != bits(best)[name] for name, v in bits(last).items())
 
 
-def test_checkpoint_of_an_early_stop_is_the_best(tmp_path):
-    path = tmp_path / "net"
-    scripted_run(GOOD, BAD, BAD, epochs=3, patience=1, checkpoint=path)
+def test_checkpoint_is_what_validation_chose_so_far(tmp_path):
+    path, held = tmp_path / "net", []
+
+    class Watch(Scripted):
+        __init__ = Scripted.__init__
+
+        def update(self, params, grads):
+            held.append(weights.load_network(path, "numpy").params["W1"] if path.exists() else None)
+            super().update(params, grads)
+
+    scripted_run(None, optimizer=Watch(FAIR, GOOD, BAD, BAD), epochs=4, checkpoint=path)
+    np.testing.assert_array_equal(held[1:], [FAIR, GOOD, GOOD])
     np.testing.assert_array_equal(weights.load_network(path, "numpy").params["W1"], GOOD)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.25, 0.5])
+def test_a_share_is_held_back_of_each_class_alike(backend, share):
+    labels = np.repeat([0, 1, 2], [120, 60, 20])
+    x = np.arange(200.0)[:, None] * [1, 1]
+    for t in (labels, np.eye(3)[labels]):
+        parts = []
+        for seed in (0, 0, 1):
+            made = Training(Network([Affine(2, 3)]), x, t, validation=share, seed=seed)
+            parts.append([made._data[name] for name in ("train", "validation")])
+        rows = [backend.to_numpy(part.x)[:, 0].astype(int) for part in parts[0]]
+        assert sorted(np.concatenate(rows)) == list(range(200))
+        counts = np.bincount(labels[rows[1]], minlength=3)
+        assert np.abs(counts - share * np.array([120, 60, 20])).max() <= 1
+        assert counts.sum() == round(200 * share)
+        for part, mine in zip(parts[0], rows, strict=True):
+            np.testing.assert_array_equal(backend.to_numpy(part.t), t[mine])
+        first, again, other = (backend.to_numpy(held.x).tobytes() for _, held in parts)
+        assert first == again != other
+
+
+def test_regression_holds_back_a_share_too():
+    x = np.random.default_rng(0).standard_normal((50, 2))
+    made = Training(Network([Affine(2, 1)], IdentityWithLoss()), x, x[:, 0], validation=0.2)
+    assert [made._data[name].samples for name in ("train", "validation")] == [40, 10]
+
+
+# A run that is gone on with.
+
+
+@pytest.mark.parametrize("make_network", [make_network, make_noisy_network])
+@pytest.mark.parametrize("replacement", [False, True])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_calls_of_a_run_are_one_long_run(optimizer, replacement, make_network):
+    settings = {"batch_size": 7, "replacement": replacement}
+    whole, parts = (make_network(backend="numpy") for _ in range(2))
+    once = run(whole, *make_data(50), iterations=30, optimizer=optimizer(), **settings)
+    training = Training(parts, *make_data(50), optimizer=optimizer(), **settings)
+    for iterations in [1] * 10 + [13, 3, 4]:
+        history = training.run(iterations=iterations, progress=False)
+    assert bits(parts) == bits(whole)
+    assert same_record(history, once)
+
+
+@pytest.mark.parametrize("patience", [None, 2])
+def test_calls_of_a_run_are_one_long_run_where_validation_chooses(backend, patience):
+    """Each ends with the best network so far, and the next goes on from the last step."""
+    settings = {"validation": 0.3, "patience": patience, "optimizer": SGD(1.0), "batch_size": 5}
+    data = *make_data(50), *make_data(20, seed=1)
+    whole, parts = make_noisy_network(), make_noisy_network()
+    once = run(whole, *data, iterations=60, **settings)
+    training = Training(parts, *data, **{**settings, "optimizer": SGD(1.0)})
+    for _ in range(30):
+        history = training.run(iterations=2, progress=False)
+    assert bits(parts) == bits(whole)
+    assert same_record(history, once)
+    assert (history.stopped == "early stop") == (patience is not None)
+    assert 0 < history.kept_epoch < len(history.epoch_ends) - 1
+
+
+def same_record(*histories) -> bool:
+    first, second = ({**vars(history), "seconds": 0} for history in histories)
+    return first == second
+
+
+@pytest.mark.parametrize("at", [1, 4, 7, 10])
+def test_a_run_goes_on_after_ctrl_c_as_if_there_had_been_none(at, data):
+    """Within a step, and between two, at an epoch's end too."""
+    whole = make_network(backend="numpy")
+    once = run(whole, *data, iterations=12, batch_size=67, validation=0.1)
+    inside, between = make_network(backend="numpy"), make_network(backend="numpy")
+
+    training = Training(inside, *data, batch_size=67, validation=0.1)
+    step, calls = inside.train_step, []
+
+    def interrupted(*arguments):
+        calls.append(1)
+        if len(calls) == at:
+            raise KeyboardInterrupt
+        return step(*arguments)
+
+    inside.train_step = interrupted
+    assert training.run(iterations=12, progress=False).stopped == "interrupted"
+    history = training.run(iterations=12 - at + 1, progress=False)
+    assert same_record(history, once)
+
+    training = Training(between, *data, batch_size=67, validation=0.1)
+    assert training.run(iterations=12, progress=Recorder(until=at)).stopped == "interrupted"
+    history = training.run(iterations=12 - at, progress=False)
+    assert same_record(history, once)
+    assert bits(inside) == bits(between) == bits(whole)
+
+
+def test_minibatches_go_on_after_ctrl_c(monkeypatch):
+    class Interrupted:
+        def permutation(self, n):
+            if not calls:
+                calls.append(1)
+                raise KeyboardInterrupt
+            return np.arange(n)
+
+    calls: list[int] = []
+    batches = minibatches(4, 2, Interrupted())
+    with pytest.raises(KeyboardInterrupt):
+        next(batches)
+    assert [list(next(batches)) for _ in range(3)] == [[0, 1], [2, 3], [0, 1]]
+
+
+@pytest.mark.parametrize("over", ["early stop", "diverged"])
+def test_a_run_that_is_over_stays_as_it_is(over, data):
+    network = make_network(backend="numpy")
+    settings = {"patience": 1, "validation": 0.1} if over == "early stop" else {}
+    rate = 1e-9 if over == "early stop" else 1e200
+    training = Training(network, *data, optimizer=SGD(rate), **settings)
+    assert training.run(epochs=30, progress=False).stopped == over
+    before, iterations = bits(network), training.history.iterations
+    recorder = Recorder()
+    assert training.run(epochs=1, progress=recorder).stopped == over
+    assert (bits(network), training.history.iterations) == (before, iterations)
+    assert recorder.told == []
+
+
+def test_how_many_more_is_checked(data):
+    training = Training(make_network(backend="numpy"), *data)
+    for settings in ({"epochs": 0}, {"iterations": 0}, {"epochs": 1, "iterations": 1}):
+        with pytest.raises(ValueError, match="expected"):
+            training.run(**settings)
+    assert training.run(progress=False).epoch_ends == [2]
+    assert training.run(epochs=2, progress=False).epoch_ends == [2, 4, 6]
 
 
 # Ctrl-C, and other ends.
@@ -682,6 +866,14 @@ def test_data_that_do_not_fit_are_refused(backend, kind):
         ({"epochs": 1, "iterations": 1}, "epochs and iterations were both given"),
         ({"batch_size": 0}, "batch_size is 0, expected at least 1"),
         ({"patience": 0}, "patience is 0, expected at least 1"),
+        ({"patience": 5}, "patience is 5 without validation"),
+        ({"validation": 0}, "validation is 0.0, expected a share of the training data"),
+        ({"validation": 1.0}, "validation is 1.0, expected a share of the training data"),
+        ({"validation": math.nan}, "validation is nan, expected a share"),
+        ({"validation": 0.01}, "validation is 0.01: of 30 samples that is 0"),
+        ({"validation": 0.99}, "validation is 0.99: of 30 samples that is 30"),
+        ({"validation": (X, T[:-1])}, "validation[0] has 30 samples, validation[1] has 29"),
+        ({"validation": (X[:, :1], T)}, "validation[0], validation[1]: "),
         ({"gradient": "magic"}, "gradient is 'magic', expected 'backprop' or 'numerical'"),
         ({"seed": -1}, "seed is -1"),
     ],
@@ -919,24 +1111,71 @@ def test_mnist_reaches_0965_within_17_epochs(mnist, name):
 
 
 def test_early_stop_of_a_regression_watches_its_loss():
-    """Accuracy says nothing there: of one output it is always 1."""
     rng = np.random.default_rng(0)
     x = rng.standard_normal((60, 3))
     t = x @ np.array([[1.0], [-2.0], [0.5]])
     network = Network([Affine(3, 1)], IdentityWithLoss(), backend="numpy")
-    history = run(network, x, t, optimizer=SGD(0.05), batch_size=20, epochs=100, patience=3)
+    settings = {"batch_size": 20, "epochs": 100, "patience": 3, "validation": 0.25}
+    history = run(network, x, t, optimizer=SGD(0.05), **settings)
     assert history.iterations > 60  # the loss fell for more than twenty epochs
     assert network.loss(x, t) < 1e-6
+
+
+# Where there are no classes.
+
+
+def test_regression_records_r2_and_no_accuracy(backend, dtype):
+    x, _ = make_data(60)
+    t, other = x[:, 0] - 2 * x[:, 1], make_data(20, seed=1)[0]
+    network = Network([Affine(2, 1)], IdentityWithLoss(), dtype=dtype)
+    start = r_squared(network.predict(x), network.backend.asarray(t[:, None], dtype))
+    history = run(network, x, t, other, other @ [[1], [-2]], epochs=20, batch_size=10)
+    assert start < 0.5 < history.train_r2[0] < 0.999 < history.train_r2[-1] <= 1
+    assert len(history.test_r2) == 20
+    assert history.metric == "R²"
+    assert history.taken("test") == history.test_r2
+    assert [history.train_accuracy, history.test_accuracy, history.validation_r2] == [[]] * 3
+
+
+def test_one_hot_targets_have_an_accuracy_whatever_the_loss(data):
+    """The notes' digits with the squared error (§4.2.1)."""
+    x, t = data
+    for labels in (t, np.eye(2)[t]):
+        history = run(make_network(IdentityWithLoss()), x, labels, epochs=20, batch_size=20)
+        assert history.train_accuracy[-1] > 0.9
+        assert (history.train_r2, history.metric) == ([], "accuracy")
+    history = run(make_network(IdentityWithLoss()), x, np.eye(2)[t] * 0.9)
+    assert (history.train_accuracy, len(history.train_r2)) == ([], 1)
+
+
+def test_targets_of_one_output_are_taken_in_both_shapes(backend):
+    x, t = make_data(40)
+    counts = t + 2
+    for targets in (x[:, 0], counts, t.astype(bool)):
+        losses = []
+        for given in (targets, targets[:, None], targets.tolist()):
+            network = Network([Affine(2, 1, "he")], IdentityWithLoss())
+            losses.append((run(network, x, given, epochs=2).loss, bits(network)))
+        assert losses[0] == losses[1] == losses[2]
 
 
 def test_early_stop_says_which_epoch_it_went_back_to():
     network, history = scripted_run(GOOD, BAD, BAD, BAD, epochs=9, patience=2)
     assert (history.stopped, history.kept_epoch) == ("early stop", 0)
-    x, t = make_data()
-    assert history.train_accuracy[history.kept_epoch] == network.accuracy(x, t)
+    for values, data in [
+        (history.train_accuracy, make_data()),
+        (history.validation_accuracy, make_data(50, seed=2)),
+    ]:
+        assert values[history.kept_epoch] == network.accuracy(*data)
 
 
 def test_optimizer_by_name_is_refused():
     assert "optimizer is 'sgd', expected an Optimizer" in refused(
         None, X, T, optimizer="sgd", error=TypeError
     )
+
+
+@pytest.mark.parametrize("validation", ["0.1", (X,), (X, T, X), abs])
+def test_validation_that_is_neither_a_share_nor_data_is_refused(validation):
+    message = refused(None, X, T, validation=validation, error=TypeError)
+    assert message.startswith(f"validation is a {type(validation).__name__}, expected a share")

@@ -6,7 +6,7 @@ Importing it imports no array library: each is imported by the first thing that 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from xnet import activations, gradient, layers, losses, operations, optimizers, perceptron
+from xnet import activations, gradient, layers, losses, measures, operations, optimizers, perceptron
 from xnet.backend import (
     Backend,
     BackendInfo,
@@ -37,7 +37,7 @@ from xnet.threads import num_threads, set_num_threads
 
 if TYPE_CHECKING:
     from xnet import datasets, training, weights
-    from xnet.training import History, train
+    from xnet.training import History, Training, train
 
 __version__ = "0.1.0"
 
@@ -51,6 +51,7 @@ __all__ = [
     "NaiveGradientWarning",
     "Network",
     "RoundingWarning",
+    "Training",
     "TwoLayerNet",
     "WeightsError",
     "XnetError",
@@ -63,6 +64,7 @@ __all__ = [
     "gradient_descent",
     "layers",
     "losses",
+    "measures",
     "num_threads",
     "numerical_diff",
     "numerical_gradient",
@@ -84,6 +86,6 @@ def __getattr__(name: str) -> Any:
     # These are imported when asked for: they import NumPy, for work on the host.
     if name in ("datasets", "training", "weights"):
         return import_module(f"xnet.{name}")
-    if name in ("train", "History"):
+    if name in ("train", "Training", "History"):
         return getattr(import_module("xnet.training"), name)
     raise AttributeError(f"module 'xnet' has no attribute {name!r}")

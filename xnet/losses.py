@@ -18,7 +18,8 @@ def mean_squared_error(y: Array, t: Array) -> Array:
     y
         Outputs: float32 or float64, (C,) for one sample or (N, C).
     t
-        Targets: the shape of y; or class indices, an integer array of shape () or (N,).
+        Targets: the shape of y; or class indices, an integer array of shape () or (N,), which for
+        one output are targets.
 
     Returns
     -------
@@ -80,13 +81,19 @@ def _batch_and_targets(backend: Backend, y: Array, t: Array) -> tuple[Array, Arr
 
 
 def targets_for(backend: Backend, t: Array, shape: tuple[int, ...], dtype: Any) -> Array:
-    """Labels `t` of outputs of this shape, (C,) or (N, C), as targets of it and the dtype."""
-    if t.ndim == len(shape) - 1:
+    """Labels `t` of outputs of this shape, (C,) or (N, C), as targets of it and the dtype.
+
+    One output has no classes: what has its shape less the last axis is targets, not class indices.
+    """
+    if shape[-1] == 1:
+        t = backend.xp.reshape(t, shape) if tuple(t.shape) == shape[:-1] else t
+    elif t.ndim == len(shape) - 1:
         return _one_hot(backend, shape, t, dtype)
     if tuple(t.shape) == shape:
         return t if t.dtype == dtype else backend.xp.astype(t, dtype)
+    rows, indices = ("", "") if shape[-1] == 1 else (" (one-hot)", " (class indices)")
     raise ValueError(
-        f"t has shape {tuple(t.shape)}, expected {shape} (one-hot) or {shape[:-1]} (class indices)"
+        f"t has shape {tuple(t.shape)}, expected {shape}{rows} or {shape[:-1]}{indices}"
     )
 
 

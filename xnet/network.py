@@ -21,7 +21,8 @@ from xnet.dtypes import dtype_name, float_dtype
 from xnet.errors import BackendError, NaiveGradientWarning
 from xnet.gradient import checked_step, incremental_gradient, numerical_gradient
 from xnet.layers import Layer, LossLayer, Places, layer_class, named, numbered
-from xnet.losses import batch_and_targets, targets_for
+from xnet.losses import targets_for
+from xnet.measures import accuracy
 from xnet.operations import Affine, Loss, Operation, SoftmaxWithLoss
 from xnet.optimizers import Optimizer
 from xnet.plan import Part, Plan, door, is_plain
@@ -446,7 +447,8 @@ class Network:
         x
             (N, D), N at least 1, or one sample (D,).
         t
-            Class indices (N,), or one-hot or targets (N, C); for one sample () or (C,).
+            Class indices (N,), or one-hot or targets (N, C); for one sample () or (C,). Of one
+            output, (N,) are targets.
 
         Raises
         ------
@@ -462,14 +464,12 @@ class Network:
     def accuracy(self, x: Any, t: Any) -> float:
         """Share of the samples whose most probable class is the labelled one.
 
-        Parameters and errors as in `loss`.
+        Parameters and errors as in `loss`; a ValueError too where there are no classes: with one
+        output, or with a loss for regression and targets that are not one-hot.
         """
         with self._running():
             x, t = self._batch(x, t)
-            backend, y, targets = batch_and_targets(self._evaluate(x, predicts=True), t)
-            xp = backend.xp
-            right = xp.argmax(y, axis=1) == xp.argmax(targets, axis=1)
-            return int(xp.sum(xp.astype(right, xp.int64))) / y.shape[0]
+            return accuracy(self._evaluate(x, predicts=True), t, self.loss_layer.classes)
 
     # -- training
 

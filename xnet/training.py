@@ -1,5 +1,6 @@
 """Training: mini-batches, the loop, its history (§4.2.3, §4.5)."""
 
+import copy
 import math
 import operator
 import os
@@ -7,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,24 +17,38 @@ from numpy.typing import NDArray
 from xnet import weights
 from xnet.backend import Array, assign, use_backend
 from xnet.losses import batch_and_targets
+from xnet.measures import are_classes, r_squared
 from xnet.network import Network
 from xnet.optimizers import SGD, Optimizer
 
 
 @dataclass
 class History:
-    """What a training run recorded, as plain lists of numbers."""
+    """What a training run recorded, as plain lists of numbers.
+
+    After each epoch, and when a call ends within one: accuracies where classes are learnt, R² where
+    not (`r_squared`), on what there is. With validation data the test data are looked at once, when
+    the call ends: one number, of the network that it ends with.
+    """
 
     loss: list[float] = field(default_factory=list[float])
     """Loss of each mini-batch, before the step that it led to."""
     train_accuracy: list[float] = field(default_factory=list[float])
-    """Accuracy on the training data after each epoch; of use where classes are learnt."""
+    """Accuracy on the training data."""
+    validation_accuracy: list[float] = field(default_factory=list[float])
+    """Accuracy on the validation data."""
     test_accuracy: list[float] = field(default_factory=list[float])
-    """Accuracy on the test data after each epoch; empty without test data."""
+    """Accuracy on the test data."""
+    train_r2: list[float] = field(default_factory=list[float])
+    """R² on the training data."""
+    validation_r2: list[float] = field(default_factory=list[float])
+    """R² on the validation data."""
+    test_r2: list[float] = field(default_factory=list[float])
+    """R² on the test data."""
     epoch_ends: list[int] = field(default_factory=list[int])
-    """How many iterations had been done when each accuracy was taken."""
+    """How many iterations had been done when each of them was taken."""
     kept_epoch: int | None = None
-    """Index of the epoch whose network early stopping went back to; None: the last step's."""
+    """Index of the epoch whose network validation went back to; None: the last step's."""
     stopped: str = "finished"
     """Why the run ended: "finished", "early stop", "interrupted" or "diverged"."""
     seconds: float = 0.0
@@ -42,6 +58,15 @@ class History:
     def iterations(self) -> int:
         """How many mini-batches were trained on."""
         return len(self.loss)
+
+    @property
+    def metric(self) -> str:
+        """What was taken: "R²", or "accuracy"."""
+        return "R²" if self.train_r2 else "accuracy"
+
+    def taken(self, part: str) -> list[float]:
+        """What was taken on a part of the data: "train", "validation" or "test"."""
+        return getattr(self, f"{part}_{'r2' if self.train_r2 else 'accuracy'}")
 
 
 def minibatches(
@@ -73,20 +98,34 @@ def minibatches(
     """
     _check_length("n", n)
     _check_length("batch_size", batch_size)
-    while True:
-        if replacement:
-            yield rng.integers(0, n, min(batch_size, n))
-        else:
-            order = rng.permutation(n)
-            for start in range(0, n, batch_size):
-                yield order[start : start + batch_size]
+    return _Minibatches(n, batch_size, rng, replacement)
+
+
+class _Minibatches:
+    """No generator: one that Ctrl-C meets at work has ended for ever."""
+
+    def __init__(
+        self, n: int, batch_size: int, rng: np.random.Generator, replacement: bool
+    ) -> None:
+        self.n, self.batch_size, self.rng, self.replacement = n, batch_size, rng, replacement
+        self.order: NDArray[np.int64] = np.empty(0, np.int64)
+
+    def __iter__(self) -> Iterator[NDArray[np.int64]]:
+        return self
+
+    def __next__(self) -> NDArray[np.int64]:
+        if self.replacement:
+            return self.rng.integers(0, self.n, min(self.batch_size, self.n))
+        order = self.order if self.order.size else self.rng.permutation(self.n)
+        self.order = order[self.batch_size :]
+        return order[: self.batch_size]
 
 
 class Progress(Protocol):
     """What `train` tells of its progress; see `ProgressBar`."""
 
     def start(self, total: int) -> None:
-        """The run will take `total` iterations."""
+        """The run goes on until `total` iterations are done, those of earlier calls included."""
         ...
 
     def advance(self, history: History) -> None:
@@ -111,12 +150,16 @@ def train(
     batch_size: int = 100,
     replacement: bool = False,
     gradient: str = "backprop",
+    validation: float | tuple[Any, Any] | None = None,
     patience: int | None = None,
     seed: int | None = 0,
     checkpoint: str | os.PathLike[str] | None = None,
     progress: bool | Progress = True,
 ) -> History:
     """Train `network` by mini-batches, in place.
+
+    A second call is a second run, whose draws are the same if its seed is; `Training` is a run that
+    can be gone on with.
 
     Parameters
     ----------
@@ -125,7 +168,8 @@ def train(
     x, t
         Training data (N, D) and labels: class indices (N,), or one-hot or targets (N, C).
     x_test, t_test
-        Data to take the test accuracy on, once an epoch.
+        Data that the trained network is judged by: after each epoch, as the notes do (§4.5.3), or,
+        where validation data choose, once at the end.
     optimizer
         How to step; SGD with a learning rate of 0.1 by default.
     epochs, iterations
@@ -136,14 +180,18 @@ def train(
         How mini-batches are drawn; see `minibatches`.
     gradient
         ``"backprop"``, or ``"numerical"`` for central differences.
+    validation
+        Data that choose: the run ends with the parameters and state of the epoch that did best on
+        them, by accuracy or, where no classes are learnt, by the loss. Data (x, t), or the share of
+        the training data, between 0 and 1, that is held back for it: drawn by `seed`, of each class
+        alike.
     patience
-        Stop when the accuracy on the test data (without test data, on the training data) has not
-        risen for so many epochs, and go back to the parameters and state that had the best. With a
-        loss that knows no classes it is the loss that has not fallen.
+        Stop when there was no better epoch for so many; needs `validation`.
     seed
         For the draws; None for fresh ones every time.
     checkpoint
-        File to save the network to after every epoch and at the end, unless the run diverged.
+        File to save the network to after every epoch, with validation every best one so far, and
+        at the end, unless the run diverged.
     progress
         Whether to show a bar; none is shown unless stderr is a terminal. Or your own `Progress`.
 
@@ -151,117 +199,190 @@ def train(
     -------
     History
         Losses and accuracies. Ctrl-C ends the run early and does not raise: the history says
-        "interrupted", and the network is as the last whole step left it. SIGTERM does so too after
-        ``signal.signal(signal.SIGTERM, signal.default_int_handler)``, as in the command.
+        "interrupted", and the network is as the last whole step left it, or as validation chose.
+        SIGTERM does so too after ``signal.signal(signal.SIGTERM, signal.default_int_handler)``, as
+        in the command.
 
     Raises
     ------
     ValueError
         Data that do not fit each other or the network, NaN or infinity in them, no samples, a
         label out of range, or an argument out of its range.
+    TypeError
+        An argument of another type.
     BackendError
         Data on another device.
     WeightsError
         The checkpoint cannot be written; known before training starts.
     """
-    if gradient not in ("backprop", "numerical"):
-        raise ValueError(f"gradient is {gradient!r}, expected 'backprop' or 'numerical'")
-    for name, value in {"patience": patience, "batch_size": batch_size}.items():
-        _check_length(name, value)
-    if seed is not None and seed < 0:
-        raise ValueError(f"seed is {seed}, expected at least 0, or None")
-    if gradient == "numerical" and network.dtype != "float64":
-        raise ValueError(
-            f"gradient='numerical' needs float64, this network is {network.dtype}: the difference "
-            "of two losses would be rounding noise"
-        )
-    if optimizer is not None and not isinstance(optimizer, Optimizer):  # pyright: ignore
-        raise TypeError(f"optimizer is {optimizer!r}, expected an Optimizer such as SGD(0.1)")
-    if (x_test is None) != (t_test is None):
-        raise ValueError("x_test and t_test go together: one is missing")
-    if checkpoint is not None:
-        weights.check_savable(network)
-        weights.check_writable(checkpoint)
-    data = _checked(network, x, t)
-    samples = data[0].shape[0]
-    total = _total_iterations(epochs, iterations, samples, batch_size)
-    test = None if x_test is None else _checked(network, x_test, t_test, "_test")
-    run = _Run(network, data, test, optimizer or SGD(0.1), gradient)
-    shown = _progress(progress)
-    shown.start(total)
-    started = time.perf_counter()
-    try:
-        batches = minibatches(samples, batch_size, np.random.default_rng(seed), replacement)
-        run.loop(batches, total, math.ceil(samples / batch_size), patience, checkpoint, shown)
-    except KeyboardInterrupt:
-        run.history.stopped = "interrupted"
-    finally:
-        shown.stop()
-        run.history.seconds = time.perf_counter() - started
-    if checkpoint is not None and run.history.stopped != "diverged":
-        weights.save(network, checkpoint)
-    return run.history
+    training = Training(
+        network,
+        x,
+        t,
+        x_test,
+        t_test,
+        optimizer=optimizer,
+        batch_size=batch_size,
+        replacement=replacement,
+        gradient=gradient,
+        validation=validation,
+        patience=patience,
+        seed=seed,
+        checkpoint=checkpoint,
+    )
+    return training.run(epochs=epochs, iterations=iterations, progress=progress)
 
 
-class _Run:
-    """One training run: what stays the same from step to step."""
+class Training:
+    """A training run that can be gone on with: calls of `run` are one long run, bit for bit.
+
+    Parameters and errors as in `train`. Between two calls the network may be used and, unless
+    validation data choose, changed. The data are checked and moved to its backend once.
+
+    Attributes
+    ----------
+    history
+        What all calls recorded.
+    """
 
     def __init__(
         self,
         network: Network,
-        data: tuple[Array, Array],
-        test: tuple[Array, Array] | None,
-        optimizer: Optimizer,
-        gradient: str,
+        x: Any,
+        t: Any,
+        x_test: Any = None,
+        t_test: Any = None,
+        *,
+        optimizer: Optimizer | None = None,
+        batch_size: int = 100,
+        replacement: bool = False,
+        gradient: str = "backprop",
+        validation: float | tuple[Any, Any] | None = None,
+        patience: int | None = None,
+        seed: int | None = 0,
+        checkpoint: str | os.PathLike[str] | None = None,
     ) -> None:
+        if gradient not in ("backprop", "numerical"):
+            raise ValueError(f"gradient is {gradient!r}, expected 'backprop' or 'numerical'")
+        for name, value in {"patience": patience, "batch_size": batch_size}.items():
+            _check_length(name, value)
+        if seed is not None and seed < 0:
+            raise ValueError(f"seed is {seed}, expected at least 0, or None")
+        if gradient == "numerical" and network.dtype != "float64":
+            raise ValueError(
+                f"gradient='numerical' needs float64, this network is {network.dtype}: the "
+                "difference of two losses would be rounding noise"
+            )
+        if optimizer is not None and not isinstance(optimizer, Optimizer):  # pyright: ignore
+            raise TypeError(f"optimizer is {optimizer!r}, expected an Optimizer such as SGD(0.1)")
+        if (x_test is None) != (t_test is None):
+            raise ValueError("x_test and t_test go together: one is missing")
+        if patience is not None and validation is None:
+            raise ValueError(
+                f"patience is {patience} without validation: give a share of the training data "
+                "for that, such as 0.1, or data (x, t) other than the test data"
+            )
+        if checkpoint is not None:
+            weights.check_savable(network)
+            weights.check_writable(checkpoint)
         self.network = network
-        self.data = data
-        self.test = test
-        self.optimizer = optimizer
-        self.numerical = gradient == "numerical"
+        self.optimizer = optimizer or SGD(0.1)
+        self.patience, self.checkpoint = patience, checkpoint
+        self._numerical = gradient == "numerical"
+        rng = np.random.default_rng(seed)
+        data = {"train": _Data(network, x, t, "x", "t")}
+        if isinstance(validation, Real):
+            data["train"], data["validation"] = data["train"].split(float(validation), rng)
+        elif validation is not None:
+            given: Any = validation
+            try:
+                x_chosen, t_chosen = given
+            except (TypeError, ValueError):
+                raise TypeError(
+                    f"validation is a {type(validation).__name__}, expected a share of the "
+                    "training data, such as 0.1, or data (x, t)"
+                ) from None
+            names = "validation[0]", "validation[1]"
+            data["validation"] = _Data(network, x_chosen, t_chosen, *names)
+        if x_test is not None:
+            data["test"] = _Data(network, x_test, t_test, "x_test", "t_test")
+        self._data = data
+        self._classes = all(part.classes for part in data.values())
+        samples = data["train"].samples
+        self._iterations_per_epoch = math.ceil(samples / batch_size)
+        self._batches = minibatches(samples, batch_size, rng, replacement)
+        self._batch: NDArray[np.int64] | None = None
+        self._best: tuple[float, int, list[dict[str, Array]]] = (-math.inf, 0, [])
+        self._epochs_since_best = 0
+        self._left: list[dict[str, Array]] = []
         self.history = History()
-        self.best: tuple[float, int, list[dict[str, Array]]] = (-math.inf, 0, [])
-        self.epochs_since_best = 0
 
-    def loop(
+    def run(
         self,
-        batches: Iterator[NDArray[np.int64]],
-        total: int,
-        iterations_per_epoch: int,
-        patience: int | None,
-        checkpoint: str | os.PathLike[str] | None,
-        progress: Progress,
-    ) -> None:
-        history = self.history
-        for iteration in range(1, total + 1):
-            loss = self.step(next(batches))
-            history.loss.append(loss)
-            progress.advance(history)
-            ends_epoch = iteration % iterations_per_epoch == 0 or iteration == total
-            if not math.isfinite(loss) or (ends_epoch and not self.is_finite()):
-                history.stopped = "diverged"
-                return
-            if ends_epoch:
-                self.end_epoch()
-                if checkpoint is not None and iteration < total:
-                    weights.save(self.network, checkpoint)
-                if patience is not None:
-                    self.remember_best()
-                    if self.epochs_since_best >= patience:
-                        history.stopped = "early stop"
-                        self.restore_best()
-                        return
+        *,
+        epochs: int | None = None,
+        iterations: int | None = None,
+        progress: bool | Progress = True,
+    ) -> History:
+        """Go on for so many epochs' mini-batches, or mini-batches; without either, 1 epoch.
 
-    def step(self, indices: NDArray[np.int64]) -> float:
+        What ends within an epoch is recorded there, and that record is dropped when the run goes
+        on. One that stopped early or diverged is over, and stays as it is.
+
+        Parameters, what it returns and errors as in `train`.
+        """
+        history = self.history
+        more = _total_iterations(epochs, iterations, self._iterations_per_epoch)
+        if history.stopped in ("early stop", "diverged"):
+            return history
+        total, shown = history.iterations + more, _progress(progress)
+        shown.start(total)
+        started = time.perf_counter()
+        try:
+            self._go_on()
+            history.stopped = self._loop(total, shown)
+        except KeyboardInterrupt:
+            history.stopped = "interrupted"
+        finally:
+            shown.stop()
+            history.seconds += time.perf_counter() - started
+        if history.stopped != "diverged":
+            self._end()
+        return history
+
+    def _loop(self, total: int, progress: Progress) -> str:
+        """Train until so many iterations are done; returns why that ended."""
+        history = self.history
+        while True:
+            done = history.iterations
+            ends_epoch = done > 0 and done % self._iterations_per_epoch == 0
+            if (ends_epoch or done == total) and history.epoch_ends[-1:] != [done]:
+                if not self._is_finite():
+                    return "diverged"
+                better = self._record(ends_epoch)
+                if self.checkpoint is not None and better and done < total:
+                    weights.save(self.network, self.checkpoint)
+            if self._epochs_since_best == self.patience:
+                return "early stop"
+            if done == total:
+                return "finished"
+            if self._batch is None:
+                self._batch = next(self._batches)
+            loss = self._step(self._batch)
+            # Until both are known, who goes on after Ctrl-C takes the same batch again.
+            assign([(vars(self), "_batch", None)], (history.loss.append, loss))
+            progress.advance(history)
+            if not math.isfinite(loss):
+                return "diverged"
+
+    def _step(self, indices: NDArray[np.int64]) -> float:
         """One mini-batch: its loss, its gradient, one update."""
-        network, (x, t) = self.network, self.data
-        xp = network.backend.xp
+        network = self.network
         before = [(v.state, name, array) for v in network.layers for name, array in v.state.items()]
         try:
             with use_backend(network.backend), network.backend.running():
-                rows = network.backend.asarray(indices)
-                x, t = xp.take(x, rows, axis=0), xp.take(t, rows, axis=0)
-                if not self.numerical:
+                x, t = self._data["train"].take(indices)
+                if not self._numerical:
                     return network.train_step(x, t, self.optimizer)
                 gradients, loss = network.numerical_gradient(x, t), network.training_loss(x, t)
                 network.update(self.optimizer, gradients)
@@ -270,7 +391,7 @@ class _Run:
             assign(before)  # the forward pass may have moved it, and the step is not whole
             raise
 
-    def is_finite(self) -> bool:
+    def _is_finite(self) -> bool:
         """Whether neither parameters nor state hold NaN or infinity."""
         network = self.network
         xp = network.backend.xp
@@ -278,38 +399,75 @@ class _Run:
             arrays = (*network.params.values(), *network.state.values())
             return all(bool(xp.all(xp.isfinite(array))) for array in arrays)
 
-    def end_epoch(self) -> None:
-        """Take the accuracies."""
-        history, network = self.history, self.network
-        train_accuracy = network.accuracy(*self.data)
-        test_accuracy = None if self.test is None else network.accuracy(*self.test)
-        # All are known: Ctrl-C finds the lists equally long.
-        history.epoch_ends.append(history.iterations)
-        history.train_accuracy.append(train_accuracy)
-        if test_accuracy is not None:
-            history.test_accuracy.append(test_accuracy)
+    def _take(self, part: str) -> tuple[list[float], float]:
+        """The list for accuracies or R² on a part of the data, and what it is now."""
+        network, data = self.network, self._data[part]
+        if self._classes:
+            return getattr(self.history, f"{part}_accuracy"), network.accuracy(data.x, data.t)
+        with use_backend(network.backend):
+            now = r_squared(network.predict(data.x), data.t)
+        return getattr(self.history, f"{part}_r2"), now
 
-    def remember_best(self) -> None:
-        """Remember the network if it is the best so far."""
-        history, network = self.history, self.network
-        if network.loss_layer.classes:
-            score = (history.test_accuracy or history.train_accuracy)[-1]
-        else:
-            score = -network.loss(*(self.test or self.data))
-        self.epochs_since_best += 1
-        if score > self.best[0]:
-            kept: list[dict[str, Array]] = [{}, {}]
-            for arrays, values in zip((network.params, network.state), kept, strict=True):
-                arrays.keep(values)
-            self.best = score, len(history.epoch_ends) - 1, kept
-            self.epochs_since_best = 0
+    def _record(self, ends_epoch: bool) -> bool:
+        """Record how good the network is by now; whether an epoch ended that no other was above."""
+        history, chosen = self.history, "validation" in self._data
+        taken = [self._take(part) for part in self._data if part != "test" or not chosen]
+        found: list[tuple[Any, Any, Any]] = []
+        better = ends_epoch
+        if ends_epoch and chosen:
+            score = self._score()
+            better = score > self._best[0]
+            since = 0 if better else self._epochs_since_best + 1
+            found.append((vars(self), "_epochs_since_best", since))
+            if better:
+                best = score, len(history.epoch_ends), self._kept()
+                found.append((vars(self), "_best", best))
+        appended = [(values.append, now) for values, now in taken]
+        assign(found, (history.epoch_ends.append, history.iterations), *appended)
+        return better
 
-    def restore_best(self) -> None:
-        _, epoch, kept = self.best
-        if kept:  # no epoch is the best where no loss is a number
-            params, state = kept
-            assign(self.network.params.writing(params) + self.network.state.writing(state))
-            self.history.kept_epoch = epoch
+    def _score(self) -> float:
+        """What validation data say of the network: the more the better."""
+        data = self._data["validation"]
+        if self._classes:
+            return self.network.accuracy(data.x, data.t)
+        return -self.network.loss(data.x, data.t)
+
+    def _kept(self) -> list[dict[str, Array]]:
+        """Copies of parameters and state."""
+        kept: list[dict[str, Array]] = [{}, {}]
+        for arrays, values in zip((self.network.params, self.network.state), kept, strict=True):
+            arrays.keep(values)
+        return kept
+
+    def _assign(self, kept: list[dict[str, Array]]) -> None:
+        params, state = kept
+        assign(self.network.params.writing(params) + self.network.state.writing(state))
+
+    def _end(self) -> None:
+        """End a call: with the network that validation chose, and the file that holds it."""
+        history = self.history
+        _, epoch, kept = self._best
+        if kept:  # no epoch is the best before one has ended, or where no loss is a number
+            self._left = self._left or self._kept()
+            self._assign(kept)
+            history.kept_epoch = epoch
+        if "validation" in self._data and "test" in self._data:
+            values, now = self._take("test")
+            values[:] = [now]
+        if self.checkpoint is not None:
+            weights.save(self.network, self.checkpoint)
+
+    def _go_on(self) -> None:
+        """Begin a call where the last one stopped."""
+        history = self.history
+        if self._left:
+            self._assign(self._left)
+            self._left, history.kept_epoch = [], None
+        whole = [n for n in history.epoch_ends if n % self._iterations_per_epoch == 0]
+        for part in ("train", "validation", "test"):
+            del history.taken(part)[len(whole) :]
+        history.epoch_ends[:] = whole
 
 
 def _check_length(name: str, value: int | None) -> None:
@@ -324,41 +482,74 @@ def _check_length(name: str, value: int | None) -> None:
         raise ValueError(f"{name} is {value}, expected at least 1")
 
 
-def _total_iterations(
-    epochs: int | None, iterations: int | None, samples: int, batch_size: int
-) -> int:
+def _total_iterations(epochs: int | None, iterations: int | None, per_epoch: int) -> int:
     if epochs is not None and iterations is not None:
         raise ValueError("epochs and iterations were both given, expected one")
     _check_length("epochs", epochs)
     _check_length("iterations", iterations)
-    if iterations is not None:
-        return iterations
-    return (epochs or 1) * math.ceil(samples / batch_size)
+    return (epochs or 1) * per_epoch if iterations is None else iterations
 
 
-def _checked(network: Network, x: Any, t: Any, suffix: str = "") -> tuple[Array, Array]:
+class _Data:
     """Data and labels on the network's backend, checked once for the whole run."""
-    x_name, t_name = f"x{suffix}", f"t{suffix}"
-    x, t = network.host_to_backend(x, x_name, network.dtype), network.host_to_backend(t, t_name)
-    for name, array in {x_name: x, t_name: t}.items():
-        if array.ndim == 0 or array.shape[0] == 0:
-            raise ValueError(f"{name} has shape {tuple(array.shape)}: there are no samples")
-    if x.shape[0] != t.shape[0]:
-        raise ValueError(f"{x_name} has {x.shape[0]} samples, {t_name} has {t.shape[0]}")
-    xp = network.backend.xp
-    with use_backend(network.backend), network.backend.running():
-        if not bool(xp.all(xp.isfinite(x))):
-            raise ValueError(f"{x_name} holds NaN or infinity as {network.dtype}")
-        if xp.isdtype(t.dtype, "real floating") and not bool(xp.all(xp.isfinite(t))):
-            raise ValueError(f"{t_name} holds NaN or infinity")
-        try:
-            # One sample tells the number of classes; then all labels are checked against it.
-            classes = network.scores(x[:1, ...]).shape[-1]
-            batch_and_targets(xp.zeros((x.shape[0], classes), dtype=x.dtype), t)
-        except ValueError as error:
-            where = f"{x_name}, {t_name}: " if suffix else ""
-            raise ValueError(f"{where}{error}") from error
-    return x, t
+
+    def __init__(self, network: Network, x: Any, t: Any, x_name: str, t_name: str) -> None:
+        self.backend = network.backend
+        x, t = network.host_to_backend(x, x_name, network.dtype), network.host_to_backend(t, t_name)
+        for name, array in {x_name: x, t_name: t}.items():
+            if array.ndim == 0 or array.shape[0] == 0:
+                raise ValueError(f"{name} has shape {tuple(array.shape)}: there are no samples")
+        if x.shape[0] != t.shape[0]:
+            raise ValueError(f"{x_name} has {x.shape[0]} samples, {t_name} has {t.shape[0]}")
+        xp = network.backend.xp
+        with use_backend(network.backend), network.backend.running():
+            if not bool(xp.all(xp.isfinite(x))):
+                raise ValueError(f"{x_name} holds NaN or infinity as {network.dtype}")
+            if xp.isdtype(t.dtype, "real floating") and not bool(xp.all(xp.isfinite(t))):
+                raise ValueError(f"{t_name} holds NaN or infinity")
+            try:
+                # One sample tells the number of outputs; then all labels are checked against it.
+                outputs = network.scores(x[:1, ...]).shape[-1]
+                zeros = xp.zeros((x.shape[0], outputs), dtype=x.dtype)
+                _, _, targets = batch_and_targets(zeros, t)
+            except ValueError as error:
+                where = "" if x_name == "x" else f"{x_name}, {t_name}: "
+                raise ValueError(f"{where}{error}") from error
+            self.classes = are_classes(network.backend, targets, network.loss_layer.classes)
+        self.x, self.t, self.samples = x, t, x.shape[0]
+
+    def take(self, indices: NDArray[np.int64]) -> tuple[Array, Array]:
+        """Some of the samples, and their labels."""
+        xp, rows = self.backend.xp, self.backend.asarray(indices)
+        return xp.take(self.x, rows, axis=0), xp.take(self.t, rows, axis=0)
+
+    def split(self, share: float, rng: np.random.Generator) -> "tuple[_Data, _Data]":
+        """What is left, and a share that is drawn of each class alike."""
+        if not 0 < share < 1:
+            raise ValueError(
+                f"validation is {share}, expected a share of the training data, above 0 and below "
+                "1, or data (x, t)"
+            )
+        n = self.samples
+        count = round(share * n)
+        if not 0 < count < n:
+            raise ValueError(f"validation is {share}: of {n} samples that is {count}")
+        order = rng.permutation(n)
+        if self.classes:
+            t = self.backend.to_numpy(self.t)
+            labels = t if t.ndim == 1 else t.argmax(axis=1)
+            order = order[np.argsort(labels[order], kind="stable")]
+        # Of samples in random order, or so within each class, `count` at equal distances.
+        places = np.arange(n + 1, dtype=np.int64) * count // n
+        held = places[1:] > places[:-1]
+        return self._part(order[~held]), self._part(order[held])
+
+    def _part(self, indices: NDArray[np.int64]) -> "_Data":
+        part = copy.copy(self)
+        with self.backend.running():
+            part.x, part.t = self.take(np.sort(indices))
+        part.samples = len(indices)
+        return part
 
 
 class ProgressBar:
@@ -370,7 +561,7 @@ class ProgressBar:
         from rich.progress import Progress as Rich
 
         self._last = 0.0
-        self._began = 0.0
+        self._began, self._before = 0.0, 0
         self._bar = Rich(
             BarColumn(bar_width=8),  # all of it fits into 80 columns
             MofNCompleteColumn(),
@@ -390,23 +581,24 @@ class ProgressBar:
     def advance(self, history: History) -> None:
         """Redraw, at most ten times a second: drawing must not slow the training."""
         now = time.perf_counter()
+        if not self._last:
+            self._before = history.iterations - 1  # by earlier calls
         if now - self._last < 0.1:
             return
         self._last = now
         self._update(history)
 
     def _update(self, history: History) -> None:
-        accuracy = ""
-        if history.train_accuracy:
-            accuracy = f"train {history.train_accuracy[-1]:.4f}"
-        if history.test_accuracy:
-            accuracy += f" test {history.test_accuracy[-1]:.4f}"
+        shown = ["R²"] if history.metric == "R²" else []
+        for part, word in {"train": "train", "validation": "valid", "test": "test"}.items():
+            if (values := history.taken(part)) and len(values) == len(history.epoch_ends):
+                shown.append(f"{word} {values[-1]:.4f}")
         self._bar.update(
             self._task,
             completed=history.iterations,
             loss=f"loss {history.loss[-1]:.4f}",
-            accuracy=accuracy,
-            speed=history.iterations / (time.perf_counter() - self._began),
+            accuracy=" ".join(shown),
+            speed=(history.iterations - self._before) / (time.perf_counter() - self._began),
         )
         self._history = history
 

@@ -270,7 +270,8 @@ def _backend_table() -> Table:
     "train",
     epilog="Examples: [bold]xnet train --save digits.safetensors[/bold]; "
     "[bold]xnet train --dataset mnist --epochs 17 --backend numba[/bold]; "
-    "[bold]xnet train --hidden 50 --hidden 100 --optimizer adam[/bold]",
+    "[bold]xnet train --hidden 50 --hidden 100 --optimizer adam[/bold]; "
+    "[bold]xnet train --validation 0.1 --patience 10[/bold]",
 )
 def train_command(
     dataset: Annotated[Dataset, typer.Option(help="What to learn.")] = Dataset("digits"),
@@ -307,8 +308,16 @@ def train_command(
     gradient: Annotated[
         Gradient, typer.Option(help="numerical takes two losses for each parameter.")
     ] = Gradient("backprop"),
+    validation: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of the training data that is held back to choose the epoch that is kept; "
+            "the test data then only judge it."
+        ),
+    ] = None,
     patience: Annotated[
-        int | None, typer.Option(min=1, help="Stop after so many epochs without improvement.")
+        int | None,
+        typer.Option(min=1, help="Stop after so many epochs no better in validation."),
     ] = None,
     dtype: Annotated[Dtype, typer.Option(help="Of parameters and data.")] = Dtype("float64"),
     seed: SeedOption = 0,
@@ -343,6 +352,7 @@ def train_command(
         iterations=iterations,
         batch_size=batch_size,
         gradient=gradient,
+        validation=validation,
         patience=patience,
         seed=seed,
         checkpoint=save,
@@ -402,10 +412,12 @@ def _report(network: Network, history: History, save: Path | None) -> None:
     print(f"weights SHA-256 {weights.sha256(network)}")
     if save is not None:
         print(f"saved to {save}")
-    if history.test_accuracy:
-        epoch = -1 if history.kept_epoch is None else history.kept_epoch
-        print(f"train accuracy {history.train_accuracy[epoch]:.4f}")
-        print(f"test accuracy {history.test_accuracy[epoch]:.4f}")
+    if history.kept_epoch is not None:
+        print(f"epoch {history.kept_epoch + 1} did best in validation and was kept")
+    epoch = -1 if history.kept_epoch is None else history.kept_epoch
+    for part, index in {"train": epoch, "validation": epoch, "test": -1}.items():
+        if values := history.taken(part):
+            print(f"{part} {history.metric} {values[index]:.4f}")
 
 
 # -- evaluate

@@ -56,9 +56,10 @@ def check_format(path: str | os.PathLike[str]) -> None:
 
 
 def training_curves(histories: "Mapping[str, History]", smooth: int = 1) -> Any:
-    """Loss by iteration and test accuracy by epoch (§4.5.3), of one or more training runs.
+    """Loss by iteration, and accuracy or R² by epoch (§4.5.3), of one or more training runs.
 
-    Runs without test data show the accuracy on their training data.
+    It is that on the validation data, on the test data where there are none, and without either on
+    the training data.
 
     Parameters
     ----------
@@ -84,6 +85,7 @@ def training_curves(histories: "Mapping[str, History]", smooth: int = 1) -> Any:
     if not histories or not all(history.loss for history in histories.values()):
         raise ValueError("histories: expected at least one, each with at least one loss")
     figure, (loss, accuracy) = _figure(2, 9, 3.4)
+    shown: set[tuple[str, str]] = set()
     for k, (name, history) in enumerate(histories.items()):
         style = {
             "label": name,
@@ -94,13 +96,15 @@ def training_curves(histories: "Mapping[str, History]", smooth: int = 1) -> Any:
         starts = range(0, len(history.loss), smooth)
         means = [sum(part) / len(part) for i in starts if (part := history.loss[i : i + smooth])]
         loss.plot([min(i + smooth, len(history.loss)) for i in starts], means, **style)
-        accuracy.plot(
-            history.epoch_ends, history.test_accuracy or history.train_accuracy, marker=".", **style
-        )
+        part = next(p for p in ("validation", "test", "train") if history.taken(p) or p == "train")
+        accuracy.plot(history.epoch_ends, history.taken(part), marker=".", **style)
+        shown.add((part, history.metric))
     loss.set(xlabel="iteration", ylabel="loss" if smooth == 1 else f"loss, mean of {smooth}")
     loss.set_ylim(bottom=0)
-    tested = all(history.test_accuracy for history in histories.values())
-    accuracy.set(xlabel="iteration", ylabel="test accuracy" if tested else "accuracy")
+    parts, metrics = ({*found} for found in zip(*shown, strict=True))
+    what = " or ".join(sorted(metrics))
+    known = len(parts) == 1 and parts != {"train"}
+    accuracy.set(xlabel="iteration", ylabel=f"{parts.pop()} {what}" if known else what)
     for axis in (loss, accuracy):
         axis.legend(frameon=False)
     return figure

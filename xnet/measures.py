@@ -1,0 +1,77 @@
+"""How good predictions are: accuracy of classes, and R² where there are none."""
+
+import math
+
+from xnet.backend import Array, Backend
+from xnet.losses import batch_and_targets
+
+
+def accuracy(y: Array, t: Array, classes: bool = False) -> float:
+    """Share of the samples whose most probable class is the labelled one.
+
+    Parameters
+    ----------
+    y
+        Probabilities or scores, (C,) or (N, C), of at least two classes.
+    t
+        Class indices () or (N,), or one-hot, the shape of y.
+    classes
+        Whether rows of `t` that are not one-hot stand for the class of their largest number.
+
+    Raises
+    ------
+    ValueError
+        There are no classes: one output, or targets that are not one-hot. Shapes that do not fit,
+        a label out of range, an empty batch.
+    """
+    backend, y, targets = batch_and_targets(y, t)
+    xp = backend.xp
+    with backend.running():
+        if not are_classes(backend, targets, classes):
+            what = "one output" if y.shape[1] == 1 else "targets that are not one-hot"
+            raise ValueError(
+                f"accuracy: {what}, so there are no classes; "
+                "R² is xnet.measures.r_squared(net.predict(x), t)"
+            )
+        right = xp.argmax(y, axis=1) == xp.argmax(targets, axis=1)
+        return int(xp.sum(xp.astype(right, xp.int64))) / y.shape[0]
+
+
+def r_squared(y: Array, t: Array) -> float:
+    """Share of the targets' variance that predictions explain, the coefficient of determination.
+
+    1 - sum((t - y)²) / sum((t - mean t)²), the mean of each output its own and both sums over all
+    outputs: 1 is perfect, 0 no better than the mean, and worse is below 0.
+
+    Parameters
+    ----------
+    y
+        Predictions, float32 or float64, (C,) or (N, C).
+    t
+        Targets of that shape; of one output, (N,) will do.
+
+    Returns
+    -------
+    float
+        NaN where the targets do not vary: there is nothing to explain.
+
+    Raises
+    ------
+    ValueError
+        Shapes that do not fit, an empty batch.
+    """
+    backend, y, t = batch_and_targets(y, t)
+    with backend.running():
+        if bool(backend.xp.all(t == t[:1, ...])):
+            return math.nan
+        off, spread = t - y, t - backend.sum(t, axis=0) / t.shape[0]
+        return 1 - float(backend.sum(off * off)) / float(backend.sum(spread * spread))
+
+
+def are_classes(backend: Backend, targets: Array, classes: bool) -> bool:
+    """Whether targets (N, C) are labels of classes: one-hot, unless `classes` says so already."""
+    xp = backend.xp
+    if classes or targets.shape[1] == 1:
+        return targets.shape[1] > 1
+    either = (targets == 0) | (targets == 1)
+    return bool(xp.all(either) & xp.all(xp.sum(targets, axis=1) == 1))
