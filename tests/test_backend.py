@@ -479,6 +479,22 @@ def test_numba_that_does_not_import_is_not_usable(monkeypatch):
     assert resolve("auto").name != "numba"
 
 
+def test_numba_that_compiles_nothing_is_not_usable():
+    code = """
+import xnet
+print({info.name: info.reason for info in xnet.backends()}["numba"])
+print(xnet.resolve("auto").name)
+xnet.TwoLayerNet(4, 3, 2, backend="numba")
+"""
+    ran = run_python(code, NUMBA_DISABLE_JIT="1")
+    reason, auto = ran.stdout.splitlines()
+    assert "unset NUMBA_DISABLE_JIT" in reason
+    assert auto != "numba"
+    assert (
+        f"BackendError: backend 'numba' cannot be used here: {reason}. Usable: numpy" in ran.stderr
+    )
+
+
 def test_a_backend_whose_own_check_raises(monkeypatch):
     def fails():
         raise OSError("no such device")

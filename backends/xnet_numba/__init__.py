@@ -37,14 +37,16 @@ class NumbaBackend(OnHost):
 
     @classmethod
     def why_unusable(cls) -> str | None:
-        """Numba, or what says how many threads there may be, is missing or does not import."""
+        """A package that it needs is missing or does not import, or Numba is to compile nothing."""
         missing = [name for name in REQUIRED if find_spec(name) is None]
         if missing:
             return f'{", ".join(missing)} not installed: pip install "xnet-nn[numba]"'
         try:
-            import_module("numba")
+            numba: Any = import_module("numba")
         except ImportError as error:  # often a NumPy newer than Numba knows
             return f"Numba does not import ({error})"
+        if numba.config.DISABLE_JIT:
+            return "Numba is told to compile nothing: unset NUMBA_DISABLE_JIT"
         return None
 
     @cached_property
