@@ -7,10 +7,13 @@ from functools import cache
 from importlib import import_module
 
 import numba
-from numba import cfunc, njit, types
+from numba import njit, types
+from numba.core.ccallback import CFunc
 from numba.core.event import Listener, install_listener
 
 from xnet import threads
+from xnet_numba import kept
+from xnet_numba.kept import Kept
 
 with contextlib.suppress(ImportError):  # no kernel of ours needs it
     import_module("scipy.linalg")  # Numba loads its BLAS, sooner or later: now it can be limited
@@ -32,12 +35,18 @@ class _Announcement(Listener):
             return
         self.count += 1
         if self.count == 1:
-            print("xnet: compiling Numba kernels; they are kept for the next time", file=sys.stderr)
+            print(f"xnet: compiling Numba kernels; {_kept()}", file=sys.stderr)
         elif sys.stderr.isatty():
             print(f"\rxnet: {self.count} kernels", end="", file=sys.stderr, flush=True)
 
     def on_end(self, event):
         pass
+
+
+def _kept():
+    if kept.writable():
+        return "they are kept for the next time"
+    return "no folder to keep them in can be written: NUMBA_CACHE_DIR may name one"
 
 
 _announcement = _Announcement()
@@ -60,37 +69,31 @@ OPTIONS = {"error_model": "numpy", "fastmath": {"contract", "reassoc"}}
 scalar. "contract" allows fused multiply-adds, "reassoc" lets a sum be kept in several lanes."""
 
 
-def kept_on_disk(decorator, *arguments, cache=True, **options):
-    """A decorator of Numba's; what it compiles is kept on disk where there is a place for that.
-
-    There is none in an installation that is not to be written to, without a home.
-    """
+def compiled(**options):
+    """A decorator: what compiled code calls, by `numba.njit` with these options."""
 
     def decorate(function):
-        try:
-            return decorator(*arguments, cache=cache, **options)(function)
-        except RuntimeError as error:
-            if not cache or "cannot cache" not in str(error):
-                raise
-            return decorator(*arguments, **options)(function)
+        dispatcher = njit(**options)(function)
+        dispatcher._cache = Kept(function, options)
+        return dispatcher
 
     return decorate
 
 
-_serial = kept_on_disk(njit, **OPTIONS)
+_serial = compiled(**OPTIONS)
 
 
 def _alone(function):
     """Compile what Python calls; other threads of Python go on meanwhile."""
-    return _announced(kept_on_disk(njit, nogil=True, **OPTIONS)(function))
+    return _announced(compiled(nogil=True, **OPTIONS)(function))
 
 
 # As written, for what reproducible mode takes too.
-_strict = kept_on_disk(njit, error_model="numpy")
+_strict = compiled(error_model="numpy")
 
 
 @cache
-def routine(function, *arguments, options=None, cache=True):
+def routine(function, *arguments, options=None):
     """Where a function without result is, compiled for these types; its callers need not know it.
 
     Fast mode's options, or others, hold for it alone: called by its address, it is never part of
@@ -99,11 +102,12 @@ def routine(function, *arguments, options=None, cache=True):
     options = OPTIONS if options is None else dict(options)
     if "fastmath" in options:
         options["fastmath"] = set(options["fastmath"])
+    kernel = CFunc(function, (arguments, types.void), {}, options)
+    kernel._cache = Kept(function, options)
     with install_listener("numba:compile", _announcement):
-        _routines.append(
-            kept_on_disk(cfunc, types.void(*arguments), cache=cache, **options)(function)
-        )
-    return _routines[-1].address
+        kernel.compile()
+    _routines.append(kernel)
+    return kernel.address
 
 
 def address(array):

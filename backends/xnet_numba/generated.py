@@ -3,34 +3,26 @@
 """Compiled loops of every operation, loss and optimizer, written from their formulas.
 
 A formula is traced to an expression (`xnet.formulas`), and its source is put into a loop here:
-over numbers, over the rows of a block, or over the columns of one. The source is kept in a file, so
-that what Numba compiles of it is kept too. A loop is a routine that its callers know by its address
-alone (`compiling.routine`), with arrays given by theirs; what a formula takes from the host, such
-as an operation's settings, is an argument of it.
+over numbers, over the rows of a block, or over the columns of one. A loop is a routine that its
+callers know by its address alone (`compiling.routine`), with arrays given by theirs; what a formula
+takes from the host, such as an operation's settings, is an argument of it.
 
 In fast mode a multiplication may be fused with an addition; in reproducible mode every operation
 is as written, and sums and elementary functions are those of `xnet.exact`.
 """
 
-import contextlib
 import hashlib
-import importlib.util
-import os
+import linecache
 import sys
-import tempfile
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
-import llvmlite
 import numba
 import numpy as np
 from numba import types
 
-import xnet
-from xnet import exact, formulas
+from xnet import formulas
 from xnet.formulas import (
     CALLS,
     Formula,
@@ -43,7 +35,7 @@ from xnet.formulas import (
     nodes,
     spelled,
 )
-from xnet_numba.compiling import kept_on_disk, routine
+from xnet_numba.compiling import compiled, routine
 
 FAST, EXACT = "fast", "exact"
 OPTIONS = {
@@ -51,7 +43,7 @@ OPTIONS = {
     EXACT: (("error_model", "numpy"),),
 }
 
-HEAD = """# Written by xnet; see xnet_numba/generated.py. Of {made_of}.
+HEAD = """# Written by xnet; see xnet_numba/generated.py.
 import math
 
 import numpy as np
@@ -66,77 +58,26 @@ FUNCTIONS = {
 }
 
 
-# -- files
-
-
-@cache
-def _made_of():
-    """What compiled code depends on beside its own source: ours, and the compiler's version.
-
-    When it changes so does what else is compiled: Numba keeps that by our files' times and its own
-    version, and it must not be asked for a module that is no longer made.
-    """
-    digest = hashlib.sha256()
-    ours = sorted(Path(__file__).parent.glob("*.py"))
-    for path in (*ours, formulas.__file__, exact.__file__):  # of which `elementary` is made, too
-        digest.update(Path(path).read_bytes())
-    versions = numba.__version__, llvmlite.__version__, xnet.__version__
-    return f"{digest.hexdigest()[:16]}, {' '.join(versions)}"
-
-
-@cache
-def folder():
-    """Where sources are kept: the user's cache, or the temporary folder; None if not writable."""
-    home = os.environ.get("NUMBA_CACHE_DIR") or os.environ.get("XDG_CACHE_HOME")
-    places = [Path(home)] if home else []
-    with contextlib.suppress(RuntimeError):  # nobody's home
-        places.append(Path.home() / ".cache")
-    owner = os.getuid() if hasattr(os, "getuid") else None
-    places = [place / "xnet" for place in places]
-    with contextlib.suppress(OSError):  # no temporary folder
-        places.append(Path(tempfile.gettempdir()) / f"xnet-{owner}")
-    for place in places:
-        try:
-            place.mkdir(mode=0o700, parents=True, exist_ok=True)
-            ours = owner is None or place.stat().st_uid == owner
-            if ours and os.access(place, os.W_OK | os.X_OK):
-                return place
-        except OSError:
-            continue
-    return None
+# -- source
 
 
 def load(source):
-    """A module of this source, and whether it is in a file, beside which Numba can keep its own."""
-    text = HEAD.format(made_of=_made_of()) + source
+    """The module of this source, which `Kept` knows by a name that follows from it."""
+    text = HEAD + source
     name = f"xnet_generated_{hashlib.sha256(text.encode()).hexdigest()[:24]}"
-    if name in sys.modules:
-        return sys.modules[name], hasattr(sys.modules[name], "__file__")
-    path = folder() and folder() / f"{name}.py"
-    try:
-        if path and not (path.exists() and path.read_bytes() == text.encode()):
-            descriptor, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(text.encode())
-            os.replace(temporary, path)
-    except OSError:
-        path = None
-    if path is None:
-        module = ModuleType(name)
-        exec(compile(text, f"<{name}>", "exec"), module.__dict__)
-    else:
-        spec = importlib.util.spec_from_file_location(name, path)
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    sys.modules[name] = module
-    return module, path is not None
+    if name not in sys.modules:
+        module, path = ModuleType(name), f"<{name}>"
+        linecache.cache[path] = len(text), None, text.splitlines(keepends=True), path
+        exec(compile(text, path, "exec"), module.__dict__)
+        sys.modules[name] = module
+    return sys.modules[name]
 
 
 def function(source, name, **options):
     """A compiled function of this source, for other compiled code to call."""
-    # Numba's cache tells functions apart by their source, not by their options.
-    module, kept = load(f"# {sorted(options.items(), key=str)}\n{source}")
-    return kept_on_disk(numba.njit, cache=kept, **options)(getattr(module, name))
+    # Its name has the options in it, for LLVM, which tells functions apart by their names.
+    module = load(f"# {sorted(options.items(), key=str)}\n{source}")
+    return compiled(**options)(getattr(module, name))
 
 
 # -- over numbers
@@ -195,9 +136,9 @@ class Loop(NamedTuple):
 
 
 def _compiled(formula, source, mode, dtype, arguments):
-    module, kept = load(f"{FUNCTIONS[mode]}\n\n# {mode}\n{source}")
+    module = load(f"{FUNCTIONS[mode]}\n\n# {mode}\n{source}")
     kinds = numba.from_dtype(np.dtype(dtype)), *[types.int64] * arguments
-    return routine(module.loop, *kinds, options=OPTIONS[mode], cache=kept)
+    return routine(module.loop, *kinds, options=OPTIONS[mode])
 
 
 def _over_numbers(owner, formula, into, mode, dtype):
