@@ -53,6 +53,17 @@ def variants(*kinds, altered=True):
     return found
 
 
+PEAK_MEMORY = r"""
+import re
+from pathlib import Path
+
+def peak_memory():
+    # Not getrusage, which tells a child of its parent's peak. 0 where the system does not say it.
+    status = Path("/proc/self/status")
+    return int(re.search(r"VmHWM:\s*(\d+)", status.read_text())[1]) << 10 if status.exists() else 0
+"""
+"""For programs that tests run: the most memory that this one has had, in bytes."""
+
 LAYER_KINDS = ("product", "pointwise", "rows", None)
 """What `fuses` says of operations that are layers."""
 

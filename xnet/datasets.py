@@ -6,10 +6,10 @@ import.
 
 import gzip
 import hashlib
+import io
 import math
 import os
 import sys
-import tempfile
 import textwrap
 import zlib
 from collections.abc import Callable, Generator, Mapping
@@ -17,12 +17,13 @@ from contextlib import contextmanager
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import Any, BinaryIO, Final, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from xnet.errors import DatasetError
+from xnet.files import replaced
 
 __all__ = ["DATASETS", "load_digits", "load_mnist", "optional"]
 
@@ -34,12 +35,27 @@ _MIRRORS: tuple[str, ...] = (
     "https://storage.googleapis.com/cvdf-datasets/mnist/",
 )
 
-# Of the decompressed bytes: the compressed ones differ from mirror to mirror.
-_MNIST_SHA256: dict[str, str] = {
-    "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
-    "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
-    "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
-    "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+
+class _Content(NamedTuple):
+    """What one of MNIST's files holds; the compressed bytes differ from mirror to mirror."""
+
+    size: int
+    sha256: str
+
+
+_MNIST: dict[str, _Content] = {
+    "train-images-idx3-ubyte": _Content(
+        47_040_016, "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db"
+    ),
+    "train-labels-idx1-ubyte": _Content(
+        60_008, "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5"
+    ),
+    "t10k-images-idx3-ubyte": _Content(
+        7_840_016, "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7"
+    ),
+    "t10k-labels-idx1-ubyte": _Content(
+        10_008, "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2"
+    ),
 }
 
 _GZIP_MAGIC = b"\x1f\x8b"
@@ -76,7 +92,7 @@ def load_mnist(
         If a file is missing from ``XNET_DATA_DIR``, is damaged, or cannot be downloaded.
     """
     images, labels, test_images, test_labels = (
-        _parse_idx(_read_mnist_file(name), name) for name in _MNIST_SHA256
+        _parse_idx(_read_mnist_file(name), name) for name in _MNIST
     )
     return (
         _as_examples(images, labels, 255, normalize, flatten, one_hot),
@@ -162,10 +178,10 @@ def _read_mnist_file(name: str) -> bytes:
         path = _find(name, folder) or _download(name, folder)
         remedy = "delete it, and it will be downloaded again"
     try:
-        raw = path.read_bytes()
+        with path.open("rb") as file:
+            return _verified(file, name, f"{path}", f": {remedy}")
     except OSError as error:
         raise DatasetError(f"{path} cannot be read: {error}") from error
-    return _verified(raw, name, f"{path}", f": {remedy}")
 
 
 def _find(name: str, *folders: Path) -> Path | None:
@@ -173,22 +189,26 @@ def _find(name: str, *folders: Path) -> Path | None:
     return next((path for path in candidates if path.is_file()), None)
 
 
-def _verified(raw: bytes, name: str, source: str, remedy: str = "") -> bytes:
-    """Decompress ``raw`` if it is gzipped, and return it if it is what ``name`` should hold."""
-    data = raw
+def _verified(file: BinaryIO, name: str, source: str, remedy: str = "") -> bytes:
+    """Return what a file holds, decompressed if it is gzipped, if it is what ``name`` should hold.
+
+    No more than a byte too many is read or decompressed, whatever the file's size.
+    """
+    size, expected = _MNIST[name]
+    # The name does not tell: a server may have decompressed a .gz on the way.
+    gzipped = file.read(len(_GZIP_MAGIC)) == _GZIP_MAGIC
+    file.seek(0)
     try:
-        # The name does not tell: a server may have decompressed a .gz on the way.
-        if raw.startswith(_GZIP_MAGIC):
-            data = gzip.decompress(raw)
-        got = hashlib.sha256(data).hexdigest()
-    except (EOFError, OSError, zlib.error) as error:
+        data = (gzip.GzipFile(fileobj=file) if gzipped else file).read(size + 1)
+        got = hashlib.sha256(data).hexdigest() if len(data) <= size else f"more than {size} bytes"
+        if got == expected:
+            return data
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         got = f"a broken gzip stream ({error})"
-    if got != _MNIST_SHA256[name]:
-        raise DatasetError(
-            f"{source} is damaged, or not MNIST's {name}: SHA-256 of the decompressed bytes: "
-            f"got {got}, expected {_MNIST_SHA256[name]}{remedy}"
-        )
-    return data
+    raise DatasetError(
+        f"{source} is damaged, or not MNIST's {name}: SHA-256 of the decompressed bytes: "
+        f"got {got}, expected {expected}{remedy}"
+    )
 
 
 def _parse_idx(data: bytes, name: str) -> NDArray[np.uint8]:
@@ -227,7 +247,7 @@ def _download(name: str, folder: Path) -> Path:
             reasons.append(f"{url}: {error}")
         except OSError as error:  # what requests raises is one, some of it long
             reasons.append(f"{url}: {textwrap.shorten(str(error), 100)}")
-    files = ", ".join(f"{each}.gz" for each in _MNIST_SHA256)
+    files = ", ".join(f"{each}.gz" for each in _MNIST)
     raise DatasetError(
         f"MNIST's {name} could not be downloaded to {folder} ({'; '.join(reasons)}). Put the four "
         f"files in a folder yourself, and set XNET_DATA_DIR to that folder: {files}"
@@ -235,20 +255,31 @@ def _download(name: str, folder: Path) -> Path:
 
 
 def _fetch(url: str, name: str, folder: Path) -> Path:
-    """Download ``url`` beside its final place, verify it, and only then move it there."""
+    """Download ``url``, verify it, and only then write it."""
     import pooch  # pyright: ignore[reportMissingTypeStubs]  # _cache_folder found it
 
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{name}.", dir=folder)
-    os.close(descriptor)
-    try:
-        pooch.HTTPDownloader(progressbar=_shows_progress())(url, temporary, None)
-        raw = Path(temporary).read_bytes()
-        _verified(raw, name, "what was downloaded")
-        path = folder / (f"{name}.gz" if raw.startswith(_GZIP_MAGIC) else name)
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+    size = _MNIST[name].size
+    raw = _Download(size + size // 1000 + 1000)  # gzip adds less to what it cannot compress
+    pooch.HTTPDownloader(progressbar=_shows_progress())(url, raw, None)
+    raw.seek(0)
+    _verified(raw, name, "what was downloaded")
+    path = folder / (f"{name}.gz" if raw.getvalue().startswith(_GZIP_MAGIC) else name)
+    with replaced(path) as file:
+        file.write(raw.getbuffer())
     return path
+
+
+class _Download(io.BytesIO):
+    """What a server sends, refused when it is more than that can be."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+
+    def write(self, chunk: Any) -> int:
+        if self.tell() + len(chunk) > self.size:
+            raise DatasetError(f"the server sends more than {self.size} bytes")
+        return super().write(chunk)
 
 
 def _shows_progress() -> bool:

@@ -5,24 +5,23 @@ the arrays by the names that the network gives them. Which operations there are 
 registry alone.
 """
 
-import contextlib
 import hashlib
 import json
 import os
 import reprlib
-import secrets
 import tempfile
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, BinaryIO, Union, cast, get_args, get_origin, get_type_hints
+from typing import Any, Union, cast, get_args, get_origin, get_type_hints
 
 import numpy as np
 
 from xnet.backend import Backend, resolve
 from xnet.dtypes import dtype_name, float_dtype
 from xnet.errors import WeightsError
+from xnet.files import replaced
 from xnet.layers import Layer, LossLayer, numbered
 from xnet.network import Network
 from xnet.operations import ENTRY_POINT_GROUP, OPERATIONS, Loss, Operation, registered
@@ -39,15 +38,14 @@ STATE = "state."
 def save(network: Network, path: str | os.PathLike[str]) -> None:
     """Save a network's parameters, state and architecture as one safetensors file.
 
-    The file is written under a temporary name beside `path` and renamed, so that a killed run
-    leaves the old file or the new one, never half of one.
+    A killed run leaves the old file or the new one, never half of one: see `xnet.files.replaced`.
 
     Parameters
     ----------
     network
         Any stack of layers that are what their operations say.
     path
-        Where; a file that is there is replaced.
+        Where; a file that is there is replaced, also one that a symbolic link names.
 
     Raises
     ------
@@ -63,8 +61,12 @@ def save(network: Network, path: str | os.PathLike[str]) -> None:
         for name, array in _arrays(network).items()
     }
     content = to_bytes(arrays, metadata={METADATA_KEY: text})
-    with replaced(path) as file:
-        file.write(content)
+    check_writable(path)
+    try:
+        with replaced(path) as file:
+            file.write(content)
+    except OSError as error:
+        raise WeightsError(f"{Path(path)} cannot be written: {error.strerror}") from error
 
 
 def sha256(network: Network) -> str:
@@ -129,39 +131,14 @@ def _number(value: Any) -> Any:
 
 def check_writable(path: str | os.PathLike[str]) -> None:
     """Raise `WeightsError` if `path` could not be saved to, before hours go into what to save."""
-    target = Path(path)
+    target = Path(os.path.realpath(path))
     try:
-        if target.exists() and not target.is_file():
-            raise WeightsError(f"{target} cannot be written: it is there, and no ordinary file")
+        if (target.exists() or target.is_symlink()) and not target.is_file():
+            raise WeightsError(f"{Path(path)} cannot be written: it is there, and no ordinary file")
         with tempfile.TemporaryFile(dir=target.parent):
             pass
     except OSError as error:
-        raise WeightsError(f"{target} cannot be written: {error.strerror}") from error
-
-
-@contextlib.contextmanager
-def replaced(path: str | os.PathLike[str]) -> Generator[BinaryIO]:
-    """A binary file that takes the place of `path` when the block ends without an error.
-
-    Raises
-    ------
-    WeightsError
-        The file cannot be written.
-    """
-    check_writable(path)
-    target = Path(path)
-    try:
-        temporary = target.parent / f".xnet-{secrets.token_hex(8)}"
-        try:
-            with open(temporary, "xb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, target)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise WeightsError(f"{target} cannot be written: {error.strerror}") from error
+        raise WeightsError(f"{Path(path)} cannot be written: {error.strerror}") from error
 
 
 def load_network(

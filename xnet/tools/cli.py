@@ -484,8 +484,8 @@ def predict(
 ) -> None:
     """Say which digit a picture shows, with the probabilities.
 
-    Any picture that Pillow reads, dark on light or light on dark; it is scaled and centred as
-    the training images were.
+    PNG, JPEG, GIF, WebP, BMP, TIFF or PPM, dark on light or light on dark; a picture is scaled and
+    centred as the training images were.
     """
     network = weights.load_network(file, resolve(backend, reproducible))
     _dataset_for(network)  # says it well if the network is not one for images

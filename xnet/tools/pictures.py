@@ -6,6 +6,7 @@ Ink is the high value and paper is 0, as in the data sets. Pillow is imported wh
 import math
 import os
 import warnings
+from contextlib import closing
 from pathlib import Path
 from typing import TypeAlias
 
@@ -17,11 +18,17 @@ from xnet.errors import DatasetError
 
 Floats: TypeAlias = NDArray[np.float32]
 
+FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "PPM")
+"""What is opened, whatever a file's name says: of Pillow's other formats some start a program."""
+
+PIXELS = 25_000_000
+"""As many are read, the usual picture of a phone; a file of some kilobytes may hold far more."""
+
 
 def load_image(path: str | os.PathLike[str], features: int = 784) -> Floats:
     """Load a picture of one digit in the form a network trained on a data set expects.
 
-    Any file that Pillow reads: a photo, a scan, a drawing; dark on light or light on dark; with
+    A file of one of `FORMATS`: a photo, a scan, a drawing; dark on light or light on dark; with
     transparency. There should be one digit in it, with some paper around, and nothing else.
 
     784 features follow MNIST (LeCun et al., 1998, section III.A): the digit's bounding box is
@@ -45,7 +52,7 @@ def load_image(path: str | os.PathLike[str], features: int = 784) -> Floats:
     Raises
     ------
     DatasetError
-        If the file cannot be read as a picture, is absurdly large, or shows no ink.
+        If the file cannot be read as a picture, has more than `PIXELS`, or shows no ink.
     ValueError
         If ``features`` is neither 784 nor 64.
     """
@@ -66,23 +73,38 @@ def load_image(path: str | os.PathLike[str], features: int = 784) -> Floats:
     return (square / square.max()).reshape(features)
 
 
+_ENOUGH = (1024, 1024)
+"""Pixels that are plenty for 28×28, and in which a photo's noise averages out."""
+
+
 def _read_grey(path: Path) -> tuple[Floats, Floats]:
     """Return a picture's grey levels, 0..255, and its opacity, 0..1, both ``(H, W)``."""
     with optional("load_image", "Pillow"):
-        from PIL import Image, ImageOps
+        from PIL import Image, ImageOps, UnidentifiedImageError
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as file:
-                image = ImageOps.exif_transpose(file)
-        if image.mode.startswith("I"):  # 16 bits, which Pillow would clip, not scale
-            image = Image.fromarray((np.asarray(image) // 256).clip(0, 255).astype(np.uint8))
-        image = image.convert("RGBA").convert("LA")
-        image.thumbnail((1024, 1024))  # plenty for 28×28, and a photo's noise averages out
+            warnings.simplefilter("ignore")  # Pillow's, of what is refused or does not matter here
+            # Closing frees the pixels, too.
+            with closing(Image.open(path, formats=FORMATS)) as file:
+                width, height = file.size
+                if width * height > PIXELS:
+                    raise ValueError(f"{width}×{height} pixels, at most {PIXELS:,} are read")
+                file.draft(None, _ENOUGH)
+                deep = file.mode.startswith("I")  # 16 bits, which Pillow would clip, not scale
+                image = file.convert("F" if deep else "RGBA")
+            image.thumbnail(_ENOUGH)
+            if deep:
+                levels = (np.asarray(image) // 256).clip(0, 255)
+                image = Image.fromarray(levels.astype(np.uint8)).convert("RGBA")
+            image = ImageOps.exif_transpose(image).convert("LA")
+    except UnidentifiedImageError as error:
+        raise DatasetError(
+            f"{path} cannot be read as a picture: it is none of {', '.join(FORMATS)}"
+        ) from error
     # On a damaged file Pillow's decoders raise nearly anything, not only OSError.
     except Exception as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise DatasetError(f"{path} cannot be read as a picture: {reason}") from error
+        raise DatasetError(f"{path} cannot be read as a picture: {reason!s:.200}") from error
     grey, opacity = np.moveaxis(np.asarray(image, dtype=np.float32), -1, 0)
     return grey, opacity / np.float32(255)
 
