@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import typer
 from conftest import OPTIMIZERS, REGISTERED, variants
 from PIL import Image
 
@@ -526,6 +527,54 @@ def test_wrong_usage_exits_with_2(run, arguments, named):
     assert (done.status, done.out) == (2, "")
     assert re.search(named, done.err)
     assert "Traceback" not in done.err
+
+
+ODD = [
+    *(
+        "",
+        "-1",
+        "0",
+        "nan",
+        "1e400",
+        "9" * 30,
+        "1.5",
+        "x" * 3000,
+        "a\nb\x1b[31m",
+        "[red]ü",
+        "\udcff",
+    ),
+    *("/", "nowhere/net", "--", "--help", "numba:9", ":", "cupy:", "auto", "１"),
+]
+SMALL = {
+    "train": ["--iterations", 2, "--hidden", 3],
+    "gradcheck": ["--hidden", 2, "--batch-size", 2],
+    "parity": ["--steps", 1, "--backend", "numpy"],
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_odd_values_of_every_option_end_in_no_traceback(monkeypatch, run, trained, command):
+    """Whatever is given, a result, a line or a box; a row of them, drawn anew for each option."""
+    if command == "demo":
+        monkeypatch.setattr(cli, "_rates", lambda *_: (1.0, 1.0))
+        monkeypatch.setattr(cli, "train", lambda *a, **s: xnet.train(*a, **s | {"epochs": 1}))
+    monkeypatch.chdir(trained.parent)
+    draw_digit(Path("digit.png"))
+    good = {"file": [trained.name], "images": ["digit.png"]}
+    rng = np.random.default_rng(0)
+    parameters = typer.main.get_command(cli.app).commands[command].params
+    needed = [p.name for p in parameters if p.required]
+    for parameter in parameters:
+        for odd in rng.choice(ODD, 3, replace=False):
+            name, *_ = parameter.opts
+            value = [odd] if getattr(parameter, "is_flag", False) is False else []
+            given = {p: good[p] for p in needed} | {parameter.name: value}
+            files = [v for p in needed for v in given.pop(p)]
+            option = [name, *value] if name.startswith("--") else []
+            done = run(command, *SMALL.get(command, []), *option, *files)
+            assert done.status in (0, 1, 2)
+            if done.status == 1 and not done.out:
+                assert re.fullmatch(r"xnet: [^\n]{1,400}\n", re.sub(COMPILING, "", done.err))
 
 
 # A user's mistakes: one line, and no training before it.
