@@ -12,8 +12,11 @@ import pytest
 pytest.importorskip("numba")
 
 import xnet_numba.pool
+from numba import types
 from xnet_numba import fused, passes
-from xnet_numba.pool import CALL, Pool, _serve, claim
+from xnet_numba.compiling import routine
+from xnet_numba.intrinsics import atomic_add, atomic_load, int64s_at, pause
+from xnet_numba.pool import ALONE, CALL, CLOCK, PLACES, Pool, _now, _serve, claim, run
 
 import xnet
 
@@ -124,6 +127,70 @@ def test_a_job_has_no_more_helpers_than_it_may(allow):
     allow(1)
     forward(pool)
     assert len(pool.helpers) == 2
+
+
+def late(at_job, helping):
+    """Work of which a helper's part takes twice as long as all of the caller's, and more."""
+    job = int64s_at(at_job, 5)
+    places = int64s_at(job[0], PLACES)
+    if helping:
+        atomic_add(at_job + 8, 1)
+        while atomic_load(at_job + 24) == 0:
+            pause()
+        while _now(places) < job[3] + 2 * (job[3] - job[2]) + 1_000_000:
+            pause()
+    else:
+        job[2] = _now(places)
+        while job[4] != 0 and atomic_load(at_job + 8) == 0:
+            pause()
+        atomic_add(at_job + 24, _now(places))
+
+
+def joined(pool, wait_for_it):
+    """How many helpers took part in `late`, and when the caller's own part was done."""
+    job = np.array([pool.mail, 0, 0, 0, wait_for_it])
+    run(pool.mail, routine(late, types.int64, types.int64), job.ctypes.data, 1)
+    return job[1], job[3]
+
+
+def test_who_lost_much_by_waiting_for_a_helper_works_alone_for_a_while(allow):
+    """As while another program has its processor."""
+    pool = Pool()
+    if not pool.places[CLOCK]:
+        pytest.skip("this system has no such clock")
+    pool.places[CALL] = 1  # keeps the helper awake
+    helper = xnet_numba.pool._Helper(pool, 0)
+    helper.alarm.set()
+    count, done = joined(pool, True)
+    assert count == 1
+    assert pool.places[ALONE] - done > 20_000_000  # for it waited a millisecond at least
+    pool.places[ALONE] += 3600 * 10**9  # however slow this machine is
+    assert joined(pool, False)[0] == 0
+    pool.places[ALONE] = 1  # it is over
+    assert joined(pool, True)[0] == 1
+    pool.places[CALL] = 0
+
+
+def test_a_sleeping_helper_is_not_woken_in_that_while(monkeypatch):
+    pool = Pool()
+    now = 5 * 10**9
+    monkeypatch.setattr(xnet_numba.pool.time, "clock_gettime_ns", lambda clock: now, raising=False)
+    pool.places[ALONE] = now + 1
+    assert pool._awake(1, Pool.WAKE_FROM) == 0
+    assert pool.helpers == []
+    now += 1
+    assert pool._awake(1, Pool.WAKE_FROM) == 1
+
+
+def test_without_a_clock_helpers_help(allow):
+    """As on Windows."""
+    pool = Pool()
+    pool.places[CLOCK] = 0
+    allow(1)
+    for _ in range(50):
+        forward(pool)
+    assert pool.places[ALONE] == 0
+    assert len(pool.helpers) == 1
 
 
 def test_callers_in_many_threads_do_not_wait_for_each_other(allow):

@@ -7,6 +7,9 @@ wakes late, as on a busy machine, holds nobody up: OpenMP's threads, which Numba
 loops use, are all waited for, and took 60 to 300 microseconds to wake where these were measured.
 A helper that finds nothing to do looks on for a moment, so that the next job of a loop meets it
 awake, and then sleeps.
+
+One that has lost its processor to another program within a piece is waited for. When that took
+longer than to do the work without it, jobs do without for a while.
 """
 
 import contextlib
@@ -18,17 +21,50 @@ import time
 import numpy as np
 
 from xnet_numba.compiling import _alone, _serial, thread_count
-from xnet_numba.intrinsics import atomic_add, atomic_load, call, int64s_at, pause
+from xnet_numba.intrinsics import (
+    atomic_add,
+    atomic_load,
+    call,
+    int64s_at,
+    pause,
+    room_on_stack,
+)
 
 LOOKS = 20_000
 """How often a helper looks for the next job before it sleeps: for about half a millisecond."""
 
+AGAIN_AFTER = 20
+"""How many times as long as was lost by waiting for helpers jobs do without: that they cost at most
+a twentieth."""
+
 # Places in the mail, each in a cache line of its own: how many times a job was opened or closed (it
 # is open while that is odd), the routine, what it is called with, how many helpers it may have, how
-# many are at it, the address of the system's routine that lets another thread run, and whether a
-# call is under way, so that there may be another job, however long it takes to come.
-SEQUENCE, ROUTINE, JOB, HELPERS, ACTIVE, YIELD, CALL = range(0, 56, 8)
-PLACES = 56
+# many are at it, the addresses of the system's routines that let another thread run and that tell
+# the time, whether a call is under way, so that there may be another job, however long it takes to
+# come, and until when jobs do without helpers.
+SEQUENCE, ROUTINE, JOB, HELPERS, ACTIVE, YIELD, CLOCK, CALL, ALONE = range(0, 72, 8)
+PLACES = 72
+
+CLOCK_ID = getattr(time, "CLOCK_MONOTONIC", 0)
+
+
+@_serial
+def _now(places):
+    """Nanoseconds by the clock CLOCK_ID; 0 if the system has none."""
+    if places[CLOCK] == 0:
+        return 0
+    at = room_on_stack(2)
+    call(places[CLOCK], (CLOCK_ID, at))
+    seconds_and_rest = int64s_at(at, 2)
+    return seconds_and_rest[0] * 1_000_000_000 + seconds_and_rest[1]
+
+
+@_serial
+def _look_on(places, looks):
+    """Pass the time of one look; now and then let a thread run that waits for this processor."""
+    if looks % 1000 == 999 and places[YIELD] != 0:
+        call(places[YIELD], ())
+    pause()
 
 
 @_alone
@@ -41,17 +77,22 @@ def run(mail, routine, job, helpers):
         call(routine, (job, 0))
         return
     places = int64s_at(mail, PLACES)
+    began = _now(places)
+    if began < places[ALONE]:
+        call(routine, (job, 0))
+        return
     places[ROUTINE], places[JOB], places[HELPERS] = routine, job, helpers
     atomic_add(mail + 8 * SEQUENCE, 1)
     call(routine, (job, 0))
     atomic_add(mail + 8 * SEQUENCE, 1)
     # Who has joined is within the last piece; who comes now sees that it is too late.
-    looks = 0
+    done, looks = _now(places), 0
     while atomic_load(mail + 8 * ACTIVE) != 0:
+        _look_on(places, looks)
         looks += 1
-        if looks % 1000 == 0 and places[YIELD] != 0:
-            call(places[YIELD], ())
-        pause()
+    lost = _now(places) - done
+    if lost > helpers * (done - began):
+        places[ALONE] = done + AGAIN_AFTER * lost
 
 
 @_serial
@@ -71,13 +112,14 @@ def claim(counts, helping, pieces):
 def _serve(mail, index, seen, looks):
     """Help with what comes until nothing has for so many looks; returns what was last seen."""
     places = int64s_at(mail, PLACES)
-    left = looks
+    left, idle = looks, 0
     while left > 0:
         now = atomic_load(mail + 8 * SEQUENCE)
         if now == seen or now % 2 == 0:
             if atomic_load(mail + 8 * CALL) == 0:
                 left -= 1
-            pause()
+            _look_on(places, idle)
+            idle += 1
             continue
         # First join, then see that it is still open: either this or who closes sees the other.
         atomic_add(mail + 8 * ACTIVE, 1)
@@ -136,8 +178,9 @@ class Pool:
         ]  # from where a cache line begins
         self.mail = self.places.ctypes.data
         with contextlib.suppress(AttributeError, OSError, TypeError):  # not on every system
-            give_way = ctypes.cast(ctypes.CDLL(None).sched_yield, ctypes.c_void_p).value
-            self.places[YIELD] = give_way or 0
+            system = ctypes.CDLL(None)
+            for place, name in (YIELD, "sched_yield"), (CLOCK, "clock_gettime"):
+                self.places[place] = ctypes.cast(getattr(system, name), ctypes.c_void_p).value or 0
 
     def share(self, work, compiled, *arguments):
         """Call a compiled function with the mail, the arguments, and how many helpers it may have.
@@ -158,6 +201,8 @@ class Pool:
         """So many helpers; 0 if some of them sleep and this is not worth waking them."""
         asleep = [helper for helper in self.helpers[:count] if helper.asleep]
         if asleep or len(self.helpers) < count:
+            if self.places[ALONE] and time.clock_gettime_ns(CLOCK_ID) < self.places[ALONE]:
+                return 0
             before, self.asked = self.asked, time.monotonic()
             if work < self.WAKE_FROM and self.asked - before > self.LOOP_SECONDS:
                 return 0
