@@ -263,10 +263,10 @@ class Network:
             self._draws = np.random.default_rng(self._rng.integers(2**63))
 
     def _check_sizes(self, layers: Sequence[Layer]) -> None:
-        features = None
+        features, first = None, {id(v): k for k, v in reversed([*enumerate(layers)])}
         for index, layer in enumerate(layers):
             # A layer remembers one input: its first backward would use the second place's.
-            if any(layer is earlier for earlier in layers[:index]):
+            if first[id(layer)] != index:
                 raise ValueError(f"layers[{index}]: {layer} stands at two places of the network")
             owner = layer.owner and layer.owner()
             if owner is not None and owner is not self:

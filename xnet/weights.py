@@ -186,7 +186,7 @@ def load_network(
         raise WeightsError(f"{path}: {error} is missing") from error
     # What a file altered by accident or malice leads to is of many kinds.
     except (WeightsError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise WeightsError(f"{path}: {error}") from error
+        raise WeightsError(f"{path}: {error!s:.300}") from error
     for k in frozen:
         network.layers[k].trainable = False
     return network
