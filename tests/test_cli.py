@@ -699,6 +699,17 @@ def test_bad_files_of_weights(monkeypatch, tmp_path, bad, trained, command):
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.parametrize("command", ["evaluate", "predict", "gradcheck"])
+def test_weights_that_are_not_numbers(tmp_path, bad, untrained, command):
+    path = untrained(64, 10)
+    network = weights.load_network(path)
+    network.params["W1"][0, 0] = np.nan
+    weights.save(network, path)
+    draw_digit(tmp_path / "digit.png")
+    line = bad(command, path, *[tmp_path / "digit.png"] * (command == "predict"))
+    assert line.startswith(f"{path}: NaN or infinity in ['W1']")
+
+
 def test_unreadable_images(tmp_path, bad, trained):
     (tmp_path / "text.png").write_text("not a picture")
     Image.new("L", (40, 40), 255).save(tmp_path / "blank.png")

@@ -20,6 +20,10 @@ class WeightsError(XnetError):
     """A file of weights that cannot be read safely, or cannot be written."""
 
 
+class NonFiniteWarning(UserWarning):
+    """A file of weights in which some are NaN or infinite."""
+
+
 class RoundingWarning(UserWarning):
     """A numerical derivative in which rounding leaves little of the slope."""
 

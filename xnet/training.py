@@ -357,7 +357,7 @@ class Training:
             done = history.iterations
             ends_epoch = done > 0 and done % self._iterations_per_epoch == 0
             if (ends_epoch or done == total) and history.epoch_ends[-1:] != [done]:
-                if not self._is_finite():
+                if weights.not_finite(self.network):
                     return "diverged"
                 better = self._record(ends_epoch)
                 if self.checkpoint is not None and better and done < total:
@@ -390,14 +390,6 @@ class Training:
         except BaseException:
             assign(before)  # the forward pass may have moved it, and the step is not whole
             raise
-
-    def _is_finite(self) -> bool:
-        """Whether neither parameters nor state hold NaN or infinity."""
-        network = self.network
-        xp = network.backend.xp
-        with network.backend.running():
-            arrays = (*network.params.values(), *network.state.values())
-            return all(bool(xp.all(xp.isfinite(array))) for array in arrays)
 
     def _take(self, part: str) -> tuple[list[float], float]:
         """The list for accuracies or R² on a part of the data, and what it is now."""

@@ -10,6 +10,7 @@ import json
 import os
 import reprlib
 import tempfile
+import warnings
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -20,7 +21,7 @@ import numpy as np
 
 from xnet.backend import Backend, resolve
 from xnet.dtypes import dtype_name, float_dtype
-from xnet.errors import WeightsError
+from xnet.errors import NonFiniteWarning, WeightsError
 from xnet.files import replaced
 from xnet.layers import Layer, LossLayer, numbered
 from xnet.network import Network
@@ -80,6 +81,14 @@ def sha256(network: Network) -> str:
         host = network.backend.to_numpy(array)
         digest.update(np.ascontiguousarray(host, host.dtype.newbyteorder("<")).tobytes())
     return digest.hexdigest()
+
+
+def not_finite(network: Network) -> list[str]:
+    """The names of parameters and state that hold NaN or infinity."""
+    xp = network.backend.xp
+    with network.backend.running():
+        arrays = _arrays(network).items()
+        return [name for name, array in arrays if not bool(xp.all(xp.isfinite(array)))]
 
 
 def check_savable(network: Network) -> None:
@@ -163,7 +172,12 @@ def load_network(
     WeightsError
         The file cannot be read, is damaged, names an operation that is not known here, or is a
         pickle that names anything but NumPy arrays: such a pickle is refused by name, and nothing
-        of it runs.
+        refused by name, and nothing of it runs.
+
+    Warns
+    -----
+    NonFiniteWarning
+        A parameter or a state holds NaN or infinity, as after a run that diverged; it is named.
     """
     chosen = resolve(backend)
     if dtype is not None:
@@ -189,6 +203,13 @@ def load_network(
         raise WeightsError(f"{path}: {error!s:.300}") from error
     for k in frozen:
         network.layers[k].trainable = False
+    if names := not_finite(network):
+        shown = reprlib.repr(names)
+        warnings.warn(
+            f"{path}: NaN or infinity in {shown}: the network may answer nothing else",
+            NonFiniteWarning,
+            stacklevel=2,
+        )
     return network
 
 

@@ -28,7 +28,7 @@ from rich.table import Column, Table
 import xnet
 from xnet import datasets, weights
 from xnet.backend import Backend, backends, get_backend, resolve
-from xnet.errors import KinkWarning, XnetError
+from xnet.errors import KinkWarning, NonFiniteWarning, WeightsError, XnetError
 from xnet.gradient import gradient_check
 from xnet.network import Network
 from xnet.operations import Affine, Loss, Operation, SoftmaxWithLoss, registered
@@ -440,7 +440,7 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Take a network's accuracy on a test set."""
-    network = weights.load_network(file, resolve(backend, reproducible))
+    network = _load(file, resolve(backend, reproducible))
     name = str(dataset or _dataset_for(network))
     _, (x, t) = datasets.DATASETS[name](normalize=not raw)
     started = time.perf_counter()
@@ -462,6 +462,16 @@ def evaluate(
     out.print(f"{network}")
     out.print(f"{len(x)} {name} images {how} in {seconds:.2f} s on {network.backend.label}")
     print(f"accuracy {accuracy:.4f}")
+
+
+def _load(file: Path, backend: Backend, dtype: str | None = None) -> Network:
+    """The network in a file, of numbers alone: there is nothing to be told of NaN."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", NonFiniteWarning)
+        try:
+            return weights.load_network(file, backend, dtype)
+        except NonFiniteWarning as warning:
+            raise WeightsError(str(warning)) from warning
 
 
 def _dataset_for(network: Network) -> str:
@@ -487,7 +497,7 @@ def predict(
     PNG, JPEG, GIF, WebP, BMP, TIFF or PPM, dark on light or light on dark; a picture is scaled and
     centred as the training images were.
     """
-    network = weights.load_network(file, resolve(backend, reproducible))
+    network = _load(file, resolve(backend, reproducible))
     _dataset_for(network)  # says it well if the network is not one for images
     rows = np.stack([pictures.load_image(image, network.inputs or 0) for image in images])
     probabilities = network.backend.to_numpy(network.predict(rows))
@@ -671,7 +681,7 @@ def gradcheck(
 ) -> None:
     """Compare backpropagation with the numerical gradient; exit status 1 if they disagree."""
     chosen = resolve(backend, reproducible)
-    network = None if file is None else weights.load_network(file, chosen, dtype)
+    network = None if file is None else _load(file, chosen, dtype)
     name = str(dataset or ("digits" if network is None else _dataset_for(network)))
     (x, t), _ = datasets.DATASETS[name]()
     if network is None:
