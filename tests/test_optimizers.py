@@ -11,6 +11,7 @@ from conftest import OPTIMIZERS
 import xnet
 from xnet import optimizers
 from xnet.dtypes import dtype_name
+from xnet.errors import BackendError
 from xnet.optimizers import (
     SGD,
     AdaGrad,
@@ -24,7 +25,7 @@ from xnet.optimizers import (
     RMSProp,
 )
 
-GRADIENTS = [0.5, -1.25, 2.0, 0.0, -0.75, 3.5, -0.001, 1.0]
+GRADIENTS = [0.5, -1.25, 2.0, 0.0, -0.75, 3.5, -0.001, 1.0, -0.5]
 START = 0.8
 
 every_optimizer = pytest.mark.parametrize("cls", OPTIMIZERS)
@@ -464,6 +465,33 @@ def test_memory_of_another_network_is_refused(cls):
     optimizer.update({"b1": np.zeros(1)}, {"b1": np.ones(1)})
     with pytest.raises(ValueError, match=r"b1 is float64 \(4,\), the optimizer remembers"):
         optimizer.update({"b1": np.zeros(4)}, {"b1": np.ones(4)})
+    narrow = np.zeros(1, "float32")
+    with pytest.raises(ValueError, match=r"b1 is float32 \(1,\), .* remembers float64 \(1,\)"):
+        optimizer.update({"b1": narrow}, {"b1": narrow})
+    elsewhere = xnet.resolve("strict").asarray([0.0])
+    with pytest.raises(BackendError, match="b1 is on strict, the optimizer's memory of b1 is on n"):
+        optimizer.update({"b1": elsewhere}, {"b1": elsewhere})
+    optimizer.memory["b1"].append(np.zeros(1))
+    with pytest.raises(ValueError, match=rf"remembers {cls.slots + 1} arrays of b1, expected"):
+        optimizer.update({"b1": np.zeros(1)}, {"b1": np.ones(1)})
+
+
+def test_gradient_of_another_device_is_refused():
+    elsewhere = xnet.resolve("strict").asarray([1.0])
+    with pytest.raises(BackendError, match="W is on numpy, gradient of W is on strict"):
+        SGD().update({"W": np.ones(1)}, {"W": elsewhere})
+
+
+def test_an_optimizer_without_a_step_says_so():
+    with pytest.raises(NotImplementedError, match="Optimizer has no step"):
+        Optimizer().update({"W": np.ones(1)}, {"W": np.ones(1)})
+
+
+def test_an_optimizer_is_itself_alone():
+    """Two with the same settings remember each its own: they are not equal."""
+    first, second = SGD(), SGD()
+    assert first != second
+    assert {first, second, first} == {second, first}
 
 
 # -- a step is taken in full or not at all

@@ -637,7 +637,7 @@ class Cuda(Python):
 
     @classmethod
     def literal(cls, value: float) -> str:
-        text = float(value).hex() if value == value and abs(value) != math.inf else repr(value)
+        text = float(value).hex()
         return f"T({text.replace('inf', 'infinity()').replace('nan', 'not_a_number()')})"
 
     @classmethod

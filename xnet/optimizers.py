@@ -13,7 +13,7 @@ from collections.abc import Mapping, MutableMapping
 from typing import Any, ClassVar, Self, dataclass_transform
 
 from xnet.backend import Array, Backend, assign, backend_of, get_backend
-from xnet.dtypes import dtype_name, name_of
+from xnet.dtypes import dtype_name
 from xnet.operations import Maths, Value
 
 Params = MutableMapping[str, Array]
@@ -160,8 +160,7 @@ class Optimizer:
         for array in memory:
             if not backend.owns(array):
                 backend_of(**{name: W, f"the optimizer's memory of {name}": array})
-            alike = array.dtype == W.dtype or name_of(array) == name_of(W)  # in any byte order
-            if array.shape != W.shape or not alike:
+            if array.shape != W.shape or array.dtype != W.dtype:
                 raise ValueError(
                     f"{name} is {dtype_name(W.dtype)} {tuple(W.shape)}, the optimizer remembers "
                     f"{dtype_name(array.dtype)} {tuple(array.shape)}: "

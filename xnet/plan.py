@@ -140,6 +140,6 @@ def _inputs(layers: Sequence[Layer]) -> int | None:
     """Columns that the network expects, if its layers say so before one that may change them."""
     for layer in layers:
         width = layer.operation and layer.operation.widths[0]
-        if width is not None or layer.opaque or layer.operation is None:
+        if width is not None or layer.opaque:
             return width
     return None
