@@ -40,6 +40,14 @@ def test_every_partial_sum_of_a_product_fits_53_bits(contracted, dtype):
     assert slices * bits >= {"float32": 32, "float64": 60}[dtype]
 
 
+@pytest.mark.parametrize(
+    ("longest", "slices", "kind"), [(2**21, 2, "float32"), (6553, 3, "float64")]
+)
+def test_the_longest_products_of_so_few_slices(longest, slices, kind):
+    assert exact.product_slices(longest, kind)[0] == slices
+    assert exact.product_slices(longest + 1, kind)[0] == slices + 1
+
+
 def test_the_notes_sizes_take_two_and_three_slices():
     assert exact.product_slices(784, "float32") == (2, 21)
     assert exact.product_slices(784, "float64") == (3, 21)
@@ -134,6 +142,43 @@ def test_the_product_is_never_worse_than_plain_blas(kind, contracted, dtype, rng
     # Half a unit of its own is the least that any rounded result can be off by.
     half = 0.5 * np.spacing(np.abs(exact.matmul(np, a, b))).astype(np.float64)
     assert ours.max() <= max(plain.max(), 1.001 * half.max())
+
+
+class Recording:
+    """NumPy, with the shapes of what is multiplied."""
+
+    def __init__(self):
+        self.rows = []
+
+    def __getattr__(self, name):
+        return getattr(np, name)
+
+    def matmul(self, a, b):
+        self.rows.append(a.shape[0])
+        return np.matmul(a, b)
+
+
+@pytest.mark.parametrize("rows", [1, 4, 5, 8, 9, 12])
+def test_so_many_rows_at_a_time_that_their_slices_stay_in_cache(monkeypatch, dtype, rng, rows):
+    a, b = rng.standard_normal((rows, 6)).astype(dtype), rng.standard_normal((6, 3)).astype(dtype)
+    whole, xp = exact.matmul(np, a, b), Recording()
+    monkeypatch.setattr(exact, "LARGEST_PIECE", 4 * 6 + 5)
+    assert same_bits(exact.matmul(xp, a, b), whole)
+    slices = exact.product_slices(6, dtype)[0]
+    assert max(xp.rows) <= 4
+    assert len(xp.rows) == slices * -(-rows // 4)
+
+
+def test_it_computes_where_the_arrays_are():
+    """On another device than the namespace's own, finite and not."""
+    xp = xnet.resolve("strict").xp
+    elsewhere = xp.Device("device1")
+    a = xp.asarray([[1.0, -math.inf], [0.5, 2.0]], dtype=xp.float64, device=elsewhere)
+    finite = a[1:, :]
+    found = [exact.matmul(xp, a, a), exact.matmul(xp, finite, a), exact.matmul(xp, a[:0, :], a)]
+    found += [exact.sum(xp, a, 0), exact.sum(xp, finite, 1)]
+    found += [exact.elementary(xp, name, a) for name in exact.ELEMENTARY]
+    assert {array.device for array in found} == {elsewhere}
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 60), st.sampled_from(["float32", "float64"]))
@@ -305,6 +350,22 @@ def test_log_is_within_a_unit_in_the_last_place(dtype, rng):
     )
 
 
+def test_expm1_is_within_two_units_in_the_last_place(dtype, rng):
+    sizes = np.concatenate([rng.uniform(36, 44, 500), rng.uniform(0, 2, 1500)])
+    x = np.concatenate([sizes, -sizes, np.geomspace(1e-30, 1, 500)]).astype(dtype)
+    assert largest_error(exact.elementary(np, "expm1", x), x, mpmath.expm1) <= (
+        2 if dtype == "float64" else 0.5001
+    )
+
+
+def test_log1p_is_within_two_units_in_the_last_place(dtype, rng):
+    small = np.geomspace(1e-30, 0.9, 1000)
+    x = np.concatenate([small, -small, np.exp(rng.uniform(-2, 80, 1000))]).astype(dtype)
+    assert largest_error(exact.elementary(np, "log1p", x), x, mpmath.log1p) <= (
+        2 if dtype == "float64" else 0.5001
+    )
+
+
 def test_exp_and_log_of_special_values(dtype):
     inf, nan = math.inf, math.nan
     x = np.array([0.0, -0.0, inf, -inf, nan, 1e4, -1e4], dtype)
@@ -313,6 +374,9 @@ def test_exp_and_log_of_special_values(dtype):
     x = np.array([0.0, -0.0, 1.0, -1.0, inf, -inf, nan], dtype)
     expected = np.array([-inf, -inf, 0, nan, inf, nan, nan], dtype)
     assert same_bits(exact.elementary(np, "log", x), expected)
+    np.testing.assert_array_equal(exact.elementary(np, "log1p", x), np.log1p(x))
+    x = np.array([0.0, -0.0, inf, -inf, nan, 1e4, -1e4], dtype)
+    assert same_bits(exact.elementary(np, "expm1", x), np.expm1(x))
     limits = np.finfo(dtype)
     x = np.array([limits.smallest_subnormal, limits.tiny, limits.max], dtype)
     np.testing.assert_allclose(exact.elementary(np, "log", x), np.log(x), rtol=limits.eps)

@@ -2,6 +2,7 @@
 
 import math
 import re
+from typing import Any
 
 import numpy as np
 import pytest
@@ -99,6 +100,16 @@ def test_where_takes_arrays_and_numbers(backend, dtype):
         assert found.dtype == dtype
     with pytest.raises(FormulaError, match=r"chooses between two numbers.*put the array"):
         m.where(a > 0, 1, 0.0)
+
+
+def test_a_number_goes_where_the_array_is():
+    strict = xnet.resolve("strict")
+    elsewhere = strict.xp.Device("device1")
+    a = strict.xp.asarray([-1.0, 2.0], dtype=strict.xp.float32, device=elsewhere)
+    m = Arrays(strict)
+    for found in (m.where(a > 0, a, 0), m.where(a < 0, 0, a), m.maximum(a, 0)):
+        assert found.device == elsewhere
+        assert [float(v) for v in found] == [0, 2]
 
 
 def test_rows_and_batches(backend, dtype, rng):
@@ -392,6 +403,9 @@ MISUSES = {
     "int": ("x = int(x)", r"m\.exp, m\.log"),
     "x ** 2": ("x = x ** 2", r"multiply, or use m\.exp\(p \* m\.log\(x\)\)"),
     "2 ** x": ("x = 2 ** x", r"multiply, or use m\.exp\(p \* m\.log\(x\)\)"),
+    "x % 2": ("x = x - x % 2", r"use \+ - \* / and m's own functions"),
+    "2 // x": ("x = 2 // x", r"use \+ - \* / and m's own functions"),
+    "x @ x": ("x = x @ x", r"use \+ - \* / and m's own functions"),
     "x.sum()": ("x = x.sum()", "use m's own functions"),
     "x.shape": ("x = x / x.shape[0]", "use m's own functions"),
     "m.matmul": ("x = m.matmul(x, x)", r"may use exp, log, .*where, maximum"),
@@ -428,6 +442,7 @@ class Misused(kind):
     message = str(refused.value)
     assert message.startswith(f"{source}, line 7: `{line}` ")
     assert re.search(f"; .*{cure}", message), message
+    assert ("compares settings" in message) == misuse.startswith("settings ")
 
 
 def test_a_misuse_within_a_helper_shows_the_helpers_line():
@@ -458,6 +473,52 @@ def test_what_is_no_misuse():
         expected = operation.forward(Arrays(xnet.resolve("numpy")), x)
         found = compiled(trace(operation.forward, "x"), operation)
         assert [found(v)[0] for v in x] == expected.tolist()
+
+
+def test_every_sign():
+    """What a formula may be written with: the source is what the arrays compute."""
+
+    class Signs(Pointwise):
+        share: float = 0.5
+
+        def forward(self, m, x):
+            inside = ~((x > 2) | (x < -2)) & (x == x)
+            odd = (x <= -1) & (x + 2 >= 1) | (self.share >= x) & (x >= 0) | (x != x)
+            y = m.where(inside, self.share - x / 3 + 1 / (2 + m.abs(x)), -x * 3)
+            return m.where(odd, 2 * y, self.share / (y * y + 1))
+
+    operation, x = Signs(), np.array([*NUMBERS, 0.5, 2.0, -2.0, 2.5])
+    formula = trace(operation.forward, "x")
+    expected = operation.forward(Arrays(xnet.resolve("numpy")), x)
+    found = compiled(formula, operation)
+    assert same_bits(np.array([found(v)[0] for v in x]), expected)
+    written = "\n".join(lines(Cuda, formula)[0])
+    truths = r"bool v\d+ = (!v\d+|v\d+ && v\d+|v\d+ \|\| v\d+|\S+ ([<>=!]=|[<>]) \S+);"
+    assert len(re.findall(truths, written)) == written.count("bool ")
+    assert re.search(r"T v\d+ = v\d+ \? v\d+ : v\d+;", written)
+    assert re.search(r"T v\d+ = fabs\(x\);", written)
+
+
+def test_a_setting_may_be_a_list():
+    """It is no number: what is made of a formula is kept for each list."""
+
+    class Polynomial(Pointwise):
+        coefficients: Any
+
+        def forward(self, m, x):
+            y = 0 * x
+            for coefficient in self.coefficients:
+                y = y * x + coefficient
+            return y
+
+        def backward(self, m, dout, x, y):
+            return dout
+
+    found = [formulas.structure(Polynomial(v)) for v in ([1.0, 2.0], [1.0, 3.0], [1.0, 2.0])]
+    assert found[0] == found[2] != found[1]
+    for coefficients in ([1.0, 2.0], [1.0, 3.0]):
+        layer = xnet.layers.Polynomial(coefficients)
+        assert layer(np.array([[2.0]])).tolist() == [[2.0 + coefficients[1]]]
 
 
 def test_a_symbol_is_no_array():

@@ -385,9 +385,9 @@ def test_initialize_follows_the_operation(backend, dtype, operation):
         assert (backend.to_numpy(layer.state[name]) == value).all()
     arrays = [*layer.params.values(), *layer.state.values()]
     assert {dtype_name(array.dtype) for array in arrays} <= {dtype}
-    before = dict(layer.params)
+    before = {**layer.params, **layer.state}
     layer.initialize(np.random.default_rng(1), dtype, backend)  # what is there stays
-    assert all(layer.params[name] is array for name, array in before.items())
+    assert all(array is before[name] for name, array in {**layer.params, **layer.state}.items())
 
 
 @every_layer
@@ -663,6 +663,38 @@ def test_repr():
     assert [repr(kind()) for kind in (Layer, LossLayer)] == ["Layer()", "LossLayer()"]
 
 
+def test_arrays_by_their_names(rng):
+    """Parameters, gradients and state; and the very dictionaries stay, which a network knows."""
+    layer = make_layer(operations.BatchNorm(4), xnet.resolve("numpy"), rng)
+    held = layer.params, layer.state
+    layer.gamma, layer.dbeta = np.full(4, 2.0), np.full(4, 3.0)
+    assert layer.params["gamma"] is layer.gamma
+    assert layer.grads["beta"] is layer.dbeta
+    assert layer.dgamma is None
+    assert layer.variance is layer.state["variance"]
+    layer.params, layer.state = {"W": np.ones(2)}, {"mean": np.zeros(4)}
+    assert (layer.params, layer.state) == held == ({"W": layer.W}, {"mean": layer.mean})
+    assert layer.params is held[0]
+    assert layer.state is held[1]
+    layer.note = "mine"
+    assert vars(layer)["note"] == layer.note == "mine"
+
+
+@pytest.mark.parametrize("operation", [*LAYERS, *LOSSES], ids=repr)
+def test_arrays_decide_on_which_backend_it_computes(rng, operation):
+    """Whatever backend is current meanwhile."""
+    strict = xnet.resolve("strict")
+    x, t = strict.asarray(rng.normal(size=(5, 6))), strict.asarray(np.arange(5))
+    if operation.fuses == "loss":
+        layer = make_loss(operation)
+        found = [layer(x), layer.forward(x, t), layer.backward()]
+    else:
+        layer = make_layer(operation, strict, rng)
+        found = [layer(x), y := layer.forward(x), layer.backward(y), *layer.grads.values()]
+    assert xnet.get_backend().name == "numpy"
+    assert all(strict.owns(array) for array in found)
+
+
 @pytest.mark.parametrize("operation", [*LAYERS, *LOSSES], ids=repr)
 def test_every_operation_is_a_layer_of_its_name(operation):
     name = type(operation).__name__
@@ -687,6 +719,9 @@ def test_settings_make_the_layer_again(operation):
 
 def test_names_in_whichever_case():
     assert layers.named("relu") is layers.named("ReLU") is ReLU
+    lower = type("relu", (operations.Pointwise,), {})  # from here on each name means its own
+    assert layers.named("relu").operation_class is lower
+    assert layers.named("ReLU") is ReLU
     with pytest.raises(ValueError, match=r"'tanhh' is no pointwise, expected one of .*Tanh"):
         layers.named("tanhh", "pointwise")
     with pytest.raises(ValueError, match="'affine' is no pointwise/rows, expected one of"):
@@ -703,5 +738,7 @@ def test_what_says_not_what_it_computes(backend):
         Layer()(x)
     with pytest.raises(NotImplementedError, match="LossLayer says not what it computes"):
         LossLayer()(x)
-    with pytest.raises(TypeError, match="Layer takes no arguments"):
-        Layer(3)
+    assert not LossLayer().classes
+    for arguments, settings in (((3,), {}), ((), {"units": 3})):
+        with pytest.raises(TypeError, match="Layer takes no arguments"):
+            Layer(*arguments, **settings)

@@ -124,6 +124,7 @@ def test_labels_of_one_output_are_targets(backend, loss):
         (np.ones((3, 4)), np.ones((3, 5)), r"t has shape \(3, 5\), expected \(3, 4\) \(one-hot\)"),
         (np.ones((3, 4)), np.ones((3, 1)), r"t has shape \(3, 1\).* or \(3,\) \(class indices\)"),
         (np.ones((3, 4)), np.array(1), r"t has shape \(\), expected \(3, 4\)"),
+        (np.ones(4), np.ones(3), r"expected \(4,\) \(one-hot\) or \(\) \(class indices\)"),
         (np.ones((3, 4)), np.array([0, 1]), "t has 2 labels, y has 3 samples"),
         (np.ones((3, 1)), np.ones(2), r"t has shape \(2,\), expected \(3, 1\) or \(3,\)$"),
         (np.ones((3, 4)), np.ones(3), "t has dtype float64, expected integer class indices"),

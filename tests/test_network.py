@@ -518,7 +518,7 @@ def test_dtype_by_name_or_object(backend, dtype):
     assert make(dtype=backend.xp.float32).dtype == "float32"
 
 
-@pytest.mark.parametrize("dtype", ["float16", "int64", np.complex128, "double"])
+@pytest.mark.parametrize("dtype", ["float16", "int64", np.complex128, "double", "my.float32"])
 def test_other_dtypes_are_refused(backend, dtype):
     with pytest.raises(ValueError, match=r"dtype is .*, expected float32 or float64"):
         make(dtype=dtype)

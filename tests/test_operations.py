@@ -274,6 +274,16 @@ def test_backward_is_the_difference_of_forward(operation, rng):
     np.testing.assert_allclose(found, dout * difference, rtol=0, atol=1e-10)
 
 
+@every_pointwise
+def test_the_slope_at_a_kink(operation):
+    """It is that of the outer side, and at 0 of the left: as PyTorch's."""
+    m = Arrays(xnet.resolve("numpy"))
+    for kink in operation.kinks:
+        x = np.array([kink, np.nextafter(kink, math.inf if kink > 0 else -math.inf)])
+        at, beside = operation.backward(m, np.ones(2), x, operation.forward(m, x))
+        assert at == pytest.approx(beside, rel=1e-15)
+
+
 # -- against PyTorch's functions
 
 
@@ -597,7 +607,7 @@ def test_what_is_abstract_is_no_operation():
 
     assert Third().settings() == {"share": 0.5, "other": 3.0}
     m = Arrays(xnet.resolve("numpy"))
-    for formula in (Third().forward, Third().backward):
+    for formula in (Third().forward, Third().backward, Third().backward_parameters):
         with pytest.raises(NotImplementedError):
             formula(m, np.ones(2), np.ones(2), np.ones(2))
 
@@ -670,6 +680,7 @@ def test_sizes(cls, size):
     count = sum(field.default is dataclasses.MISSING for field in dataclasses.fields(cls))
     with pytest.raises(ValueError, match=rf"{cls.__name__}: \w+ is {size}, expected at least 1"):
         cls(*[size] * count)
+    assert set(cls(*[1] * count).widths) == {1}
 
 
 # -- what draws, what is kept, what mixes rows

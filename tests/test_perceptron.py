@@ -18,6 +18,18 @@ def test_gates_take_any_kind_of_number(backend, gate, kind):
     assert all(type(output) is int for output in outputs)
 
 
+@pytest.mark.parametrize(
+    ("gate", "sign", "threshold"),
+    [(AND, 1, 0.7), (AND_with_threshold, 1, 0.7), (NAND, -1, 0.7), (OR, 1, 0.2)],
+)
+def test_gates_weigh_both_inputs_alike(gate, sign, threshold):
+    """Close to the line 0.5 x1 + 0.5 x2 = threshold, on either side of it."""
+    for x1 in (-1.5, 0.0, 0.4, 3.0):
+        for side in (-1e-3, 1e-3):
+            x2 = 2 * threshold - x1 + side
+            assert gate(x1, x2) == gate(x2, x1) == (sign * side > 0)
+
+
 def test_weighted_sum(backend, dtype):
     x, w = backend.asarray([1.0, 2.0, 3.0], dtype), backend.asarray([0.5, -1.0, 2.0], dtype)
     total = weighted_sum(x, w, 0.25)
@@ -30,6 +42,7 @@ def test_weighted_sum(backend, dtype):
 def test_perceptron_fires_above_zero_only(backend):
     x, w = backend.asarray([1.0, 1.0]), backend.asarray([0.5, 0.5])
     assert [perceptron(x, w, b) for b in (-1.5, -1.0, -0.5)] == [0, 0, 1]
+    assert AND_with_threshold(0.7, 0.7) == 0  # 0.7 is not above 0.7
 
 
 def test_shapes_must_agree(backend):

@@ -2,6 +2,7 @@
 
 import copy
 import gc
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -210,6 +211,7 @@ def test_a_backend_is_offered_plain_runs_alone(backend, monkeypatch, data):
         (lambda: [Affine(4, 6), Half()], 4, None, False, False),
         (lambda: [Affine(4, 6), Half(), ReLU()], 4, None, False, False),
         (lambda: [Half(), Affine(4, 3)], None, 3, True, False),
+        (lambda: [Own(), Affine(4, 3)], None, 3, True, False),
         (lambda: [ReLU(), Dropout(), Affine(4, 3)], 4, 3, True, False),
         (lambda: [ReLU(), Tanh()], None, None, False, True),
     ],
@@ -377,6 +379,25 @@ def test_a_subclass_may_give_another_width_than_its_base(backend, data):
     assert_same(host(net, net.gradient(*data)), host(same, same.gradient(*data)))
 
 
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (lambda xp, dout: dout[:, :2], r"dout has shape \(6, 2\), expected \(6, 5\)"),
+        (lambda xp, dout: xp.astype(dout, xp.float32), "dout is float32, expected float64"),
+    ],
+)
+def test_a_gradient_that_does_not_fit_a_run_is_refused(backend, data, wrong, message):
+    """A layer of one's own that gives a wrong one is told of the layer before it."""
+
+    class Wrong(Own):
+        def backward(self, dout):
+            return wrong(backend.xp, super().backward(dout))
+
+    net = Network([Affine(4, 5), Sigmoid(), Wrong(), Affine(5, 3)])
+    with pytest.raises(ValueError, match=rf"Sigmoid\(\): {message}"):
+        net.gradient(*data)
+
+
 def test_a_loss_of_ones_own_is_asked(backend, data):
     class Doubled(SoftmaxWithLoss):
         def forward(self, x, t):
@@ -385,6 +406,10 @@ def test_a_loss_of_ones_own_is_asked(backend, data):
         def backward(self, dout=1.0):
             return super().backward(2 * dout)
 
+    for method in ("__call__", "forward", "backward"):  # each alone is enough
+        own = type("Own", (SoftmaxWithLoss,), {method: getattr(SoftmaxWithLoss, method)})
+        assert own.opaque
+    assert not SoftmaxWithLoss.opaque
     plain = Network([Affine(4, 3, 0.5)], seed=1)
     net = Network([Affine(4, 3, 0.5)], Doubled(), seed=1)
     assert net.loss(*data) == pytest.approx(2 * plain.loss(*data), rel=1e-15)
@@ -941,6 +966,34 @@ def test_images_behind_a_layer_of_any_shape(backend):
     wrong = xnet.Network([operations.ReLU(), Affine(4, 3)])
     with pytest.raises(ValueError, match="x has 12 features, W expects 4"):
         wrong.predict(x)
+
+
+class Gain(operations.Pointwise, abstract=True):
+    """g x, of which each column has its own g: pointwise, but not of any shape."""
+
+    units: int
+
+    parameters: ClassVar = {"g": ("units",)}
+
+    def forward(self, m, x, g):
+        return g * x
+
+    def backward(self, m, dout, x, y, g):
+        return g * dout, m.total(dout * x)
+
+    def initial(self, name):
+        return 2.0, 0.0
+
+
+def test_images_before_a_pointwise_layer_with_parameters(backend):
+    """It takes rows, as a product does."""
+    x, t = np.random.default_rng(0).standard_normal((5, 2, 2)), np.arange(5) % 4
+    net = xnet.Network([operations.ReLU(), Gain(4)])
+    scores = net.backend.to_numpy(net.scores(x))
+    np.testing.assert_array_equal(scores, 2 * np.maximum(x, 0).reshape(5, 4))
+    expected = net.numerical_gradient(x, t, method="naive")["g1"]
+    found, expected = map(net.backend.to_numpy, (net.gradient(x, t)["g1"], expected))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-8)
 
 
 def test_a_frozen_layer_has_no_numerical_gradient_and_is_not_trained_by_one(backend):
