@@ -495,6 +495,47 @@ xnet.TwoLayerNet(4, 3, 2, backend="numba")
     )
 
 
+LEFT = """
+import os, signal, sys, threading, warnings
+import numba, numpy as np, scipy.linalg
+from numba.core import event
+
+def state():
+    return {
+        "environment": dict(os.environ),
+        "listeners": {kind: list(those) for kind, those in event._registered.items() if those},
+        "numba's settings": {k: v for k, v in vars(numba.config).items() if k.isupper()},
+        "NumPy's errors": np.geterr(),
+        "warnings": list(warnings.filters),
+        "signals": [signal.getsignal(number) for number in signal.valid_signals()],
+        "hooks": [sys.excepthook, threading.excepthook, sys.gettrace(), sys.getswitchinterval()],
+        "threads": numba.get_num_threads(),
+    }
+
+before = state()
+import xnet
+from xnet.operations import Tanh
+x = np.ones((4, 3))
+for reproducible in (False, True):
+    xnet.resolve("numba", reproducible).run(Tanh(), x)
+after = state()
+print([name for name in before if before[name] != after[name]])
+
+from xnet_numba.compiling import _announcement
+namespace = {}
+exec("def f(x): return x + 1", namespace)
+namespace["f"].__module__ = None
+with event.install_listener("numba:compile", _announcement):  # as while ours is compiled
+    print(numba.njit(namespace["f"])(1))
+"""
+
+
+def test_the_numba_backend_leaves_nothing_behind_in_the_process():
+    """No listener, no setting; and what others compile meanwhile, it lets be."""
+    ran = run_python(LEFT)
+    assert ran.stdout.splitlines() == ["[]", "2"], ran.stdout + ran.stderr
+
+
 def test_a_backend_whose_own_check_raises(monkeypatch):
     def fails():
         raise OSError("no such device")

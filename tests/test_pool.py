@@ -1,5 +1,6 @@
 """The helpers of compiled jobs: each piece once, whoever comes late or not at all."""
 
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -19,6 +20,8 @@ from xnet_numba.intrinsics import atomic_add, atomic_load, int64s_at, pause
 from xnet_numba.pool import ALONE, CALL, CLOCK, PLACES, Pool, _now, _serve, claim, run
 
 import xnet
+from xnet.optimizers import SGD
+from xnet.tools.parity import same_bits
 
 
 @pytest.fixture
@@ -213,6 +216,41 @@ def test_callers_in_many_threads_do_not_wait_for_each_other(allow):
     assert len(pool.helpers) == 1
 
 
+def test_training_goes_on_while_many_threads_predict():
+    """In reproducible mode; each as far as it comes, and to the same bits as alone."""
+    backend = xnet.resolve("numba", reproducible=True)
+    rng = np.random.default_rng(0)
+    x, t = rng.random((300, 100)), rng.integers(0, 10, 300)
+    fixed = xnet.TwoLayerNet(100, 50, 10, backend=backend, seed=1)
+    expected, wrong, over = fixed.predict(x), [], threading.Event()
+
+    def trained():
+        net, optimizer = xnet.TwoLayerNet(100, 50, 10, backend=backend, seed=2), SGD(0.1)
+        for _ in range(20):
+            net.train_step(x, t, optimizer)
+        return net.params["W1"]
+
+    def predict():
+        while True:
+            if not same_bits(fixed.predict(x), expected):
+                wrong.append(threading.get_ident())
+            if over.is_set():
+                return
+
+    alone = trained()
+    predicting = [threading.Thread(target=predict) for _ in range(8)]
+    for thread in predicting:
+        thread.start()
+    try:
+        assert same_bits(trained(), alone)
+    finally:
+        over.set()
+        for thread in predicting:
+            thread.join(60)
+    assert not any(thread.is_alive() for thread in predicting)
+    assert wrong == []
+
+
 def test_who_holds_the_helpers_leaves_others_to_work_alone(allow):
     pool, asked = Pool(), []
     allow(2)
@@ -239,23 +277,76 @@ def test_who_is_interrupted_gives_the_helpers_back(allow, error):
     assert len(pool.helpers) == 1
 
 
+PROCESSES = """
+import sys, threading
+import numpy as np, xnet
+
+x = np.random.default_rng(0).random((400, 300))
+
+def work(nets):
+    return [net.predict(x).tobytes() for net in nets]
+
+if __name__ == "__main__":
+    modes = [xnet.resolve("numba", reproducible) for reproducible in (False, True)]
+    nets = [xnet.TwoLayerNet(300, 200, 10, backend=mode) for mode in modes]
+    expected, stop = work(nets), threading.Event()
+
+    def go_on():
+        while not stop.is_set():
+            work(nets)
+
+    computing = threading.Thread(target=go_on)
+    computing.start()
+    try:
+        if sys.argv[1] == "loky":
+            import joblib
+            found = joblib.Parallel(n_jobs=2)(joblib.delayed(work)(nets) for _ in range(4))
+        else:
+            import concurrent.futures, multiprocessing
+            context = multiprocessing.get_context(sys.argv[1])
+            with concurrent.futures.ProcessPoolExecutor(2, context) as executor:
+                found = list(executor.map(work, [nets] * 4))
+    finally:
+        stop.set()
+        computing.join()
+    assert found == [expected] * 4
+"""
+
+
 FORK = """
 import os, numpy as np, xnet
+from xnet_numba.pool import ACTIVE, pool
+
 net = xnet.TwoLayerNet(300, 200, 10, backend="numba")
 x = np.random.default_rng(0).random((400, 300))
 y = net.predict(x)
+pool.lock.acquire()
+pool.places[ACTIVE] = 1
 child = os.fork()
 if child == 0:
-    os._exit(0 if np.array_equal(net.predict(x), y) else 1)
+    os._exit(0 if np.array_equal(net.predict(x), y) and pool.places[ACTIVE] == 0 else 1)
 _, status = os.waitpid(child, 0)
 assert os.waitstatus_to_exitcode(status) == 0
 """
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
-def test_a_forked_child_has_helpers_of_its_own():
+def test_a_child_that_is_forked_within_a_job_has_helpers_of_its_own():
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", FORK], timeout=120, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("how", [*multiprocessing.get_all_start_methods(), "loky"])
+def test_other_processes_compute_however_they_start(tmp_path, how):
+    """While kernels run here: a forked child inherits neither helpers nor a lock that is held."""
+    if how == "loky":
+        pytest.importorskip("joblib")
+    script = tmp_path / "script.py"
+    script.write_text(PROCESSES)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", script, how], timeout=300, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
 
