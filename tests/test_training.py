@@ -1159,6 +1159,18 @@ def test_targets_of_one_output_are_taken_in_both_shapes(backend):
         assert losses[0] == losses[1] == losses[2]
 
 
+def test_an_epoch_as_good_as_the_best_is_no_better():
+    _, history = scripted_run(GOOD, GOOD, GOOD, epochs=3, patience=2)
+    assert (history.stopped, history.kept_epoch) == ("early stop", 0)
+
+
+def test_parameters_that_overflow_in_the_last_step_are_divergence():
+    """No loss has met them yet."""
+    _, history = scripted_run(GOOD, np.full((2, 2), np.inf), epochs=2, validation=None)
+    assert (history.stopped, history.epoch_ends) == ("diverged", [1])
+    assert np.isfinite(history.loss).all()
+
+
 def test_early_stop_says_which_epoch_it_went_back_to():
     network, history = scripted_run(GOOD, BAD, BAD, BAD, epochs=9, patience=2)
     assert (history.stopped, history.kept_epoch) == ("early stop", 0)
