@@ -534,6 +534,8 @@ def machine(*packages: str) -> dict[str, Any]:
 
 def blas() -> list[str]:
     """Which BLAS each library has loaded: its kernel for this processor, and its threads."""
+    for name in usable():  # a backend loads its own when it first computes
+        inference_network(name).predict(images(1))
     return [
         f"{Path(found['filepath']).name}: {found.get('architecture', '?')}, "
         f"{found['num_threads']} thread(s)"
@@ -542,14 +544,23 @@ def blas() -> list[str]:
     ]
 
 
-HANDICAPS = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
-"""They choose another processor's kernels for OpenBLAS, which halves NumPy's speed."""
+HANDICAPS = re.compile(
+    "OPENBLAS_(CORETYPE|L2_SIZE)|NPY_(DIS|EN)ABLE_CPU_FEATURES|BLIS_ARCH_TYPE"
+    "|MKL_(ENABLE_INSTRUCTIONS|CBWR|DEBUG_CPU_TYPE)|(DNNL|ONEDNN)_MAX_CPU_ISA|ATEN_CPU_CAPABILITY"
+    "|NUMBA_(CPU_NAME|CPU_FEATURES|OPT|DISABLE_JIT|ENABLE_AVX|BOUNDSCHECK|DEBUG.*)|XLA_FLAGS"
+)
+"""Variables that choose another processor's kernels for a contender, or none at all."""
+
+
+def handicaps() -> list[str]:
+    """Those that are set: with OPENBLAS_CORETYPE alone, NumPy can run at half its speed."""
+    return sorted(name for name in os.environ if HANDICAPS.fullmatch(name))
 
 
 def without_handicaps() -> None:
-    """Start this program anew without what would slow NumPy down, if that is set."""
-    if set(HANDICAPS) & os.environ.keys():
-        kept = {k: v for k, v in os.environ.items() if k not in HANDICAPS}
+    """Start this program anew without what would slow a contender down, if that is set."""
+    if found := handicaps():
+        kept = {k: v for k, v in os.environ.items() if k not in found}
         os.execve(sys.executable, [sys.executable, *sys.argv], kept)
 
 
@@ -612,7 +623,7 @@ def main(
     for path in (json_file, figure):
         if path is not None:
             xnet.weights.check_writable(path)
-    print("\n".join(blas()))
+    print("\n".join([*blas(), f"xnet: {num_threads()} thread(s)"]))
     found = PARTS[part]()
     print(table(found))
     if part == "inference":

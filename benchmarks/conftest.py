@@ -1,20 +1,17 @@
 """The backends that the benchmarks compare, and the network they all run."""
 
-import os
-
 import numpy as np
 import pytest
-from bench import HANDICAPS
+from bench import handicaps
 
 import xnet
 from xnet.layers import Affine, Sigmoid
 
 
 def pytest_configure(config):
-    """Refuse to time a NumPy that runs on another processor's kernels."""
-    found = [name for name in HANDICAPS if name in os.environ]
-    if found and not config.getoption("--benchmark-disable"):
-        pytest.exit(f"unset {' and '.join(found)} first: it halves NumPy's speed", returncode=2)
+    """Refuse to time what runs on another processor's kernels."""
+    if (found := handicaps()) and not config.getoption("--benchmark-disable"):
+        pytest.exit(f"unset {' and '.join(found)} first: contenders are slowed down", returncode=2)
 
 
 BACKENDS = [info.name for info in xnet.backends() if info.usable]

@@ -10,7 +10,7 @@ iterations, both from the same seed and so the same weights and batches.
 import argparse
 
 import numpy as np
-from report import FIGURES, load, machine, save
+from report import FIGURES, load, machine, save, without_handicaps
 
 import xnet
 from xnet.tools import figures
@@ -68,4 +68,5 @@ def main():
 
 
 if __name__ == "__main__":
+    without_handicaps()
     main()

@@ -12,7 +12,7 @@ import time
 
 import numpy as np
 from numba import njit, prange
-from report import machine, save
+from report import machine, save, without_handicaps
 from xnet_numba import generated, passes, products
 from xnet_numba.compiling import OPTIONS
 from xnet_numba.intrinsics import address_of, call
@@ -210,4 +210,5 @@ def main():
 
 
 if __name__ == "__main__":
+    without_handicaps()
     main()

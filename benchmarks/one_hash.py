@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 
-from report import machine, save
+from report import machine, save, without_handicaps
 
 STEPS = 1000
 PEERS = Path(__file__).parent.parent / "tests" / "packages" / "peers"
@@ -59,4 +59,5 @@ def main():
 
 
 if __name__ == "__main__":
+    without_handicaps()
     main()

@@ -22,6 +22,7 @@ FIGURES = Path(__file__).parent.parent / "docs"
 
 
 def save(name, facts):
+    print("\n".join(facts["machine"]["blas"]))
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
     write(path, facts)

@@ -135,18 +135,46 @@ def test_what_cannot_be_done_is_said_before_anything_is_timed(monkeypatch, capsy
         assert re.fullmatch(rf"bench\.py: {said}[^\n]*\n", capsys.readouterr().err)
 
 
+SCRIPTS = [path for path in FOLDER.rglob("*.py") if "__main__" in path.read_text()]
+
+
+@pytest.mark.parametrize(
+    "script", [path for path in SCRIPTS if "machine(" in path.read_text()], ids=lambda p: p.stem
+)
+def test_what_records_the_machine_does_so_without_handicaps(script):
+    """Every timing does."""
+    assert 'if __name__ == "__main__":\n    without_handicaps()\n' in script.read_text()
+
+
+def test_scripts_that_record_nothing_time_nothing():
+    rest = [path for path in SCRIPTS if "machine(" not in path.read_text()]
+    for word in ("perf_counter", "in_turns", "seconds("):
+        assert not [path for path in rest if word in path.read_text()]
+
+
 def test_nothing_is_timed_on_a_handicapped_numpy(tmp_path):
     """A script starts anew without the variables; the suite refuses."""
     code = "import bench, os; bench.without_handicaps(); print(sorted(os.environ))"
     script = tmp_path / "script.py"
     script.write_text(f"import sys; sys.path.append({str(FOLDER)!r}); {code}")
-    environment = bench.os.environ | dict.fromkeys(bench.HANDICAPS, "Haswell")
+    handicaps = ["OPENBLAS_CORETYPE", "NPY_DISABLE_CPU_FEATURES", "NUMBA_OPT", "XLA_FLAGS"]
+    environment = bench.os.environ | dict.fromkeys(handicaps, "")
     run = {"env": environment, "capture_output": True, "text": True, "check": False}
-    assert "OPENBLAS_CORETYPE" not in subprocess.run([sys.executable, script], **run).stdout
+    done = subprocess.run([sys.executable, script], **run)
+    assert done.returncode == 0
+    assert not [name for name in handicaps if name in done.stdout]
     suite = [sys.executable, "-m", "pytest", FOLDER, "--collect-only"]
     refused = subprocess.run(suite, **run)
     assert refused.returncode == 2
-    assert "unset OPENBLAS_CORETYPE" in refused.stderr + refused.stdout
+    assert f"unset {' and '.join(sorted(handicaps))}" in refused.stderr + refused.stdout
+
+
+def test_every_blas_is_named_with_its_kernel_and_threads():
+    """NumPy's is there before anything has computed."""
+    lines = bench.blas()
+    assert lines
+    assert all(re.fullmatch(r"\S+: \S+, \d+ thread\(s\)", line) for line in lines)
+    assert bench.machine()["blas"] == lines
 
 
 def test_throughput_has_a_line_for_each_contender_and_the_floor():

@@ -257,6 +257,10 @@ def main():
     packages = ("onnxruntime", "torch", "jax", "scikit-learn", "thinc")
     facts = {"machine": bench.machine(*packages), "data": "MNIST", "seconds": found}
     facts["load_average"] = os.getloadavg()
+    if torch := sys.modules.get("torch"):
+        kernels = torch.backends.cpu.get_cpu_capability()
+        facts["machine"]["blas"].append(f"PyTorch: {kernels}, {torch.get_num_threads()} thread(s)")
+    print(f"the others choose their kernels for this processor: {THREADS} thread(s)")
     facts["floor_seconds_per_image"] = bench.floor()
     save(part, facts)
     if part == "inference":
