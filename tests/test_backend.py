@@ -651,11 +651,11 @@ FLOORS = [
     ["network"],
     ["plan"],
     ["optimizers", "perceptron", "gradient", "activations"],
-    ["layers"],
+    ["layers", "measures"],
     ["losses"],
     ["backend"],
     ["perturbation", "threads", "exact", "bounds"],
-    ["operations", "formulas", "errors", "dtypes"],
+    ["operations", "formulas", "errors", "dtypes", "files"],
 ]
 """Each module imports from lower floors alone; exact and bounds from formulas."""
 
