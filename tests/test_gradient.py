@@ -28,6 +28,7 @@ from xnet.gradient import (
     partial_derivative,
 )
 from xnet.layers import (
+    AbsoluteError,
     Affine,
     BatchNorm,
     Dropout,
@@ -452,6 +453,176 @@ def test_nothing_crosses_element_by_element(monkeypatch, method):
         numerical_gradient(lambda v: backend.xp.sum(v * v, axis=-1), x, method=method)
         reads.append(counted.reads)
     assert reads[0] == reads[1] <= 10
+
+
+# -- an f that is not to be trusted
+
+
+def gradient_by(method, f, x):
+    """The numerical gradient of f by a loop, stacks of one, or Numba; or the first partial one."""
+    if method == "partial":
+        return partial_derivative(f, x, 0)
+    if method == "descent":
+        return gradient_descent(f, x, 0.1, 2)
+    if method == "compiled":
+        f = pytest.importorskip("numba").njit(f)
+    elif method == "stacked":
+        whole = f
+
+        def f(stack):
+            return np.array([whole(v) for v in stack])
+
+    return numerical_gradient(f, x, method=method)
+
+
+WAYS = ["loop", "stacked", "compiled", "partial", "descent"]
+
+
+@pytest.mark.parametrize("method", WAYS)
+def test_float32_numbers_of_f_are_said(method):
+    """The dtype of what f returns is lost on the way, through `float` or Numba; its digits not."""
+    x = np.array([2.0, 4.0, 6.0])
+    with pytest.warns(xnet.RoundingWarning, match=r"f returns float32 numbers.* h=0\.0001: comp"):
+        gradient_by(method, lambda v: np.float32((v * v).sum() + 3), x)
+
+
+@pytest.mark.parametrize("x", [3.0, np.array([2.0, 3.0])])
+def test_float32_numbers_are_said_of_a_difference(x):
+    def f(v):
+        return (v * v).astype(np.float32) if np.ndim(v) else np.float32(v * v)
+
+    with pytest.warns(xnet.RoundingWarning, match="f returns float32 numbers"):
+        numerical_diff(f, x)
+    np.testing.assert_allclose(numerical_diff(f, x, 5e-3), 2 * x, rtol=1e-3)  # a step that suits
+
+
+def test_float32_numbers_at_a_step_that_suits_them(backend):
+    x = backend.asarray([2.0, 4.0])
+    single = backend.xp.float32
+    gradient = numerical_gradient(
+        lambda v: backend.xp.astype(backend.sum(v * v), single), x, h=5e-3
+    )
+    np.testing.assert_allclose(backend.to_numpy(gradient), [4, 8], rtol=1e-3)
+
+
+@pytest.mark.parametrize("method", WAYS)
+@pytest.mark.parametrize("constant", [1e12, 1e13, 1e14])
+@pytest.mark.parametrize("x", [[2.0, 0.0, -3.0], [0.0, 0.0], [3e4, -0.2]])
+def test_drowned_differences_are_said_even_if_all_are_zero(method, constant, x):
+    x = np.array(x)
+    with pytest.warns(xnet.RoundingWarning, match="drowns the differences"):
+        gradient_by(method, lambda v: (v * np.array([1.0, 1.5, 2.0])[: v.size]).sum() + constant, x)
+
+
+@pytest.mark.parametrize("x", [2.0, 0.0, np.array([2.0, -3.0])])
+def test_a_drowned_difference_is_said(x):
+    for constant in (1e12, 1e13, 1e14):
+        with pytest.warns(xnet.RoundingWarning, match="drowns the differences"):
+            numerical_diff(lambda v, c=constant: v + c, x)
+    numerical_diff(lambda v: 0 * v + 1e13, x)  # warnings are errors here
+
+
+def test_one_drowned_among_many_of_an_elementwise_f_is_said():
+    """Each is a function of its own; in a gradient such a one is small beside the others."""
+    with pytest.warns(xnet.RoundingWarning, match="drowns the differences"):
+        numerical_diff(lambda v: v + np.array([0.0, 1e13]), np.array([2.0, 2.0]))
+    numerical_gradient(lambda v: v[0] + 1e-9 * v[1] + 1e6, np.array([2.0, 2.0]))
+
+
+def test_drowned_differences_of_float32_numbers_are_said():
+    with pytest.warns(xnet.RoundingWarning, match="drowns the differences"):
+        numerical_gradient(lambda v: np.float32(v.sum() + 1e5), np.array([2.0, 3.0]))
+
+
+@pytest.mark.parametrize("method", ["naive", "incremental"])
+def test_a_networks_drowned_differences_are_said(backend, method):
+    """Targets far away: the loss is so large that a step does not change it."""
+    net = xnet.Network([Affine(3, 2, 0.7)], AbsoluteError(), seed=1)
+    x, t = [[1.0, 2.0, -0.5], [0.3, -1.0, 2.0]], np.array([[1e13, -1e13], [2e13, 1e13]])
+    with pytest.warns(xnet.RoundingWarning, match="drowns the differences"):
+        net.numerical_gradient(x, t, method=method)
+    net.numerical_gradient(x, t * 1e-13, method=method)  # warnings are errors here
+
+
+def test_a_dead_network_raises_no_alarm(backend, rng):
+    net = xnet.Network([Affine(3, 4, 0.7), ReLU(), Affine(4, 2, 0.7)], seed=1)
+    net.params["b1"] = backend.asarray(np.full(4, -0.05))
+    x, t = np.zeros((3, 3)), [0, 1, 1]  # some steps away, units wake up
+    gradients = net.numerical_gradient(x, t)
+    assert not backend.to_numpy(gradients["W1"]).any()
+
+
+@pytest.mark.parametrize("method", ["loop", "compiled", "partial", "descent"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda v: np.negative(v, v),  # and back again by the next call
+        lambda v: np.exp(v, v),
+        lambda v: np.multiply(v, np.array([1.0, 1.0, 3.0]), v),
+    ],
+)
+def test_f_that_changes_its_argument_is_refused(method, change):
+    def f(v):
+        change(v)
+        return (v * v * v).sum()
+
+    if method == "compiled":
+        change = pytest.importorskip("numba").njit(change)
+    x = np.array([-0.9, 0.2, 0.7])
+    with pytest.raises(ValueError, match=r"f changes its argument in place.*work on a copy"):
+        gradient_by(method, f, x)
+    assert x.tolist() == [-0.9, 0.2, 0.7]
+
+
+@pytest.mark.parametrize("method", ["loop", "compiled"])
+def test_f_that_changes_its_argument_later_is_refused(method):
+    """Sorted at first, a step exchanges two elements."""
+
+    def f(v):
+        v.sort()
+        return v[0] + 2 * v[1] + 4 * v[2]
+
+    with pytest.raises(ValueError, match="f changes its argument in place"):
+        gradient_by(method, f, np.array([1.0, 2.0, 2.00005]))
+
+
+def test_f_that_changes_a_copy_of_its_own_is_not(rng):
+    """A stack is f's own, and so is what `numerical_diff` hands it."""
+
+    def f(v):
+        v *= v
+        return v
+
+    x = rng.normal(size=4)
+    np.testing.assert_allclose(numerical_diff(f, x), 2 * x, atol=1e-9)
+    stacked = numerical_gradient(lambda v: f(v).sum(axis=1), x, method="stacked")
+    np.testing.assert_allclose(stacked, 2 * x, atol=1e-9)
+
+
+def test_f_may_change_its_argument_and_restore_it(rng):
+    x = rng.normal(size=3)
+
+    def slope(v):  # perturbs v in place itself
+        return float(numerical_gradient(lambda w: float((w**3).sum()), v).sum())
+
+    np.testing.assert_allclose(numerical_gradient(slope, x), 6 * x, atol=1e-3)
+
+
+def test_f_that_writes_its_values_to_one_array(rng):
+    x, out = rng.normal(size=4), np.empty(4)
+    slopes = numerical_diff(lambda v: np.multiply(v, v, out), x)
+    np.testing.assert_allclose(slopes, 2 * x, atol=1e-9)
+
+
+def test_what_f_refuses_farther_off_proves_nothing():
+    """Where all differences are zero, f is asked at points that nobody asked for."""
+
+    def f(v):
+        if not (0 <= v[0] <= 0.01):
+            raise ValueError("no probability")
+        return 5.0
+
+    assert numerical_gradient(f, np.array([0.005])).tolist() == [0]
 
 
 # -- an f that takes stacks

@@ -12,10 +12,11 @@ import numbers
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol, TypeAlias
 
 from xnet import perturbation
-from xnet.backend import Array, Backend, Run, backend_of, compiler_of
+from xnet.backend import Array, Backend, Run, backend_of, compiler_of, resolve
 from xnet.bounds import Bounds
 from xnet.dtypes import dtype_name
 from xnet.errors import KinkWarning, RoundingWarning
@@ -32,7 +33,12 @@ SMALLEST_FLOAT32_STEP = 1e-3
 ROUNDINGS = 8
 """A difference of no more units of u |f| than this may be nothing but the rounding of f."""
 
+FARTHEST = 2048
+"""Steps by which an element near 0 is moved, at most, to see whether f has a slope at all."""
+
 Index: TypeAlias = tuple[int, ...]
+Values: TypeAlias = Callable[[Array, Array, Array, range], tuple[Array, Array]]
+"""A way to evaluate f; see below."""
 
 
 def numerical_diff(f: Callable[[Any], Any], x: Any, h: float | None = None) -> Any:
@@ -55,18 +61,38 @@ def numerical_diff(f: Callable[[Any], Any], x: Any, h: float | None = None) -> A
     Warns
     -----
     RoundingWarning
-        x + h or x - h is rounded to something else, x itself at worst.
+        x + h or x - h is rounded to something else, x itself at worst; or rounding drowns
+        f(x + h) - f(x - h), as in `numerical_gradient`.
     """
     dtype = dtype_name(getattr(x, "dtype", "float64"))
     h = checked_step(h, dtype if dtype == "float32" else "float64")
     up, down = x + h, x - h
-    if isinstance(x, numbers.Real):
-        _warn_of_lost_steps(int(_is_lost(float(up), float(down), h)), 1, h)
-    else:
-        backend = backend_of(x=x)
+    number = isinstance(x, numbers.Real)
+    backend = resolve("numpy") if number else backend_of(x=x)
+    with backend.running():
+        moved = backend.asarray(up), backend.asarray(down)
+        lost = _warn_of_lost_steps(backend, *moved, h)
+    above = f(up)
+    if backend.owns(above):  # f may write its next value there
+        above = backend.xp.asarray(above, copy=True)
+    below = f(down)
+    if not lost and _is_real(backend, above) and _is_real(backend, below):
         with backend.running():
-            _warn_of_lost_steps(_count_lost(backend, up, down, h), math.prod(x.shape), h)
-    return (f(up) - f(down)) / (2 * h)
+
+            def at(v: Array) -> Array:
+                return backend.asarray(f(float(v) if number else v))
+
+            here = (moved[0] + moved[1]) / 2  # x, if that is whole numbers, too
+            values = backend.asarray(above), backend.asarray(below)
+            _warn_of_rounding(backend, at, here, None, *values, h)
+    return (above - below) / (2 * h)
+
+
+def _is_real(backend: Backend, values: Any) -> bool:
+    """Whether f returned real numbers that this backend can look at."""
+    if not backend.owns(values):
+        return isinstance(values, numbers.Real)
+    return backend.xp.isdtype(values.dtype, ("integral", "real floating"))
 
 
 def numerical_gradient(
@@ -109,8 +135,9 @@ def numerical_gradient(
     ------
     ValueError
         x is neither float32 nor float64; h is not a positive number, or below 1e-3 for float32,
-        for then the answer is noise; x cannot be written in a loop; an unknown method, or
-        compiled for an f that is not.
+        for then the answer is noise; x cannot be written in a loop; f changes its argument, which
+        all that it is called with afterwards would follow from; an unknown method, or compiled
+        for an f that is not.
     TypeError
         f returns something other than one number; or, stacked, other than K numbers; or it does
         not compile for an array like x.
@@ -118,12 +145,13 @@ def numerical_gradient(
     Warns
     -----
     RoundingWarning
-        x + h or x - h is rounded to something else, x itself at worst; or all differences are of
-        the size of f's own rounding, and a longer step shows a slope that they do not.
+        x + h or x - h is rounded to something else, x itself at worst; f returns float32 numbers
+        for an x of float64, and h is below 1e-3; or all differences are of the size of f's own
+        rounding, or 0, and a longer step shows a slope that they do not.
 
     Notes
     -----
-    Memory: five arrays of the shape of x, in a loop; two stacks; or a copy of x for each thread.
+    Memory: seven arrays of the shape of x, in a loop; two stacks; or a copy of x for each thread.
     """
     backend = backend_of(x=x)
     h = checked_step(h, dtype_name(x.dtype))
@@ -134,23 +162,16 @@ def numerical_gradient(
         raise ValueError(
             "method='compiled': no backend has compiled f for x; make it with numba.njit"
         )
-    with backend.running():
 
-        def values(h: float, span: range) -> tuple[Array, Array]:
-            up, down = x + h, x - h
-            if compiler is not None:
-                return compiler.compiled_values(f, x, up, down, span)
-            if method == "stacked":
-                return _stacked(backend, f, x, up, span), _stacked(backend, f, x, down, span)
-            return _looped(backend, f, x, up, down, span)
+    def values(base: Array, up: Array, down: Array, span: range) -> tuple[Array, Array]:
+        if compiler is not None:
+            return compiler.compiled_values(f, base, up, down, span)
+        if method == "stacked":
+            above, below = (_stacked(backend, f, base, moved, span) for moved in (up, down))
+            return above, below
+        return _looped(backend, f, x, base, up, down, span)
 
-        size = math.prod(x.shape)
-        _warn_of_lost_steps(_count_lost(backend, x + h, x - h, h), size, h)
-        above, below = values(h, range(size))
-        if size:
-            _warn_if_drowned(backend, values, above, below, h, float(backend.xp.finfo(x.dtype).eps))
-        slopes = backend.xp.astype((above - below) / (2 * h), x.dtype)
-        return backend.xp.reshape(slopes, x.shape)
+    return backend.xp.reshape(_slopes(backend, values, x, h, range(math.prod(x.shape))), x.shape)
 
 
 def partial_derivative(
@@ -185,9 +206,8 @@ def partial_derivative(
     flat = 0
     for k, n in zip(place, x.shape, strict=True):
         flat = flat * n + k % n
-    with backend.running():
-        above, below = _looped(backend, f, x, x + h, x - h, range(flat, flat + 1))
-        return backend.xp.astype((above - below) / (2 * h), x.dtype)[0, ...]
+    values = partial(_looped, backend, f, x)
+    return _slopes(backend, values, x, h, range(flat, flat + 1))[0, ...]
 
 
 def checked_step(h: float | None, dtype: str = "float64") -> float:
@@ -208,7 +228,24 @@ def checked_step(h: float | None, dtype: str = "float64") -> float:
     return h
 
 
-# -- the ways to evaluate f: at x with one element as in `up`, then as in `down`, for a span of
+def _slopes(backend: Backend, values: Values, x: Array, h: float, span: range) -> Array:
+    """The central differences over 2h for a span of x's elements, (len(span),), of x's dtype."""
+    xp = backend.xp
+    with backend.running():
+        up, down = x + h, x - h
+        asked = [xp.reshape(v, (-1,))[span.start : span.stop] for v in (up, down)]
+        lost = _warn_of_lost_steps(backend, asked[0], asked[1], h, stacklevel=4)
+        above, below = values(x, up, down, span)
+
+        def at(z: Array) -> Array:
+            return values(z, z, z, range(1))[0][0, ...]
+
+        if span and not lost:
+            _warn_of_rounding(backend, at, x, span, above, below, h, stacklevel=4)
+        return xp.astype((above - below) / (2 * h), x.dtype)
+
+
+# -- the ways to evaluate f: at `base` with one element as in `up`, then as in `down`, for a span of
 # elements in C order; two arrays of float64, (len(span),)
 
 
@@ -218,13 +255,20 @@ def _unravel(flat: int, shape: Index) -> Index:
 
 
 def _looped(
-    backend: Backend, f: Callable[[Array], Any], x: Array, up: Array, down: Array, span: range
+    backend: Backend,
+    f: Callable[[Array], Any],
+    x: Array,
+    base: Array,
+    up: Array,
+    down: Array,
+    span: range,
 ) -> tuple[Array, Array]:
     xp = backend.xp
     above, below = (xp.zeros(len(span), dtype=xp.float64) for _ in range(2))
     original = xp.asarray(x, copy=True)
+    base = original if base is x else base
     try:
-        x[...] = original
+        x[...] = base
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"numerical_gradient: x cannot be written in place: {error}; "
@@ -235,10 +279,14 @@ def _looped(
         # Elements are copied from array to array: on a device, none leaves it.
         for k, index in enumerate(indices):
             x[index] = up[index]
+            handed = None if k else xp.asarray(x, copy=True)
             above[k] = _number(backend, f(x))
+            if handed is not None:  # what is changed now may be changed back by the next call
+                refuse_changed(xp, x, handed)
             x[index] = down[index]
             below[k] = _number(backend, f(x))
-            x[index] = original[index]
+            x[index] = base[index]
+        refuse_changed(xp, x, base)
     finally:
         _restore(x, original)
     return above, below
@@ -251,6 +299,15 @@ def _restore(x: Array, original: Array) -> None:
     except KeyboardInterrupt:
         x[...] = original
         raise
+
+
+def refuse_changed(xp: Any, x: Array, before: Array) -> None:
+    """ValueError if f has left its argument x other than it was `before`."""
+    if not bool(xp.all((x == before) | ((x != x) & (before != before)))):
+        raise ValueError(
+            "f changes its argument in place, so later differences would be taken at other points; "
+            "have it work on a copy"
+        )
 
 
 def _number(backend: Backend, result: Any) -> Any:
@@ -293,60 +350,147 @@ def _stacked(
 # -- where rounding drowns the difference
 
 
-def _is_lost(up: Any, down: Any, h: float) -> Any:
-    """Whether x + h and x - h are a tenth farther from 2h apart, or nearer, than they should be."""
+def _is_lost(up: Array, down: Array, h: float) -> Array:
+    """Where x + h and x - h are a tenth farther from 2h apart, or nearer, than they should be."""
     return abs((up - down) - 2 * h) > 0.2 * h
 
 
-def _count_lost(backend: Backend, up: Array, down: Array, h: float) -> int:
-    """How many elements are: one number comes back from the device."""
-    xp = backend.xp
-    return int(xp.count_nonzero(_is_lost(up, down, h)))
-
-
-def _warn_of_lost_steps(lost: int, of: int, h: float) -> None:
+def _warn_of_lost_steps(
+    backend: Backend, up: Array, down: Array, h: float, stacklevel: int = 3
+) -> bool:
+    """Whether there are any."""
+    lost = int(backend.xp.count_nonzero(_is_lost(up, down, h)))  # what comes back from the device
     if lost:
         warnings.warn(
-            f"h={h} is lost in x + h: rounded, the step is wrong by over a tenth in {lost} of {of} "
-            "element(s), and so is the derivative; take a larger h or scale x",
+            f"h={h} is lost in x + h: rounded, the step is wrong by over a tenth in {lost} of "
+            f"{math.prod(up.shape)} element(s), and so is the derivative; take a larger h or "
+            "scale x",
             RoundingWarning,
-            stacklevel=3,
+            stacklevel=stacklevel,
         )
+    return lost > 0
 
 
-def _warn_if_drowned(
+def _warn_of_rounding(
     backend: Backend,
-    values: Callable[[float, range], tuple[Array, Array]],
+    at: Callable[[Array], Array],
+    x: Array,
+    span: range | None,
     above: Array,
     below: Array,
     h: float,
-    eps: float,
+    stacklevel: int = 3,
+) -> None:
+    """Warn if f's values, `above` at x + h and `below` at x - h, are too coarse for h.
+
+    They are one for each element of x in the span, whose slopes are those of one number f(x);
+    or, where that is None, f is elementwise. `at` evaluates f anywhere.
+    """
+    xp = backend.xp
+    above, below = (xp.astype(v, xp.float64) for v in (above, below))
+    differences, u = xp.abs(above - below), float(xp.finfo(x.dtype).eps) / 2
+    if dtype_name(x.dtype) == "float64" and _are_float32(xp, above) and _are_float32(xp, below):
+        u = float(xp.finfo(xp.float32).eps) / 2
+        if h < SMALLEST_FLOAT32_STEP and bool(xp.any(differences > 0)):
+            warnings.warn(
+                f"f returns float32 numbers, of which f(x + h) - f(x - h) is noise with h={h}: "
+                f"compute f in float64, or take h of {SMALLEST_FLOAT32_STEP} or more "
+                f"({DEFAULT_STEPS['float32']} is about best)",
+                RoundingWarning,
+                stacklevel=stacklevel,
+            )
+            return
+    sizes = xp.abs(above) if span is None else xp.max(xp.abs(above))
+    warn_if_drowned(backend, at, x, span, differences, sizes, u, h, stacklevel + 1)
+
+
+def _are_float32(xp: Any, values: Array) -> bool:
+    """Whether numbers of float64 have no more digits than float32 holds."""
+    rounded = xp.astype(xp.astype(values, xp.float32), xp.float64)
+    return bool(xp.all((rounded == values) | (values != values)))
+
+
+def warn_if_drowned(
+    backend: Backend,
+    at: Callable[[Array], Array],
+    x: Array,
+    span: range | None,
+    differences: Array,
+    sizes: Array,
+    u: float,
+    h: float,
+    stacklevel: int = 3,
 ) -> None:
     """Warn if all differences are of the size of f's rounding, though there is a slope.
 
-    A gradient that is zero looks the same. So the largest difference is taken anew with 32 and
-    64 times the step: a slope comes out alike, above the rounding, and above the curvature; where
-    there is none, what the series leaves grows fourfold, as h^2, or there is only rounding again;
-    and where curvature prevails, f has its extremum within that step, and the slope is 0 by right.
+    As `_warn_of_rounding`, for differences |f(x + h) - f(x - h)| and sizes |f|, rounded to u.
     """
     xp = backend.xp
-    differences = xp.abs(above - below)
-    largest, size_of_f = float(xp.max(differences)), float(xp.max(xp.abs(above)))
-    noise = ROUNDINGS * eps / 2 * size_of_f
-    if not 0 < largest <= noise < math.inf:  # NaN is not
-        return
-    k = int(xp.argmax(differences))
-    far = [values(step, range(k, k + 1)) for step in (32 * h, 64 * h)]
-    short, long = (float(up[0] - down[0]) for up, down in far)
-    curvature = abs(float(far[1][0][0] + far[1][1][0] - 2 * above[k]))
-    if abs(long) > max(2 * noise, curvature) and abs(long - 2 * short) < abs(long) / 2:
+    noise = ROUNDINGS * u * sizes
+    drowned = (differences <= noise) if span is None else xp.all(differences <= noise)
+    drowned = drowned & (noise > 0) & (noise < math.inf)
+    if bool(xp.any(drowned)) and bool(
+        xp.any(drowned & _hides_a_slope(backend, at, x, span, noise, h))
+    ):
         warnings.warn(
-            f"rounding drowns the differences: f(x + h) - f(x - h) is at most {largest:.1e} with "
-            f"h={h}, of the size of the rounding of f, which is about {size_of_f:.3g}; take a "
-            "larger h, or take what is constant from f",
+            f"rounding drowns the differences: f(x + h) - f(x - h) is at most "
+            f"{float(xp.max(differences)):.1e} with h={h}, of the size of the rounding of f, which "
+            f"is about {float(xp.max(sizes)):.3g}; take a larger h, or take what is constant from "
+            "f",
             RoundingWarning,
-            stacklevel=3,
+            stacklevel=stacklevel,
         )
+
+
+def _hides_a_slope(
+    backend: Backend,
+    at: Callable[[Array], Array],
+    x: Array,
+    span: range | None,
+    noise: Array,
+    h: float,
+) -> Array:
+    """Where f has a slope that differences of no more than `noise` do not show.
+
+    A gradient that is zero looks the same. So x is moved farther and farther, until f rises out
+    of its rounding. A slope that was drowned then comes out alike for the step and its half, above
+    the curvature, and no steeper than what can drown; where there is none, what the series leaves
+    grows fourfold, or f bends; and where curvature prevails, f has its extremum within the step,
+    and the slope is 0 by right. An element moves by half its size at most, so it keeps its sign,
+    or by FARTHEST steps if that is more. What f cannot take there proves nothing.
+    """
+    xp = backend.xp
+    reach = xp.maximum(xp.abs(x) / 2, FARTHEST * h + 0 * x)
+    if span is not None:
+        reach = reach * _unlike(xp, x, span)
+    halvings = math.ceil(math.log2(max(2.0, float(xp.max(reach)) / (32 * h))))
+    undecided, hides = noise > 0, noise < 0
+    try:
+        here, short = at(x), None
+        for k in range(halvings, -1, -1):
+            step = reach / 2**k
+            up, down = at(x + step), at(x - step)
+            long, curvature = up - down, xp.abs(up + down - 2 * here)
+            if short is not None:
+                moved = step if span is None else xp.sum(step)
+                rises = undecided & (xp.abs(long) > 2 * noise)
+                straight = xp.abs(long - 2 * short) < xp.abs(long) / 2
+                drowns = xp.abs(long) <= 2 * noise * moved / h
+                hides = hides | (rises & straight & drowns & (xp.abs(long) > curvature))
+                undecided = undecided & ~rises
+            short = long
+    except Exception:
+        return hides
+    return hides
+
+
+def _unlike(xp: Any, x: Array, span: range) -> Array:
+    """Factors within 1/2 and 1 for the elements of a span, 0 for others: no two slopes cancel."""
+    k = xp.arange(math.prod(x.shape), dtype=xp.float64, device=x.device)
+    golden = (k + 1) * ((math.sqrt(5) - 1) / 2)
+    factors = (1 + golden - xp.floor(golden)) / 2
+    factors = xp.where((k >= span.start) & (k < span.stop), factors, 0 * k)
+    return xp.reshape(xp.astype(factors, x.dtype), x.shape)
 
 
 def gradient_descent(
@@ -425,24 +569,36 @@ def incremental_gradient(
     for step in steps:
         inputs.append(perturbation.through(backend, [step], inputs[-1]))
     xp, targets = backend.xp, loss.targets(backend.maths, batch_and_targets(inputs[-1], t)[2])
-    if not bool(xp.all(xp.isfinite(backend.row_losses(loss, inputs[-1], targets)))):
+    losses = backend.row_losses(loss, inputs[-1], targets)
+    if not bool(xp.all(xp.isfinite(losses))):
         # Their mean is no number, whatever is perturbed.
         asked = [v for step, yes in zip(steps, wanted, strict=True) if yes for v in step[1]]
         return [xp.full_like(v, float("nan")) for v in asked]
     found: list[Array] = []
+    size, u = xp.abs(backend.sum(losses)) / x.shape[0], float(xp.finfo(x.dtype).eps) / 2
     for k, (operation, parameters) in enumerate(steps):
-        if not wanted[k]:
+        if not (wanted[k] and parameters):
             continue
         if operation.fuses == "product":
             rest = Run([o for o, _ in steps[k + 1 :]], [p for _, p in steps[k + 1 :]])
             arrays = inputs[k], inputs[k + 1], rest
-            differences = backend.loss_differences(*arrays, loss, targets, h) / (2 * h)
-            found += [differences[:-1, :], differences[-1, :]]
-        elif parameters:
-            by_parameter = perturbation.parameter_differences(
+            together = backend.loss_differences(*arrays, loss, targets, h)
+            differences = [together[:-1, :], together[-1, :]]
+        else:
+            differences = perturbation.parameter_differences(
                 backend, inputs[k], list(steps[k:]), loss, targets, h
             )
-            found += [differences / (2 * h) for differences in by_parameter]
+        for i, (W, by_W) in enumerate(zip(parameters, differences, strict=True)):
+
+            def at(moved: Array, i: int = i, k: int = k) -> Array:
+                operation, parameters = steps[k]
+                changed = operation, (*parameters[:i], moved, *parameters[i + 1 :])
+                scores = perturbation.through(backend, [changed, *steps[k + 1 :]], inputs[k])
+                return backend.sum(backend.row_losses(loss, scores, targets)) / x.shape[0]
+
+            span = range(math.prod(W.shape))
+            warn_if_drowned(backend, at, W, span, xp.abs(by_W), size, u, h, stacklevel=4)
+        found += [by_W / (2 * h) for by_W in differences]
     return found
 
 

@@ -16,6 +16,7 @@ import numba
 import numpy as np
 
 from xnet import threads
+from xnet.gradient import refuse_changed
 from xnet_numba.compiling import thread_count
 
 WORTH_THREADS = 1e-3
@@ -90,6 +91,8 @@ def _differences(f, x, up, down, span, above, below, threads, own_threads=0):
         own = x.copy(order="C")
         arrays = above[first:last], below[first:last]
         _loop(f)(own, own.reshape(-1), up, down, span.start + first, *arrays, stop)
+        if not stop[0]:
+            refuse_changed(np, own, x)
 
     if pieces == 1 and not own_threads:
         run(0)
@@ -110,6 +113,7 @@ def _checked(f, x):
     own = x.copy(order="C")
     try:
         result = f(own)
+        refuse_changed(np, own, x)
     except numba.core.errors.NumbaError as error:
         reason = str(error).strip().splitlines()
         raise TypeError(
