@@ -396,7 +396,7 @@ class Formula:
 def symbolic(owner: Any) -> Any:
     """An operation like this one, whose numbers are `Number`s; what is no number stays."""
     shadow: Any = object.__new__(owner.__class__)
-    floats = {name for cls in owner.__class__.__mro__ for name, kind in _annotations(cls) if kind}
+    floats = {field.name for field in dataclasses.fields(owner) if field.type in (float, "float")}
     for name, value in cast("dict[str, Any]", vars(owner)).items():
         number = isinstance(value, float) or (name in floats and isinstance(value, int))
         object.__setattr__(shadow, name, Number(f"s.{name}") if number else value)
@@ -430,11 +430,6 @@ def by_structure(make: Callable[..., Any]) -> Callable[..., Any]:
         return _kept[key]
 
     return found
-
-
-def _annotations(cls: type) -> Iterable[tuple[str, bool]]:
-    for name, kind in vars(cls).get("__annotations__", {}).items():
-        yield name, kind in (float, "float")
 
 
 def as_tuple(found: Any) -> tuple[Any, ...]:

@@ -5,10 +5,12 @@ the arrays by the names that the network gives them. Which operations there are 
 registry alone.
 """
 
+import contextlib
 import hashlib
 import json
 import os
 import reprlib
+import stat
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
@@ -142,8 +144,11 @@ def check_writable(path: str | os.PathLike[str]) -> None:
     """Raise `WeightsError` if `path` could not be saved to, before hours go into what to save."""
     target = Path(os.path.realpath(path))
     try:
-        if (target.exists() or target.is_symlink()) and not target.is_file():
-            raise WeightsError(f"{Path(path)} cannot be written: it is there, and no ordinary file")
+        with contextlib.suppress(FileNotFoundError):
+            if not stat.S_ISREG(target.lstat().st_mode):
+                raise WeightsError(
+                    f"{Path(path)} cannot be written: it is there, and no ordinary file"
+                )
         with tempfile.TemporaryFile(dir=target.parent):
             pass
     except OSError as error:
