@@ -604,15 +604,13 @@ def results_of(call, arrays):
     return [np.asarray(a) for a in (found if isinstance(found, tuple) else (found,))]
 
 
-@pytest.mark.parametrize("kind", ["read-only", "bytes in the other order", "not aligned"])
+@pytest.mark.parametrize("kind", ["read-only", "not aligned"])
 @pytest.mark.parametrize("reproducible", [False, True])
 @pytest.mark.parametrize("name", ["numpy", "numba"])
 def test_arrays_of_other_kinds(dtype, rng, name, kind, reproducible):
     """NumPy computes with such arrays as with any other."""
 
     def of_that_kind(array):
-        if kind == "bytes in the other order":
-            return array.astype(array.dtype.newbyteorder())
         if kind == "not aligned":
             space = np.zeros(array.nbytes + 1, np.uint8)[1:]
             array, values = space.view(array.dtype).reshape(array.shape), array

@@ -348,12 +348,8 @@ def test_from_params_that_do_not_fit(backend, rng, operation):
     }.items():
         with pytest.raises(ValueError, match=message):
             cls.from_params(*first, backend.asarray(np.ones(bad)))
-    for kind, message in {
-        "float32": f"is float64, {name} is float32",
-        "int64": f"dtype of {name} is int64, expected float32 or float64",
-    }.items():
-        with pytest.raises(ValueError, match=message):
-            cls.from_params(*first, backend.asarray(np.ones(size), kind))
+    with pytest.raises(ValueError, match=f"is float64, {name} is float32"):
+        cls.from_params(*first, backend.asarray(np.ones(size), "float32"))
 
 
 def test_from_params_of_what_has_none():
@@ -444,9 +440,11 @@ def test_affine_of_any_shape(backend, dtype, n, shape, outputs, seed):
     check(layer.db, dout.sum(axis=0), n + 1, np.abs(dout).sum(axis=0))
 
 
-@pytest.mark.parametrize(("inputs", "outputs"), [(0, 3), (3, 0), (-1, 3), (3, -2)])
+@pytest.mark.parametrize(
+    ("inputs", "outputs"), [(0, 3), (3, 0), (-1, 3), (3, -2), (3.5, 2), ([1, 2], [3])]
+)
 def test_affine_sizes(inputs, outputs):
-    with pytest.raises(ValueError, match=r"Affine: (inputs|outputs) is -?\d, expected at least 1"):
+    with pytest.raises(ValueError, match=r"Affine: (inputs|outputs) is .*, expected at least 1"):
         Affine(inputs, outputs)
 
 
@@ -487,7 +485,6 @@ def test_arrays_where_settings_are_expected():
         (np.ones((2, 3, 1)), np.ones(3), r"W has shape \(2, 3, 1\), expected \(inputs, outputs\)"),
         (np.ones((0, 3)), np.ones(3), r"W has shape \(0, 3\), expected \(inputs, outputs\)"),
         (np.ones((2, 3)), np.ones(2), r"b has shape \(2,\), expected \(3,\)"),
-        (np.ones((2, 3), int), np.ones(3), "dtype of W is int64, expected float32 or float64"),
     ],
 )
 def test_affine_from_params_that_do_not_fit(backend, W, b, message):

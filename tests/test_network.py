@@ -5,7 +5,7 @@ import pickle
 
 import numpy as np
 import pytest
-from conftest import OPTIMIZERS, assert_close, property_settings, variants
+from conftest import OPTIMIZERS, assert_close, make_loss, property_settings, variants
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,6 +17,7 @@ from xnet.layers import (
     Affine,
     BatchNorm,
     IdentityWithLoss,
+    Layer,
     LayerNorm,
     ReLU,
     Sigmoid,
@@ -206,7 +207,8 @@ def test_any_stack(backend, dtype, sizes, n, seed):
     layers = []
     for inputs, outputs in itertools.pairwise(sizes):
         layers += [Affine(inputs, outputs, "xavier"), POINTWISE[rng.integers(len(POINTWISE))]]
-    net = Network(layers, seed=seed, dtype=dtype)
+    loss = SoftmaxWithLoss() if sizes[-1] > 1 else IdentityWithLoss()
+    net = Network(layers, loss, seed=seed, dtype=dtype)
     assert len(net.params) == 2 * (len(sizes) - 1)
     assert net.inputs == sizes[0]
     x, t = rng.normal(size=(n, sizes[0])), rng.integers(0, sizes[-1], n)
@@ -423,7 +425,7 @@ def test_given_parameters_of_numpy_are_moved(backend):
 
 
 def test_given_parameters_of_another_device_are_refused():
-    layer = Affine.from_params(strict_array([[1.0]]), strict_array([2.0]))
+    layer = Affine.from_params(strict_array([[1.0, 3.0]]), strict_array([2.0, 4.0]))
     with pytest.raises(BackendError, match="the network is on numpy, W is on strict"):
         Network([layer], backend="numpy")
 
@@ -539,7 +541,7 @@ def test_numerical_gradient_of_float32_takes_a_step_that_suits_it(backend, data)
 
 
 def test_layers_that_do_not_fit():
-    message = r"layers\[2\]: Affine\(6, 3\) takes 6 features, the layers before it give 5"
+    message = r"layers\[2\]: Affine\(6, 3\) takes 6 features, those before it give 5"
     with pytest.raises(ValueError, match=message):
         Network([Affine(4, 5), ReLU(), Affine(6, 3)])
 
@@ -744,3 +746,88 @@ def test_network_that_cannot_move_stays_whole(monkeypatch):
     with pytest.raises(MemoryError):
         net.to("strict")
     assert all(net.backend.owns(array) for array in net.params.values())
+
+
+# -- one score is no choice between classes
+
+OF_CLASSES = [loss for loss in variants("loss", altered=False) if loss.classes]
+OF_NUMBERS = [loss for loss in variants("loss", altered=False) if not loss.classes]
+
+
+@pytest.mark.parametrize("loss", OF_CLASSES, ids=str)
+def test_one_score_is_refused_by_losses_of_classes(backend, loss):
+    """Its softmax is 1 whatever is learnt: the loss was 0 and the accuracy 1 on random labels."""
+    message = rf"{type(loss).__name__}: one score is no choice between classes: .*BinaryCross"
+    with pytest.raises(ValueError, match=message):
+        Network([Affine(4, 1)], loss)
+    net = Network([Affine(4, 3)], loss)
+    before = xnet.weights.sha256(net)
+    with pytest.raises(ValueError, match=message):
+        net.layers = [Affine(4, 1)]
+    with pytest.raises(ValueError, match=message):
+        net.layers.append(Affine(3, 1))
+    assert xnet.weights.sha256(net) == before
+    layer, x = make_loss(loss), backend.asarray(np.ones((2, 1)))
+    for call in (lambda: layer(x), lambda: layer.forward(x, x)):
+        with pytest.raises(ValueError, match=message):
+            call()
+    of_numbers = Network([Affine(4, 1)], OF_NUMBERS[0])
+    with pytest.raises(ValueError, match=message):
+        of_numbers.loss_layer = loss
+    assert of_numbers.loss_layer.operation is OF_NUMBERS[0]
+
+
+@pytest.mark.parametrize("loss", OF_NUMBERS, ids=str)
+def test_one_score_is_taken_by_the_others(backend, loss, rng):
+    net = Network([Affine(4, 1)], loss, backend=backend)
+    x = rng.normal(size=(5, 4))
+    t = (x[:, :1] > 0).astype(float)
+    assert net.predict(x).shape == (5, 1)
+    before = net.loss(x, t)
+    for _ in range(20):
+        net.train_step(x, t, xnet.optimizers.SGD(0.05))
+    assert net.loss(x, t) < before
+
+
+class Narrowing(Layer):
+    """A layer that says not how wide it is: what it gives is met as it comes."""
+
+    def __call__(self, x):
+        return x[:, :1]
+
+    forward = __call__
+
+
+def test_one_score_of_a_layer_that_says_nothing_is_met_as_it_comes():
+    net = Network([Narrowing()], dtype="float64")
+    for call in (net.predict, lambda x: net.loss(x, np.zeros((3, 1)))):
+        with pytest.raises(ValueError, match="one score is no choice between classes"):
+            call(np.ones((3, 4)))
+
+
+# -- what is not a number
+
+
+def test_nan_stays_nan_and_is_never_right(backend):
+    """Predictions say what they know, in every backend alike; training refuses NaN."""
+    net = xnet.TwoLayerNet(4, 5, 3, activation="relu", backend=backend)
+    x = np.linspace(-1, 1, 24).reshape(6, 4)
+    x[1, 2], x[4, 0] = np.nan, np.inf
+    y = backend.to_numpy(net.predict(x))
+    assert np.isnan(y[[1, 4]]).all()
+    assert np.isfinite(y[[0, 2, 3, 5]]).all()
+    sure = y.argmax(axis=1)
+    assert sure[1] == 0  # what argmax makes of NaN
+    assert net.accuracy(x, sure) == 4 / 6
+    assert np.isnan(net.loss(x, sure))
+
+
+# -- a newcomer's first steps
+
+
+def test_tab_finds_what_there_is():
+    assert set(xnet.__all__) <= set(dir(xnet))
+    for name in xnet.__all__:
+        assert getattr(xnet, name) is not None
+    assert {"Affine", "ReLU", "Layer"} <= set(dir(xnet.layers))
+    assert {"sigmoid", "relu", "softmax", "step"} <= set(dir(xnet.activations))

@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import math
 import pickle
+import re
 
 import mpmath
 import numpy as np
@@ -675,12 +676,24 @@ def test_class_weights_of_any_kind(backend, kind):
 @pytest.mark.parametrize(
     "cls", [type(o) for o in variants(altered=False) if any(o.widths)], ids=lambda cls: cls.__name__
 )
-@pytest.mark.parametrize("size", [0, -1])
+@pytest.mark.parametrize("size", [0, -1, 2.5, "3", [1.0, 2.0]])
 def test_sizes(cls, size):
+    """A list where a size is expected are a student's parameters: they are told what takes them."""
     count = sum(field.default is dataclasses.MISSING for field in dataclasses.fields(cls))
-    with pytest.raises(ValueError, match=rf"{cls.__name__}: \w+ is {size}, expected at least 1"):
+    found = rf"{cls.__name__}: \w+ is {re.escape(str(size))}, expected at least 1, a whole number"
+    with pytest.raises(ValueError, match=f"{found}; from_params takes arrays"):
         cls(*[size] * count)
     assert set(cls(*[1] * count).widths) == {1}
+
+
+def test_sizes_of_an_operation_of_ones_own():
+    class Scaling(operations.Operation):
+        wide: int
+        parameters = {"a": ("wide",)}  # noqa: RUF012
+
+    assert Scaling(np.int64(3)).wide == 3
+    with pytest.raises(ValueError, match="Scaling: wide is 0, expected at least 1"):
+        Scaling(0)
 
 
 # -- what draws, what is kept, what mixes rows

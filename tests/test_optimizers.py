@@ -1,6 +1,9 @@
 import contextlib
+import copy
 import dataclasses
+import gc
 import math
+import pickle
 import sys
 from pathlib import Path
 
@@ -286,6 +289,18 @@ def test_settings_are_checked_whenever_they_are_set(cls, value):
 
 
 @every_optimizer
+@pytest.mark.parametrize("value", ["0.1", None, True, 1j, [0.1]])
+def test_settings_are_of_their_kind(cls, value):
+    for name, setting in cls().settings().items():
+        if value is setting or (name == "weight_decay" and value is None) or setting is False:
+            continue
+        with pytest.raises(TypeError, match=rf"^{name} is .*, expected float"):
+            setattr(cls(), name, value)
+    with pytest.raises(TypeError, match=r"^epsilon_hat is 1, expected bool"):
+        Adam(epsilon_hat=1)
+
+
+@every_optimizer
 def test_fractions_are_below_one(cls):
     assert set(cls.fractions) == {
         name for name in cls().settings() if name in ("momentum", "decay", "beta1", "beta2")
@@ -492,6 +507,48 @@ def test_an_optimizer_is_itself_alone():
     first, second = SGD(), SGD()
     assert first != second
     assert {first, second, first} == {second, first}
+
+
+STEPS = {
+    "train_step": lambda optimizer, net: net.train_step(*LEARNT, optimizer),
+    "the network's update": lambda optimizer, net: net.update(optimizer, net.gradient(*LEARNT)),
+    "the book's update": lambda optimizer, net: optimizer.update(net.params, net.gradient(*LEARNT)),
+}
+LEARNT = np.linspace(-1, 1, 12).reshape(4, 3), np.array([0, 1, 1, 0])
+
+
+@every_optimizer
+@pytest.mark.parametrize("step", STEPS.values(), ids=STEPS)
+def test_an_optimizer_that_remembers_is_one_networks(backend, cls, step):
+    """Its moments are of the first network's gradients; that of equal shapes would follow them."""
+    first, second = (xnet.Network([xnet.layers.Affine(3, 2)], backend=backend) for _ in range(2))
+    optimizer = cls()
+    step(optimizer, first)
+    step(optimizer, first)
+    before = xnet.weights.sha256(second), everything(backend, first, optimizer)
+    if cls.slots:
+        for other in STEPS.values():
+            with pytest.raises(ValueError, match=f"{cls.__name__} remembers the steps of another"):
+                other(optimizer, second)
+        assert (xnet.weights.sha256(second), everything(backend, first, optimizer)) == before
+    else:
+        step(optimizer, second)
+    step(copy.deepcopy(optimizer), second)  # a copy goes on with whoever takes it
+    step(pickle.loads(pickle.dumps(optimizer)), second)
+    del first
+    gc.collect()
+    if cls.slots:
+        with pytest.raises(ValueError, match=f"{cls.__name__} remembers the steps of another"):
+            step(optimizer, second)
+
+
+def test_an_optimizers_network_compiles_nothing_anew():
+    """What it remembers is no part of its formula."""
+    from xnet.formulas import structure
+
+    optimizer, fresh = Adam(), Adam()
+    STEPS["train_step"](optimizer, xnet.Network([xnet.layers.Affine(3, 2)], backend="numpy"))
+    assert structure(optimizer) == structure(fresh)
 
 
 # -- a step is taken in full or not at all

@@ -59,6 +59,10 @@ def test_arrays_of_two_devices_are_refused():
         perceptron(np.ones(1), strict, 0.0)
 
 
-def test_arrays_are_expected():
-    with pytest.raises(TypeError, match="x is a list, expected an array"):
-        weighted_sum([0.0, 1.0], np.ones(2))
+def test_lists_and_whole_numbers_are_taken(backend):
+    w = backend.asarray(np.array([2.0, 3.0]))
+    for x in ([0, 1], (0.0, 1.0), backend.asarray([0, 1])):
+        assert float(weighted_sum(x, w, 0.5)) == 3.5
+    assert perceptron([1, 1], [0.5, 0.5], -0.7) == 1
+    with pytest.raises(TypeError, match="x is a str, expected an array"):
+        weighted_sum("01", w)

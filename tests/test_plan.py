@@ -852,7 +852,7 @@ REFUSED = {
     of_another: (ValueError, r"layers\[1\]: Tanh\(\) belongs to another network"),
     nothing: (ValueError, "layers is empty"),
     no_layer_left: (ValueError, "layers is empty"),
-    reversed_layers: (ValueError, r"takes 4 features, the layers before it give 3"),
+    reversed_layers: (ValueError, r"takes 4 features, those before it give 3"),
     half_good: (BackendError, "the network is on numpy, W is on strict"),
     of_another_device: (BackendError, "the network is on numpy, W is on strict"),
     no_such_place: (IndexError, "out of range"),

@@ -89,3 +89,7 @@ def __getattr__(name: str) -> Any:
     if name in ("train", "Training", "History"):
         return getattr(import_module("xnet.training"), name)
     raise AttributeError(f"module 'xnet' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,13 +1,15 @@
 """Activation functions (§3.2, §3.5), each on the backend that owns its argument.
 
+Numbers and lists are taken, by the current backend; what is neither float32 nor float64, as whole
+numbers are, is computed in float64.
 Every pointwise operation is a function here by its name in small letters: ``activations.tanh``.
 """
 
 from collections.abc import Callable
 from typing import Any
 
-from xnet.backend import Array, backend_of
-from xnet.dtypes import float_dtype
+from xnet.arguments import as_floats, taken
+from xnet.backend import Array
 from xnet.operations import OPERATIONS, Operation, Softmax
 
 
@@ -24,15 +26,14 @@ def step(x: Array) -> Array:
     Array
         int64, the shape of x.
     """
-    backend = backend_of(x=x)
+    backend, x = taken(x=x)
     with backend.running():
         return backend.xp.astype(x > 0, backend.xp.int64)
 
 
 def identity(x: Array) -> Array:
     """x itself, the output function of a regression (§3.5.2)."""
-    backend_of(x=x)
-    return x
+    return taken(x=x)[1]
 
 
 def softmax(x: Array) -> Array:
@@ -41,31 +42,29 @@ def softmax(x: Array) -> Array:
     Parameters
     ----------
     x
-        float32 or float64, (C,) for one sample or (..., C) for many, C at least 1.
+        Real numbers, (C,) for one sample or (..., C) for many, C at least 1.
 
     Returns
     -------
     Array
-        Probabilities that add up to 1 along the last axis; the shape and dtype of x. A row that
+        Probabilities that add up to 1 along the last axis; the shape of x. A row that
         holds NaN, or inf, or nothing but -inf gives NaN.
 
     Raises
     ------
     ValueError
-        x is 0-d, has no classes, or is neither float32 nor float64.
+        x is 0-d, or has no classes.
     """
-    backend = backend_of(x=x)
-    float_dtype(x.dtype, "dtype of x")
+    backend, x = taken(x=x)
     if x.ndim == 0 or x.shape[-1] == 0:
         raise ValueError(f"softmax: x has shape {tuple(x.shape)}, expected (C,) or (..., C)")
-    return backend.run(Softmax(), x)
+    return backend.run(Softmax(), as_floats(backend, x))
 
 
 def _function(operation: type[Operation]) -> Callable[..., Array]:
     def function(x: Array, **settings: Any) -> Array:
-        backend = backend_of(x=x)
-        float_dtype(x.dtype, "dtype of x")
-        return backend.run(operation(**settings), x)
+        backend, x = taken(x=x)
+        return backend.run(operation(**settings), as_floats(backend, x))
 
     function.__name__ = operation.__name__.lower()
     function.__doc__ = operation.__doc__
@@ -77,3 +76,8 @@ def __getattr__(name: str) -> Callable[..., Array]:
         if key.lower() == name and operation.fuses == "pointwise":
             return _function(operation)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    names = (key.lower() for key, cls in OPERATIONS.items() if cls.fuses == "pointwise")
+    return [*globals(), *names]

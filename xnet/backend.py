@@ -21,6 +21,7 @@ from itertools import starmap
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 from xnet import exact, perturbation, threads
+from xnet.arrays import check_real, plain
 from xnet.dtypes import dtype_name
 from xnet.errors import BackendError
 from xnet.formulas import Arrays, as_tuple, check_step
@@ -129,17 +130,27 @@ class Backend:
         """Whether `array` is one of this backend's, on this backend's device."""
         raise NotImplementedError
 
-    def asarray(self, values: Any, dtype: Any = None) -> Array:
+    def asarray(self, values: Any, dtype: Any = None, name: str = "values") -> Array:
         """`values` (numbers, nested lists, or an array of any backend) as an array here.
 
         This and `to_numpy` are the only ways across devices. No copy is made of an array that
         is here already and has the dtype asked for.
+
+        Raises
+        ------
+        TypeError, ValueError
+            What holds no real numbers, or masked ones, by its `name`: see `xnet.arrays`.
         """
-        if not isinstance(values, list | tuple | bool | int | float) and not self.owns(values):
-            values = owner_of(values).to_numpy(values)
-        if dtype is None:
-            return self.xp.asarray(values)
-        return self.xp.asarray(values, dtype=getattr(self.xp, dtype_name(dtype)))
+        owner = self
+        if not self.owns(values):
+            values = plain(values, name)
+            owner = self if self.owns(values) else owner_of(values, name)
+        check_real(owner.xp, values, name)
+        if owner is self and dtype is None:
+            return values
+        values = values if owner is self else owner.to_numpy(values)
+        kind = {} if dtype is None else {"dtype": getattr(self.xp, dtype_name(dtype))}
+        return self.xp.asarray(values, **kind)
 
     def to_numpy(self, array: Array) -> "np.ndarray[Any, Any]":
         """`array` on the host: the only way back."""
@@ -672,10 +683,9 @@ def owner_of(array: Array, name: str = "array") -> Backend:
         for candidate in _every_backend(current.reproducible):
             if candidate.owns(array):
                 return candidate
-    raise TypeError(
-        f"{name} is a {type(array).__name__}, expected an array of a usable backend "
-        f"(xnet.get_backend().asarray(...) makes one)"
-    )
+    kind = f"{type(array).__name__}{' of ' + str(array.dtype) if hasattr(array, 'dtype') else ''}"
+    way = "(xnet.get_backend().asarray(...) makes one)"
+    raise TypeError(f"{name} is a {kind}, expected an array of a usable backend {way}")
 
 
 def _every_backend(reproducible: bool) -> Iterator[Backend]:

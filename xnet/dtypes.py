@@ -12,10 +12,14 @@ def dtype_name(dtype: Any) -> str:
     return str(name).rsplit(".", 1)[-1]
 
 
+FLOATS = ("float32", "float64")
+"""What networks compute in."""
+
+
 def float_dtype(dtype: Any, name: str = "dtype") -> str:
     """`dtype` as ``"float32"`` or ``"float64"``; anything else is refused."""
     found = dtype_name(dtype)
-    if found not in ("float32", "float64"):
+    if found not in FLOATS:
         raise ValueError(f"{name} is {found}, expected float32 or float64")
     return found
 
@@ -23,6 +27,11 @@ def float_dtype(dtype: Any, name: str = "dtype") -> str:
 def name_of(array: Any) -> str:
     """`dtype_name` of an array's, kept for each dtype: NumPy puts its names together anew."""
     return _kept_name(array.dtype.__class__, array.dtype)
+
+
+def described(array: Any) -> str:
+    """An array's dtype and shape, for an error: ``"float32 (2, 3)"``."""
+    return f"{name_of(array)} {tuple(array.shape)}"
 
 
 def is_integral(xp: Any, array: Any) -> bool:

@@ -245,9 +245,8 @@ def _unary(sign: str) -> Any:
 for _name, _sign in {"add": "+", "sub": "-", "mul": "*", "truediv": "/"}.items():
     setattr(_Symbol, f"__{_name}__", _binary(_sign))
     setattr(_Symbol, f"__r{_name}__", _binary(_sign, swapped=True))
-for _name, _sign in {"lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==", "ne": "!="}.items():
-    setattr(_Symbol, f"__{_name}__", _binary(_sign))
-for _name, _sign in {"and": "&", "or": "|"}.items():
+_comparisons = {"lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==", "ne": "!="}
+for _name, _sign in {**_comparisons, "and": "&", "or": "|"}.items():
     setattr(_Symbol, f"__{_name}__", _binary(_sign))
 for _name, _sign in {"neg": "neg", "invert": "~", "abs": "abs"}.items():
     setattr(_Symbol, f"__{_name}__", _unary(_sign))
@@ -403,7 +402,7 @@ def symbolic(owner: Any) -> Any:
     return shadow
 
 
-REMEMBERED = frozenset(("taken", "memory"))
+REMEMBERED = frozenset(("taken", "memory", "owner"))
 """What an optimizer has beside settings."""
 
 

@@ -12,8 +12,9 @@ from collections.abc import Iterable
 from functools import cache
 from typing import Any, ClassVar, Self, TypeAlias
 
+from xnet.arguments import as_floats, taken
 from xnet.backend import Array, Backend, backend_of
-from xnet.dtypes import dtype_name, float_dtype
+from xnet.dtypes import dtype_name, float_dtype, name_of
 from xnet.formulas import Arrays, check
 from xnet.losses import batch_and_targets
 from xnet.operations import OPERATIONS, Loss, Operation, registered
@@ -67,7 +68,20 @@ def check_gradient(name: str, dout: Array, shape: tuple[int, ...], dtype: Any) -
         raise ValueError(f"{name}: dout is {dtype_name(dout.dtype)}, expected {dtype_name(dtype)}")
 
 
-class Layer:
+class Computed:
+    """What a layer and the end of a network have in common: an operation says what they compute."""
+
+    operation_class: ClassVar[type[Any] | None] = None
+    opaque: ClassVar[bool] = False
+    """Whether a subclass computes otherwise than its operation says."""
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        computes = {"__call__", "forward", "backward"} & vars(cls).keys()
+        cls.opaque = cls.opaque or bool(computes and Computed not in cls.__bases__)
+
+
+class Layer(Computed):
     """One step of a network: from (N, D) to (N, M), or for one sample from (D,) to (M,).
 
     `forward` trains: it remembers what `backward` will need, draws what is random and moves what
@@ -89,21 +103,12 @@ class Layer:
         Whether training changes the parameters; a frozen layer's stay as they are.
     """
 
-    operation_class: ClassVar[type[Operation] | None] = None
-    opaque: ClassVar[bool] = False
-    """Whether a subclass computes otherwise than its operation says."""
-
     params: dict[str, Array]
     grads: dict[str, Array]
     state: dict[str, Array]
     trainable: bool = True
     owner: Any = None
     _memory: Any
-
-    def __init_subclass__(cls) -> None:
-        super().__init_subclass__()
-        if {"__call__", "forward", "backward"} & vars(cls).keys():
-            cls.opaque = True
 
     def __new__(cls, *_: Any, **__: Any) -> Self:
         layer = super().__new__(cls)
@@ -158,14 +163,14 @@ class Layer:
         Parameters
         ----------
         arrays
-            For `Affine` W (D, M) and b (M,); all float32 or all float64.
+            For `Affine` W (D, M) and b (M,): arrays or lists, all float32 or none.
         settings
             What else the operation takes.
 
         Raises
         ------
         TypeError
-            Another number of arrays than the operation has parameters.
+            Another number of arrays than the operation has parameters, or no real numbers.
         ValueError
             Shapes or dtypes that do not fit each other.
         """
@@ -175,31 +180,22 @@ class Layer:
             raise TypeError(f"{name}: {len(arrays)} arrays were given, expected {takes}")
         if not arrays:
             return cls(**settings)
-        given = dict(zip(made.parameters, arrays, strict=True))
-        backend_of(**given)
+        backend, *owned = taken(**dict(zip(made.parameters, arrays, strict=True)))
+        given = dict(zip(made.parameters, (as_floats(backend, W) for W in owned), strict=True))
         sizes: dict[str, int] = {}
-        first, *others = given
         for key, array in given.items():
-            expected = made.parameters[key]
-            shape = tuple(sizes.get(size, size) for size in expected)
+            shape, expected = tuple(array.shape), made.parameters[key]
+            wanted = [str(sizes.get(size, size)) for size in expected]
             if (
-                array.ndim != len(expected)
-                or 0 in array.shape
-                or any(
-                    isinstance(size, int) and size != n
-                    for size, n in zip(shape, array.shape, strict=True)
-                )
+                len(shape) != len(expected)
+                or 0 in shape
+                or any(sizes.setdefault(*pair) != pair[1] for pair in zip(expected, shape))  # noqa: B905
             ):
-                text = ", ".join(map(str, shape)) + ("," if len(shape) == 1 else "")
-                raise ValueError(f"{name}: {key} has shape {tuple(array.shape)}, expected ({text})")
-            sizes |= dict(zip(expected, map(int, array.shape), strict=True))
-        for key in others:
-            one, other = given[first], given[key]
-            if float_dtype(one.dtype, f"dtype of {first}") != float_dtype(
-                other.dtype, f"dtype of {key}"
-            ):
-                kinds = dtype_name(one.dtype), dtype_name(other.dtype)
-                raise ValueError(f"{name}: {first} is {kinds[0]}, {key} is {kinds[1]}")
+                text = ", ".join(wanted) + "," * (len(wanted) == 1)
+                raise ValueError(f"{name}: {key} has shape {shape}, expected ({text})")
+        dtypes = {key: name_of(array) for key, array in given.items()}
+        if len(set(dtypes.values())) > 1:
+            raise ValueError(f"{name}: " + ", ".join(f"{k} is {v}" for k, v in dtypes.items()))
         layer = cls(**sizes, **settings)
         layer.params.update(given)
         return layer
@@ -279,10 +275,8 @@ class Layer:
         if operation is None:
             raise NotImplementedError(f"{type(self).__name__} says not what it computes")
         if any(W is None for W in self.params.values()):
-            raise RuntimeError(
-                f"{self} has no parameters yet: put it in a Network, call initialize, "
-                f"or make it with {type(self).__name__}.from_params"
-            )
+            way = f"put it in a Network, call initialize, or use {type(self).__name__}.from_params"
+            raise RuntimeError(f"{self} has no parameters yet: {way}")
         backend = backend_of(x=x, **self.params)
         float_dtype(x.dtype, "dtype of x")
         return operation, backend, self.rows(x)
@@ -296,16 +290,12 @@ class Layer:
         if x.ndim == 0:
             raise ValueError(f"{name}: x has shape (), expected ({width or 'D'},) or (N, ...)")
         features = math.prod(x.shape[1:]) if x.ndim > 1 else x.shape[0]
+        first = next(iter(self.params), "it")
         if width is not None and features != width:
-            first = next(iter(self.params), "it")
             raise ValueError(f"{name}: x has {features} features, {first} expects {width}")
-        for key, array in self.params.items():
-            if x.dtype != array.dtype:
-                raise ValueError(
-                    f"{name}: x is {dtype_name(x.dtype)}, {key} is {dtype_name(array.dtype)}; "
-                    "nothing is converted silently"
-                )
-            break
+        if self.params and x.dtype != self.params[first].dtype:
+            kinds = f"x is {name_of(x)}, {first} is {name_of(self.params[first])}"
+            raise ValueError(f"{name}: {kinds}; nothing is converted silently")
         if x.ndim == 2:
             return x
         return backend_of(x=x).xp.reshape(x, (1 if x.ndim == 1 else x.shape[0], features))
@@ -387,26 +377,18 @@ def _draw(shape: tuple[int, ...]) -> Any:
     return np.random.default_rng().random(shape)
 
 
-class LossLayer:
+class LossLayer(Computed):
     """The end of a network: from scores (N, C) and labels to one number, averaged over N.
 
     Called with the scores alone it gives what the network predicts. A class of one's own that
     computes something else overrides `__call__`, `forward` and `backward`.
     """
 
-    operation_class: ClassVar[type[Loss] | None] = None
-    opaque: ClassVar[bool] = False
-
     y: Array = None
     """Scores of the last `forward`, (N, C)."""
     t: Array = None
     """Targets of the last `forward`, (N, C), of the scores' dtype."""
     shape: tuple[int, ...] = ()
-
-    def __init_subclass__(cls) -> None:
-        super().__init_subclass__()
-        if {"__call__", "forward", "backward"} & vars(cls).keys():
-            cls.opaque = True
 
     def __init__(self, *arguments: Any, **settings: Any) -> None:
         made = type(self).operation_class
@@ -436,11 +418,27 @@ class LossLayer:
 
     def __call__(self, x: Array) -> Array:
         """Predictions from scores (C,) or (N, C)."""
+        self.check_columns(x.shape[-1] if x.ndim else None)
         return backend_of(x=x).predicted(self.loss, x)
+
+    def check_columns(self, columns: int | None) -> None:
+        """Refuse one score where classes are meant: its class is certain, whatever is learnt.
+
+        Raises
+        ------
+        ValueError
+            The loss is one of classes, and there is one column of scores.
+        """
+        if columns == 1 and self.classes:
+            raise ValueError(
+                f"{type(self).__name__}: one score is no choice between classes: take two, or "
+                "BinaryCrossEntropy; a loss of numbers says classes = False"
+            )
 
     def forward(self, x: Array, t: Array) -> Array:
         """The loss, 0-d, of scores x (C,) or (N, C); labels t as the functions in `losses`."""
         backend, y, t = batch_and_targets(x, t)
+        self.check_columns(y.shape[1])
         with backend.running():
             t = self.loss.targets(backend.maths, t)
             mean = backend.sum(backend.row_losses(self.loss, y, t)) / y.shape[0]

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from xnet.arguments import as_floats, taken
+from xnet.arrays import check_real
 from xnet.backend import Array, Backend, backend_of
 from xnet.dtypes import dtype_name, float_dtype, is_integral
 from xnet.operations import IdentityWithLoss
@@ -16,7 +18,7 @@ def mean_squared_error(y: Array, t: Array) -> Array:
     Parameters
     ----------
     y
-        Outputs: float32 or float64, (C,) for one sample or (N, C).
+        Outputs: real numbers, (C,) for one sample or (N, C).
     t
         Targets: the shape of y; or class indices, an integer array of shape () or (N,), which for
         one output are targets.
@@ -24,14 +26,14 @@ def mean_squared_error(y: Array, t: Array) -> Array:
     Returns
     -------
     Array
-        0-d, the dtype of y.
+        0-d, the dtype of y where that is floating point, else float64.
 
     Raises
     ------
     ValueError
-        Shapes that do not fit, a label outside 0..C-1, an empty batch, y not floating point.
+        Shapes that do not fit, a label outside 0..C-1, an empty batch.
     """
-    backend, y, t = batch_and_targets(y, t)
+    backend, y, t = taken_batch(y, t)
     with backend.running():
         return backend.sum(backend.row_losses(IdentityWithLoss(), y, t)) / y.shape[0]
 
@@ -42,7 +44,7 @@ def cross_entropy_error(y: Array, t: Array) -> Array:
     Parameters
     ----------
     y
-        Probabilities: float32 or float64, (C,) for one sample or (N, C).
+        Probabilities: real numbers, (C,) for one sample or (N, C).
     t
         Targets: the shape of y, one-hot or probabilities; or class indices, an integer array of
         shape () or (N,).
@@ -50,16 +52,22 @@ def cross_entropy_error(y: Array, t: Array) -> Array:
     Returns
     -------
     Array
-        0-d, the dtype of y.
+        0-d, the dtype of y where that is floating point, else float64.
 
     Raises
     ------
     ValueError
-        Shapes that do not fit, a label outside 0..C-1, an empty batch, y not floating point.
+        Shapes that do not fit, a label outside 0..C-1, an empty batch.
     """
-    backend, y, t = batch_and_targets(y, t)
+    backend, y, t = taken_batch(y, t)
     with backend.running():
         return -backend.sum(t * backend.log(y + LOG_OFFSET)) / y.shape[0]
+
+
+def taken_batch(y: Any, t: Any) -> tuple[Backend, Array, Array]:
+    """`batch_and_targets` of what a function takes: lists and whole numbers, too."""
+    backend, y, t = taken(y=y, t=t)
+    return batch_and_targets(as_floats(backend, y), t)
 
 
 def batch_and_targets(y: Array, t: Array) -> tuple[Backend, Array, Array]:
@@ -90,7 +98,10 @@ def targets_for(backend: Backend, t: Array, shape: tuple[int, ...], dtype: Any) 
     elif t.ndim == len(shape) - 1:
         return _one_hot(backend, shape, t, dtype)
     if tuple(t.shape) == shape:
-        return t if t.dtype == dtype else backend.xp.astype(t, dtype)
+        if t.dtype == dtype:
+            return t
+        check_real(backend.xp, t, "t")
+        return backend.xp.astype(t, dtype)
     rows, indices = ("", "") if shape[-1] == 1 else (" (one-hot)", " (class indices)")
     raise ValueError(
         f"t has shape {tuple(t.shape)}, expected {shape}{rows} or {shape[:-1]}{indices}"

@@ -3,7 +3,7 @@
 import math
 
 from xnet.backend import Array, Backend
-from xnet.losses import batch_and_targets
+from xnet.losses import taken_batch
 
 
 def accuracy(y: Array, t: Array, classes: bool = False) -> float:
@@ -24,7 +24,7 @@ def accuracy(y: Array, t: Array, classes: bool = False) -> float:
         There are no classes: one output, or targets that are not one-hot. Shapes that do not fit,
         a label out of range, an empty batch.
     """
-    backend, y, targets = batch_and_targets(y, t)
+    backend, y, targets = taken_batch(y, t)
     xp = backend.xp
     with backend.running():
         if not are_classes(backend, targets, classes):
@@ -34,6 +34,7 @@ def accuracy(y: Array, t: Array, classes: bool = False) -> float:
                 "R² is xnet.measures.r_squared(net.predict(x), t)"
             )
         right = xp.argmax(y, axis=1) == xp.argmax(targets, axis=1)
+        right = right & ~xp.any(xp.isnan(y), axis=1)  # no class is the most probable
         return int(xp.sum(xp.astype(right, xp.int64))) / y.shape[0]
 
 
@@ -46,7 +47,7 @@ def r_squared(y: Array, t: Array) -> float:
     Parameters
     ----------
     y
-        Predictions, float32 or float64, (C,) or (N, C).
+        Predictions, (C,) or (N, C).
     t
         Targets of that shape; of one output, (N,) will do.
 
@@ -60,7 +61,7 @@ def r_squared(y: Array, t: Array) -> float:
     ValueError
         Shapes that do not fit, an empty batch.
     """
-    backend, y, t = batch_and_targets(y, t)
+    backend, y, t = taken_batch(y, t)
     with backend.running():
         if bool(backend.xp.all(t == t[:1, ...])):
             return math.nan

@@ -16,8 +16,9 @@ from collections.abc import (
 from functools import partial
 from typing import Any, cast
 
+from xnet.arrays import plain
 from xnet.backend import Array, Backend, Current, owner_of, resolve
-from xnet.dtypes import dtype_name, float_dtype
+from xnet.dtypes import described, float_dtype, name_of
 from xnet.errors import BackendError, NaiveGradientWarning
 from xnet.gradient import checked_step, incremental_gradient, numerical_gradient
 from xnet.layers import Layer, LossLayer, Places, layer_class, named, numbered
@@ -25,7 +26,7 @@ from xnet.losses import targets_for
 from xnet.measures import accuracy
 from xnet.operations import Affine, Loss, Operation, SoftmaxWithLoss
 from xnet.optimizers import Optimizer
-from xnet.plan import Part, Plan, door, is_plain
+from xnet.plan import Part, Plan, door, is_plain, outputs
 
 
 class Parameters(MutableMapping[str, Array]):
@@ -37,11 +38,11 @@ class Parameters(MutableMapping[str, Array]):
     """
 
     def __init__(self, network: "Network", kind: str = "params") -> None:
-        self._network, self._kind = network, kind
+        self.network, self._kind = network, kind
 
     def places(self) -> Places:
         """Of each, the layer's own dictionary that holds it, and its name there."""
-        return numbered(self._network.layers, self._kind)
+        return numbered(self.network.layers, self._kind)
 
     def __getitem__(self, key: str) -> Array:
         arrays, name = self.places()[key]
@@ -49,17 +50,14 @@ class Parameters(MutableMapping[str, Array]):
 
     def __setitem__(self, key: str, value: Array) -> None:
         arrays, name = self.places()[key]
-        old, backend = arrays[name], self._network.backend
+        old, backend = arrays[name], self.network.backend
         if not backend.owns(value):
             raise BackendError(
                 f"params[{key!r}] is a {type(value).__name__}, expected an array of backend "
                 f"{backend.label}"
             )
         if value.shape != old.shape or value.dtype != old.dtype:
-            raise ValueError(
-                f"params[{key!r}] is {dtype_name(value.dtype)} {tuple(value.shape)}, "
-                f"expected {dtype_name(old.dtype)} {tuple(old.shape)}"
-            )
+            raise ValueError(f"params[{key!r}] is {described(value)}, expected {described(old)}")
         if backend.writable(old):
             old[...] = value
         else:
@@ -83,12 +81,12 @@ class Parameters(MutableMapping[str, Array]):
 
     def keep(self, kept: dict[str, Array]) -> None:
         """Have `kept` hold copies of these numbers, whatever is written to the parameters then."""
-        xp = self._network.backend.xp
+        xp = self.network.backend.xp
         kept.update({name: xp.asarray(W, copy=True) for name, W in self.items()})
 
     def writing(self, values: Mapping[str, Array]) -> list[tuple[Any, Any, Array]]:
         """What `assign` takes to give them these numbers, such as `keep` kept, all at once."""
-        writable = self._network.backend.writable
+        writable = self.network.backend.writable
         found: list[tuple[Any, Any, Array]] = []
         for name, (arrays, key) in self.places().items():
             W, value = arrays[key], values[name]
@@ -111,9 +109,6 @@ class Layers(MutableSequence[Layer]):
 
     def __len__(self) -> int:
         return len(self._network._layers)  # pyright: ignore[reportPrivateUsage]
-
-    def __iter__(self) -> Iterator[Layer]:
-        return iter(self._network._layers)  # pyright: ignore[reportPrivateUsage]
 
     def _changed(self, change: Callable[[list[Any]], None]) -> None:
         new: list[Any] = list(self)
@@ -226,6 +221,7 @@ class Network:
         if isinstance(loss, Loss):
             made = layer_class(type(loss)).of(loss)
         _check_instance("loss", made, LossLayer)
+        made.check_columns(outputs(self._layers))
         self._loss_layer: LossLayer = made
         self._plan = None
 
@@ -266,21 +262,17 @@ class Network:
         features, first = None, {id(v): k for k, v in reversed([*enumerate(layers)])}
         for index, layer in enumerate(layers):
             # A layer remembers one input: its first backward would use the second place's.
+            at = f"layers[{index}]: {layer}"
             if first[id(layer)] != index:
-                raise ValueError(f"layers[{index}]: {layer} stands at two places of the network")
+                raise ValueError(f"{at} stands at two places of the network")
             owner = layer.owner and layer.owner()
             if owner is not None and owner is not self:
-                raise ValueError(
-                    f"layers[{index}]: {layer} belongs to another network, which would be trained "
-                    "with this one; take layer.copy()"
-                )
+                raise ValueError(f"{at} belongs to another network; take layer.copy()")
             takes = None if layer.operation is None else layer.operation.widths[0]
             if None not in (features, takes) and features != takes:
-                raise ValueError(
-                    f"layers[{index}]: {layer} takes {takes} features, "
-                    f"the layers before it give {features}"
-                )
+                raise ValueError(f"{at} takes {takes} features, those before it give {features}")
             features = layer.gives(features)
+        self._loss_layer.check_columns(features)
 
     def _own_copy(self, array: Array, name: str) -> Array:
         """A parameter as this network's own: training writes to it, and not to what was given."""
@@ -346,17 +338,18 @@ class Network:
         ------
         BackendError
             `values` is an array of another device.
+        TypeError, ValueError
+            What `Backend.asarray` refuses: complex numbers, masked ones, ...
         """
-        if not isinstance(values, list | tuple | int | float) and not self.backend.owns(values):
+        values = plain(values, name)
+        if not (self.backend.owns(values) or resolve("numpy").owns(values)):
             owner = owner_of(values, name)
-            if not resolve("numpy").owns(values):
-                raise BackendError(
-                    f"the network is on {self.backend.label}, {name} is on {owner.label}: move "
-                    f'the network with net.to("{owner.label}"), or the array with '
-                    "net.backend.asarray(...)"
-                )
+            raise BackendError(
+                f"the network is on {self.backend.label}, {name} is on {owner.label}: move the "
+                f'network with net.to("{owner.label}"), or the array with net.backend.asarray(...)'
+            )
         with self.backend.running():
-            return self.backend.asarray(values, dtype)
+            return self.backend.asarray(values, dtype, name)
 
     def _batch(self, x: Any, t: Any) -> tuple[Array, Array]:
         """A batch (N, ...) and its labels here, of one sample too."""
@@ -389,12 +382,15 @@ class Network:
         Returns
         -------
         Array
-            (N, C) or (C,), on the network's backend, of its dtype.
+            (N, C) or (C,), on the network's backend, of its dtype. NaN where nothing is known:
+            NaN and infinity go through the layers as IEEE 754 has them.
 
         Raises
         ------
         ValueError
-            x does not have the features that the first layer expects.
+            x does not have the features that the first layer expects, or has masked elements.
+        TypeError
+            x holds no real numbers.
         BackendError
             x is on another device.
         """
@@ -437,7 +433,7 @@ class Network:
             x = segment(x)
         if isinstance(last, Part):
             return last(x, loss)
-        return last(x) if loss is None else self.backend.predicted(loss, last(x))
+        return last(x) if loss is None else self._loss_layer(last(x))
 
     def loss(self, x: Any, t: Any) -> float:
         """Loss of the network on x (N, D) with labels t, averaged over the batch.
@@ -550,6 +546,7 @@ class Network:
         all_train = False not in [layer.trainable for layer in self._layers]
         run = plan.whole if all_train and not optimizer.opaque else None
         if run is not None and plan.loss is not None and plan.end is not None:
+            optimizer.trains(self)
             with self._running():
                 rows, labels = self._batch(x, t)
                 if rows.ndim != 2 or rows.shape[1] != plan.inputs or rows.dtype != plan.dtype:
@@ -707,7 +704,7 @@ def _check_instance(name: str, value: object, kind: type) -> None:
 
 def _common_dtype(arrays: list[Array]) -> str:
     """The one dtype of `arrays`, float64 if there are none."""
-    found = {dtype_name(array.dtype) for array in arrays} or {"float64"}
+    found = {name_of(array) for array in arrays} or {"float64"}
     if len(found) > 1:
         raise ValueError(f"layers have parameters of {' and '.join(sorted(found))}: name a dtype")
     return found.pop()

@@ -92,12 +92,17 @@ class Operation:
         OPERATIONS[cls.__name__] = cls
 
     def __post_init__(self) -> None:
-        """NumPy's numbers among the settings become Python's: they would widen float32."""
+        """Sizes are checked; NumPy's numbers become Python's: they would widen float32."""
         for name, value in list(vars(self).items()):
             number: Any = value
             if isinstance(value, numbers.Real) and type(number) not in (bool, int, float):
                 kind = int if isinstance(value, numbers.Integral) else float
                 object.__setattr__(self, name, kind(number))
+        for name in dict.fromkeys(name for shape in self.parameters.values() for name in shape):
+            size = getattr(self, name)
+            if not isinstance(size, int) or size < 1:
+                expected = "at least 1, a whole number; from_params takes arrays"
+                raise ValueError(f"{type(self).__name__}: {name} is {size}, expected {expected}")
 
     def forward(self, *arguments: Any, **named: Any) -> Any:
         """``forward(m, x, *parameters)``: the output; of a loss ``forward(m, x, t)``."""
@@ -200,9 +205,6 @@ class Affine(Operation):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, size in {"inputs": self.inputs, "outputs": self.outputs}.items():
-            if size < 1:
-                raise ValueError(f"Affine: {name} is {size}, expected at least 1")
         self.initial("W")  # an unknown name fails here, not when the network is built
 
     def forward(self, m: Maths, x: Value, W: Value, b: Value) -> Value:
@@ -682,11 +684,6 @@ class Normalized(Operation, abstract=True):
     units: int
 
     parameters: ClassVar = {"gamma": ("units",), "beta": ("units",)}
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.units < 1:
-            raise ValueError(f"{type(self).__name__}: units is {self.units}, expected at least 1")
 
     def initial(self, name: str) -> tuple[float, float]:
         return float(name == "gamma"), 0.0

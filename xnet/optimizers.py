@@ -9,11 +9,12 @@ the parameter's name.
 import dataclasses
 import math
 import numbers
+import weakref
 from collections.abc import Mapping, MutableMapping
 from typing import Any, ClassVar, Self, dataclass_transform
 
 from xnet.backend import Array, Backend, assign, backend_of, get_backend
-from xnet.dtypes import dtype_name
+from xnet.dtypes import described, name_of
 from xnet.operations import Maths, Value
 
 Params = MutableMapping[str, Array]
@@ -73,8 +74,11 @@ class Optimizer:
 
     def __new__(cls, *_: Any, **__: Any) -> Self:
         optimizer = super().__new__(cls)
-        vars(optimizer).update(taken={}, memory={})
+        vars(optimizer).update(taken={}, memory={}, owner=None)
         return optimizer
+
+    owner: ClassVar[Any]
+    """A weak reference to the network whose parameters it remembers; None for none yet."""
 
     taken: ClassVar[dict[str, int]]
     """How many steps each parameter has taken."""
@@ -89,6 +93,9 @@ class Optimizer:
             if not 0 <= value < below:
                 limit = "finite" if below == math.inf else f"below {below}"
                 raise ValueError(f"{name} is {number}, expected at least 0 and {limit}")
+        kind: Any = {f.name: f.type for f in dataclasses.fields(self)}.get(name, object)  # pyright: ignore
+        if not isinstance(kind, str) and not isinstance(value, kind):
+            raise TypeError(f"{name} is {number!r}, expected {getattr(kind, '__name__', kind)}")
         object.__setattr__(self, name, value)
 
     def step(self, *arguments: Any, **named: Any) -> Any:
@@ -121,8 +128,10 @@ class Optimizer:
             Parameter, gradient and what is remembered of it live on different devices.
         """
         current = get_backend()
-        places: Any = getattr(params, "places", None)
-        held = places() if places else {name: (params, name) for name in grads}
+        of: Any = params
+        if network := getattr(of, "network", None):
+            self.trains(network)
+        held = of.places() if network else {name: (params, name) for name in grads}
         assignments: list[tuple[Any, Any, Any]] = []
         with current.running():
             for name, gradient in grads.items():
@@ -131,12 +140,10 @@ class Optimizer:
                 if not (backend.owns(W) and backend.owns(gradient)):
                     backend = backend_of(**{name: W, f"gradient of {name}": gradient})
                 if not backend.xp.isdtype(W.dtype, "real floating"):
-                    raise TypeError(f"{name} is {dtype_name(W.dtype)}, expected float32 or float64")
+                    raise TypeError(f"{name} is {name_of(W)}, expected float32 or float64")
                 if gradient.shape != W.shape or gradient.dtype != W.dtype:
-                    raise ValueError(
-                        f"gradient of {name} is {dtype_name(gradient.dtype)} "
-                        f"{tuple(gradient.shape)}, expected {dtype_name(W.dtype)} {tuple(W.shape)}"
-                    )
+                    found = f"gradient of {name} is {described(gradient)}"
+                    raise ValueError(f"{found}, expected {described(W)}")
                 memory, n = self.memory_of(name, W, backend), self.taken.get(name, 0) + 1
                 new, *remembered = backend.step(self, n, W, gradient, memory)
                 new_W = (W, ..., new) if backend.writable(W) else (container, key, new)
@@ -145,6 +152,25 @@ class Optimizer:
                     written = backend.writable(old)
                     assignments.append((old, ..., value) if written else (memory, k, value))
             assign(assignments)
+
+    def trains(self, network: object) -> None:
+        """Remember this network's parameters, and no other's of the same shapes.
+
+        Raises
+        ------
+        ValueError
+            It remembers another network's.
+        """
+        if self.owner is not None and self.slots and self.owner() is not network:
+            raise ValueError(
+                f"{type(self).__name__} remembers the steps of another network: "
+                "use a new optimizer for each"
+            )
+        vars(self)["owner"] = self.owner or weakref.ref(network)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy remembers the steps, for the network that it will train.
+        return vars(self) | {"owner": None}
 
     def memory_of(self, name: str, W: Array, backend: Backend) -> list[Array]:
         """What is remembered of a parameter, zeros at first."""
@@ -162,8 +188,7 @@ class Optimizer:
                 backend_of(**{name: W, f"the optimizer's memory of {name}": array})
             if array.shape != W.shape or array.dtype != W.dtype:
                 raise ValueError(
-                    f"{name} is {dtype_name(W.dtype)} {tuple(W.shape)}, the optimizer remembers "
-                    f"{dtype_name(array.dtype)} {tuple(array.shape)}: "
+                    f"{name} is {described(W)}, the optimizer remembers {described(array)}: "
                     "use a new optimizer for each network"
                 )
         return memory

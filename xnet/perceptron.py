@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 
-from xnet.backend import Array, backend_of, get_backend
+from xnet.arguments import as_floats, taken
+from xnet.backend import Array, get_backend
 
 
 def weighted_sum(x: Array, w: Array, b: float = 0.0) -> Array:
-    """sum(w x) + b, 0-d, for arrays x and w of one shape."""
-    backend = backend_of(x=x, w=w)
+    """sum(w x) + b, 0-d, for arrays or lists x and w of one shape."""
+    backend, x, w = taken(x=x, w=w)
+    x, w = as_floats(backend, x), as_floats(backend, w)
     if tuple(x.shape) != tuple(w.shape):
         raise ValueError(f"x has shape {tuple(x.shape)}, w has {tuple(w.shape)}: expected one")
     with backend.running():
@@ -20,7 +22,7 @@ def perceptron(x: Array, w: Array, b: float) -> int:
     Parameters
     ----------
     x, w
-        Inputs and weights: arrays of one shape and dtype.
+        Inputs and weights: arrays or lists of one shape.
     b
         Bias.
     """

@@ -121,7 +121,7 @@ class Plan:
             start += max(1, count)
         self.loss: Loss | None = None if loss.opaque else loss.operation
         last = self.segments[-1] if isinstance(self.segments[-1], Part) else None
-        self.outputs = reduce(lambda known, layer: layer.gives(known), layers, None)
+        self.outputs = outputs(layers)
         self.end: Part | None = last if self.loss and self.outputs else None
         self.whole: Run | None = last.run if last and len(self.segments) == 1 else None
         self.inputs = _inputs(layers)
@@ -134,6 +134,11 @@ class Plan:
             if params[key] is not W:
                 return True
         return False
+
+
+def outputs(layers: Sequence[Layer]) -> int | None:
+    """Columns that the network gives, if its layers say so."""
+    return reduce(lambda known, layer: layer.gives(known), layers, None)
 
 
 def _inputs(layers: Sequence[Layer]) -> int | None:

@@ -228,7 +228,5 @@ class NumbaBackend(OnHost):
 
 
 def packed(array: Array) -> Array:
-    """`array` in C order and the machine's own byte order: no copy where it is so already."""
-    if array.flags.c_contiguous and array.dtype.isnative:
-        return array
-    return np.asarray(array, array.dtype.newbyteorder("="), order="C")
+    """`array` in C order: no copy where it is so already."""
+    return array if array.flags.c_contiguous else np.ascontiguousarray(array)

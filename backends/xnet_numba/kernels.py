@@ -120,7 +120,7 @@ def _run(loop, numbers, arrays, units, width=-1):
 
 
 def _copy(array):
-    return np.array(array, array.dtype.newbyteorder("="), order="C")
+    return np.array(array, order="C")
 
 
 @_strict
@@ -175,7 +175,7 @@ class Loops:
 
     def predicted(self, loss, x):
         """What a loss predicts."""
-        loop = generated.predicted(loss, x.dtype.newbyteorder("="), self.mode)
+        loop = generated.predicted(loss, x.dtype, self.mode)
         if loop is None:
             return x
         y = _copy(x)

@@ -14,8 +14,6 @@ from xnet.operations import Loss, Operation
 from xnet_numpy import generated
 from xnet_numpy.runs import Prepared, product
 
-ARRAYS = (np.ndarray, np.generic)
-
 _silent: ContextVar[bool] = ContextVar("silent", default=False)
 
 
@@ -66,8 +64,13 @@ class OnHost(Backend):
     xp: Any = np
 
     def owns(self, array: object) -> bool:
-        """Whether `array` is a NumPy array or scalar."""
-        return isinstance(array, ARRAYS)
+        """Whether `array` is NumPy's, and no kind that means something else by an operator.
+
+        Nor one of another byte order: compiled code knows none.
+        """
+        if type(array) is np.ndarray:
+            return array.dtype.isnative
+        return isinstance(array, np.generic)
 
     def writable(self, array: Array) -> bool:
         return array.flags.writeable

@@ -211,7 +211,7 @@ class Bounding(Backend):
     def maths(self) -> Any:
         return _Training(self, False, {}, None)
 
-    def asarray(self, values: Any, dtype: Any = None) -> Bounded:
+    def asarray(self, values: Any, dtype: Any = None, name: str = "values") -> Bounded:
         return self.maths.take(np.asarray(values, np.float64))
 
     def matmul(self, a: Array, b: Array) -> Array:
