@@ -161,6 +161,10 @@ def test_reproducible_mode_by_every_way_of_selecting():
         assert not resolve("numpy", reproducible=False).reproducible
     with xnet.use_backend(reproducible=True) as backend:
         assert backend is resolve("numpy", reproducible=True)
+    xnet.set_backend("strict", reproducible=True)  # and so does one that is the process's own
+    assert resolve("numpy").reproducible
+    with xnet.use_backend("numpy", reproducible=False):
+        assert not resolve("strict").reproducible
 
 
 def test_reproducible_mode_from_outside(monkeypatch):
@@ -400,7 +404,9 @@ def test_arrays_of_two_devices_are_an_error_that_names_both():
         backend_of(x=np.ones((1, 1)), W=strict)
 
 
-@pytest.mark.parametrize("value", [[1.0], (1.0,), 1.0, "x", None, {"a": 1}, object()])
+@pytest.mark.parametrize(
+    "value", [[1.0], (1.0,), 1.0, "x", None, {"a": 1}, object(), SimpleNamespace(dtype="float64")]
+)
 def test_what_is_no_array_is_named(value):
     with pytest.raises(TypeError, match=f"x is a {type(value).__name__}, expected an array"):
         backend_of(x=value)

@@ -16,6 +16,7 @@ from xnet.errors import BackendError
 from xnet.layers import (
     Affine,
     BatchNorm,
+    Dropout,
     IdentityWithLoss,
     Layer,
     LayerNorm,
@@ -24,6 +25,7 @@ from xnet.layers import (
     SoftmaxWithLoss,
 )
 from xnet.network import Network, TwoLayerNet
+from xnet.optimizers import SGD
 
 POINTWISE = variants("pointwise", altered=False)
 
@@ -80,6 +82,17 @@ def test_accuracy(backend):
         assert net.accuracy(x, t) == 0.75
         assert net.accuracy(x, np.eye(3)[t]) == 0.75
         assert [net.accuracy(x[2], 1), net.accuracy(x[2], 2)] == [0.0, 1.0]
+
+
+def test_accuracy_is_of_what_is_predicted(backend, data):
+    class Reversed(SoftmaxWithLoss):
+        def __call__(self, x):
+            return 1 - super().__call__(x)
+
+    net = Network([Affine(4, 3, 0.5)], Reversed())
+    predicted = backend.to_numpy(net.predict(data[0])).argmax(axis=1)
+    assert net.accuracy(data[0], predicted) == 1.0
+    assert net.accuracy(data[0], backend.to_numpy(net.scores(data[0])).argmax(axis=1)) == 0.0
 
 
 def test_one_sample_is_a_batch_of_one(backend, dtype, data):
@@ -251,6 +264,14 @@ def test_wrong_feature_count(backend, x, features):
     for method in (net.loss, net.accuracy, net.gradient, net.numerical_gradient):
         with pytest.raises(ValueError, match=message):
             method(x, [0, 1])
+
+
+def test_one_number_is_no_sample(backend):
+    net = make()
+    for call in (net.predict, net.scores, lambda x: net.loss(x, 0), lambda x: net.gradient(x, 0)):
+        for number in (1.0, np.float64(1.0), np.array(1.0)):
+            with pytest.raises(ValueError, match=r"x has shape \(\), expected \(4,\) or \(N, "):
+                call(number)
 
 
 @pytest.mark.parametrize(
@@ -492,6 +513,58 @@ def test_copies_of_the_layers_train_apart(backend, data):
     second.train_step(*data, xnet.optimizers.SGD(0.1))
     assert_same(host(net), before)
     assert not np.array_equal(host(second)["W1"], before["W1"])
+
+
+def test_what_draws_nothing_takes_no_random_numbers():
+    """A generator that is shared gives the next network what it would have given without this."""
+    rng = np.random.default_rng(5)
+    before = rng.bit_generator.state
+    Network([ReLU(), LayerNorm(3)], seed=rng)
+    assert rng.bit_generator.state == before
+
+
+def test_a_change_of_layers_is_no_change_of_what_is_drawn(data):
+    first, other = (Network([Dropout(0.5), Affine(4, 3, 0.5)], seed=3) for _ in range(2))
+    first.training_loss(*data), other.training_loss(*data)
+    other.layers.insert(1, operations.LeakyReLU(1.0))
+    assert first.training_loss(*data) == other.training_loss(*data)
+
+
+# -- in one call of the backend
+
+
+def test_a_plain_network_goes_to_the_backend_whole(monkeypatch, data):
+    """One call for a prediction, and one for a training step: that is what is fast."""
+    asked, numpy = [], xnet.resolve("numpy")
+
+    def recorded(name, real):
+        def call(run, *arguments):
+            asked.append((name, len(run.operations)))
+            return real(run, *arguments)
+
+        monkeypatch.setattr(numpy, name, call)
+
+    for name in ("forward", "train_step", "loss_and_gradients"):
+        recorded(name, getattr(numpy, name))
+    net, x = make(backend="numpy"), data[0]
+    net.predict(x), net.scores(x), net.predict(x.astype("float32")), net.predict(x[0])
+    assert asked == [("forward", 3)] * 4
+    for loss in (None, IdentityWithLoss()):
+        asked.clear()
+        net = Network([Affine(4, 5), ReLU(), Affine(5, 3)], loss, backend="numpy")
+        net.train_step(*data, SGD())
+        assert asked == [("train_step", 3)]
+
+    class Own(SGD):
+        def update(self, params, grads):
+            super().update(params, grads)
+
+    asked.clear()
+    net.train_step(*data, Own())
+    net.layers[0].trainable = False
+    net.train_step(*data, SGD())
+    # An optimizer that may do anything, and a step that is not of all parameters.
+    assert asked == [("loss_and_gradients", 3)] * 2
 
 
 # -- dtypes
