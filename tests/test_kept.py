@@ -2,6 +2,7 @@
 
 import ast
 import os
+import pickle
 import subprocess
 import sys
 import time
@@ -110,6 +111,39 @@ def test_what_cannot_be_loaded_is_compiled_anew_and_says_which_folder_to_delete(
         patch.setattr(kept.CompileResult, "_rebuild", fail)
         with pytest.warns(RuntimeWarning, match=rf"twice cannot be .*; .* delete {folder}"):
             assert compiles(twice)
+    assert not compiles(twice)
+
+
+class Runs:
+    """An object whose pickle has the reader make a folder."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.folder),)
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [
+        lambda folder: pickle.dumps(Runs(folder / "ran")),
+        lambda folder: b"cnumba.core.serialize\n_unpickle__CustomPickled\n.",
+        lambda folder: b"cnumba.core.types.abstract\n_typecache\n.",
+        lambda folder: b"\x80\x04\x8c\x19numba.core.types.abstract\x8c\x0fitertools.count\x93.",
+    ],
+    ids=["a function", "Numba's own", "no type", "what a module imports"],
+)
+def test_a_whole_file_that_names_what_no_compiled_code_does_runs_nothing(
+    folder, monkeypatch, tmp_path_factory, forged
+):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    with monkeypatch.context() as patch:
+        patch.setattr(kept, "dumps", lambda _: forged(elsewhere))
+        compiles(twice)
+    with pytest.warns(RuntimeWarning, match=r"it names .*, which nothing compiled does"):
+        assert compiles(twice)
+    assert not list(elsewhere.iterdir())
     assert not compiles(twice)
 
 

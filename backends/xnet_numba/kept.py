@@ -9,6 +9,7 @@ compiles them, has a folder of its own, and each file begins with a hash of what
 
 import contextlib
 import hashlib
+import io
 import os
 import pickle
 import shutil
@@ -26,9 +27,9 @@ from numba.core.compiler import CompileResult
 from numba.core.serialize import dumps
 
 import xnet
-from xnet import exact, formulas, operations, perturbation, threads
+from xnet import exact, formulas, gradient, operations, perturbation, threads
 
-SOURCES = (exact, formulas, operations, perturbation, threads)
+SOURCES = (exact, formulas, gradient, operations, perturbation, threads)
 """Modules of the library that compiled code takes something from, beside this package's own."""
 
 STATES = 16
@@ -103,6 +104,32 @@ def writable():
     return place is not None and os.access(place, os.W_OK | os.X_OK)
 
 
+class _Unpickler(pickle.Unpickler):
+    """Admits machine code and the types that it is for, and nothing else that could be called."""
+
+    TYPES = "numba.core.types."
+    ADMITTED = frozenset(
+        {
+            ("numba.core.environment", "_rebuild_env"),
+            ("numba.core.funcdesc", "PythonFunctionDescriptor"),
+            ("numba.core.types.abstract", "_type_reconstructor"),
+            ("numba.core.typing.templates", "Signature"),
+            ("copyreg", "_reconstructor"),
+            ("builtins", "object"),
+            ("numpy", "dtype"),
+        }
+    )
+
+    def find_class(self, module, name):
+        if (module, name) in self.ADMITTED:
+            return super().find_class(module, name)
+        if module.startswith(self.TYPES) and "." not in name:
+            found = super().find_class(module, name)
+            if isinstance(found, type) and found.__module__ == module:
+                return found
+        raise pickle.UnpicklingError(f"it names {module}.{name}, which nothing compiled does")
+
+
 class Kept(NullCache):
     """Numba's cache of one function, which is compiled with these options."""
 
@@ -131,7 +158,8 @@ class Kept(NullCache):
         if key.digest() != content[:SEAL]:
             return None  # it is compiled anew and written again
         try:
-            return CompileResult._rebuild(target_context, *pickle.loads(content[SEAL:]))
+            parts = _Unpickler(io.BytesIO(content[SEAL:])).load()
+            return CompileResult._rebuild(target_context, *parts)
         except Exception as error:
             warnings.warn(
                 f"what Numba compiled of {self.function.__qualname__} cannot be loaded and is "
