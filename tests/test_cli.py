@@ -376,7 +376,7 @@ def test_predict(good, trained, tmp_path):
         (f"{index}.png", label) for index, label in enumerate(labels)
     ]
     for row, label in zip(rows, labels, strict=True):
-        probabilities = [float(text) for text in row[2:]]
+        probabilities = [float(text) for text in row[2:12]]
         assert len(probabilities) == 10
         assert np.argmax(probabilities) == label
         assert sum(probabilities) == pytest.approx(1, abs=0.05)
@@ -391,6 +391,28 @@ def test_predict_as_json(good, trained, tmp_path):
     assert (first["image"], first["digit"]) == (str(tmp_path / "digit.png"), label)
     assert np.argmax(first["probabilities"]) == label
     assert sum(first["probabilities"]) == pytest.approx(1)
+
+
+def test_a_digit_of_low_probability_is_called_unsure(good, tmp_path):
+    """The bias alone speaks, so that the probabilities are known."""
+    draw_digit(tmp_path / "digit.png")
+    for probability in (0.89, 0.91):
+        network = Network([Affine(64, 10, 0.0)])
+        network.params["b1"][3] = np.log(probability / (1 - probability) * 9)
+        weights.save(network, tmp_path / "net")
+        shown = good("predict", tmp_path / "net", tmp_path / "digit.png")
+        assert shown.rstrip().endswith("unsure") == (probability < 0.9)
+        (found,) = parsed(good("predict", tmp_path / "net", tmp_path / "digit.png", "--json"))
+        assert (found["digit"], found["sure"], found["sure_from"]) == (3, probability > 0.9, 0.9)
+        assert found["probabilities"][3] == pytest.approx(probability)
+
+
+@pytest.mark.parametrize("name", ["net.npz", "net.pkl", "net.pt"])
+def test_a_name_that_hides_the_format_is_refused(bad, tmp_path, name):
+    line = bad("train", "--save", tmp_path / name)
+    assert "networks are saved as safetensors" in line
+    assert "net.safetensors" in line
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_predict_by_the_notes_weights(good, mnist, sample_weight, tmp_path):
@@ -710,7 +732,7 @@ def test_weights_that_are_not_numbers(tmp_path, bad, untrained, command):
     assert line.startswith(f"{path}: NaN or infinity in ['W1']")
 
 
-def test_unreadable_images(tmp_path, bad, trained):
+def test_unreadable_images(tmp_path, run, good, bad, trained):
     (tmp_path / "text.png").write_text("not a picture")
     Image.new("L", (40, 40), 255).save(tmp_path / "blank.png")
     draw_digit(tmp_path / "good.png")
@@ -719,8 +741,17 @@ def test_unreadable_images(tmp_path, bad, trained):
         "text.png": "cannot be read as a picture",
         "blank.png": "looks blank",
     }.items():
-        line = bad("predict", trained, tmp_path / "good.png", tmp_path / name)
+        paths = tmp_path / name, tmp_path / "good.png"
+        alone = good("predict", trained, paths[1])
+        line = bad("predict", trained, *paths, printed=alone)
         assert line.startswith(f"{tmp_path / name} {reason}")
+        done = run("predict", trained, *paths, paths[0], "--json")
+        refused, read, again = parsed(done.out)
+        assert done.status == 1
+        assert done.err == f"xnet: {refused['error']} (and 1 more)\n"
+        assert refused == again == {"image": str(paths[0]), "error": line}
+        assert read == parsed(good("predict", trained, paths[1], "--json"))[0]
+        bad("predict", trained, paths[0])
 
 
 def test_network_for_other_data(bad, untrained, tmp_path):

@@ -28,7 +28,7 @@ from rich.table import Column, Table
 import xnet
 from xnet import datasets, weights
 from xnet.backend import Backend, backends, get_backend, resolve
-from xnet.errors import KinkWarning, NonFiniteWarning, WeightsError, XnetError
+from xnet.errors import DatasetError, KinkWarning, NonFiniteWarning, WeightsError, XnetError
 from xnet.gradient import gradient_check
 from xnet.network import Network
 from xnet.operations import Affine, Loss, Operation, SoftmaxWithLoss, registered
@@ -66,6 +66,8 @@ Dtype = StrEnum("Dtype", ["float32", "float64"])
 Gradient = StrEnum("Gradient", ["backprop", "numerical"])
 
 DATASET_OF_INPUTS = {64: "digits", 784: "mnist"}
+SURE = 0.9
+"""The probability from which `predict` does not call a digit unsure."""
 NOTES_ITERATIONS = 10_000
 """How long the notes' experiment runs (§4.5.2)."""
 NOTES_OPTIMIZER, NOTES_LEARNING_RATE = SGD.__name__.lower(), 0.1
@@ -334,6 +336,11 @@ def train_command(
     settings = {} if learning_rate is None else {"lr": learning_rate}
     stepper = OPTIMIZERS[optimizer](**settings)
     if save is not None:
+        if save.suffix not in ("", ".safetensors"):
+            raise ValueError(
+                f"--save {save}: networks are saved as safetensors, which that name would hide; "
+                f"expected a name such as {save.stem}.safetensors"
+            )
         weights.check_writable(save)
     chosen = resolve(backend, reproducible)
     (x, t), (x_test, t_test) = datasets.DATASETS[dataset]()
@@ -495,28 +502,44 @@ def predict(
     """Say which digit a picture shows, with the probabilities.
 
     PNG, JPEG, GIF, WebP, BMP, TIFF or PPM, dark on light or light on dark; a picture is scaled and
-    centred as the training images were.
+    centred as the training images were. "unsure" marks a digit whose probability is below 0.9, as
+    where a picture shows two digits; the exit status is 1 if a picture cannot be read, which keeps
+    none of the others back.
     """
     network = _load(file, resolve(backend, reproducible))
     _dataset_for(network)  # says it well if the network is not one for images
-    rows = np.stack([pictures.load_image(image, network.inputs or 0) for image in images])
-    probabilities = network.backend.to_numpy(network.predict(rows))
+    answers = [_answer(network, image) for image in images]
     if as_json:
-        print(
-            json.dumps(
-                [
-                    {"image": str(image), "digit": int(p.argmax()), "probabilities": p.tolist()}
-                    for image, p in zip(images, probabilities, strict=True)
-                ]
-            )
-        )
+        print(json.dumps(answers))
+    else:
+        _show_answers(answers)
+    refused = [answer["error"] for answer in answers if "error" in answer]
+    if refused:
+        more = f" (and {len(refused) - 1} more)" if len(refused) > 1 else ""
+        raise XnetError(f"{refused[0]}{more}")
+
+
+def _answer(network: Network, image: Path) -> dict[str, Any]:
+    """What the network says of one picture, or why it says nothing."""
+    try:
+        pixels = pictures.load_image(image, network.inputs or 0)
+    except DatasetError as error:
+        return {"image": str(image), "error": str(error)}
+    p = network.backend.to_numpy(network.predict(pixels))
+    sure = {"sure": bool(p.max() >= SURE), "sure_from": SURE}
+    return {"image": str(image), "digit": int(p.argmax()), **sure, "probabilities": p.tolist()}
+
+
+def _show_answers(answers: list[dict[str, Any]]) -> None:
+    read = [answer for answer in answers if "error" not in answer]
+    if not read:
         return
-    width = max(len(image.name) for image in images)
-    print(
-        "image".ljust(width), "digit", *(f"{digit:>4}" for digit in range(probabilities.shape[1]))
-    )
-    for image, p in zip(images, probabilities, strict=True):
-        print(image.name.ljust(width), f"{p.argmax():>5}", *(f"{value:.2f}" for value in p))
+    names = [Path(answer["image"]).name for answer in read]
+    width, digits = max(map(len, names)), range(len(read[0]["probabilities"]))
+    print("image".ljust(width), "digit", *(f"{digit:>4}" for digit in digits))
+    for name, answer in zip(names, read, strict=True):
+        row = [f"{answer['digit']:>5}", *(f"{value:.2f}" for value in answer["probabilities"])]
+        print(name.ljust(width), *row, *([] if answer["sure"] else ["unsure"]))
 
 
 # -- parity
