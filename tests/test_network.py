@@ -238,6 +238,7 @@ def test_a_stack_without_parameters(backend):
     assert dict(net.params) == {}
     assert net.gradient([[1.0, 2.0]], [0]) == {}
     assert net.numerical_gradient([[1.0, 2.0]], [0]) == {}
+    assert net.train_step([[1.0, 2.0]], [0], SGD()) == net.loss([[1.0, 2.0]], [0])
     np.testing.assert_allclose(backend.to_numpy(net.scores([[0.0, -1.0]])), [[0.5, 0.5]])
 
 
@@ -254,7 +255,7 @@ def test_empty_batch(backend):
 
 @pytest.mark.parametrize(
     ("x", "features"),
-    [(np.ones((2, 3)), 3), (np.ones(5), 5), (np.ones((2, 3, 4)), 12), ([1.0, 2.0], 2)],
+    [(np.ones((2, 3)), 3), (np.ones((4, 3)), 3), (np.ones(5), 5), (np.ones((2, 3, 4)), 12), ([1.0, 2.0], 2)],
 )
 def test_wrong_feature_count(backend, x, features):
     net, message = make(), f"Affine: x has {features} features, W expects 4"
@@ -608,6 +609,17 @@ def test_numerical_gradient_of_float32_takes_a_step_that_suits_it(backend, data)
         found = backend.to_numpy(numerical[name])
         np.testing.assert_allclose(found, backend.to_numpy(exact[name]), atol=1e-4)
         np.testing.assert_array_equal(found, backend.to_numpy(same))
+
+
+def test_naive_begins_every_loss_anew_and_incremental_none(monkeypatch, data):
+    net, asked = make(backend="numpy"), []
+    real = net.loss
+    monkeypatch.setattr(net, "loss", lambda *batch: asked.append(1) or real(*batch))
+    for method in (None, "incremental", "naive"):
+        asked.clear()
+        net.numerical_gradient(*data, method=method)
+        count = sum(W.size for W in net.params.values())
+        assert len(asked) >= 2 * count if method == "naive" else not asked
 
 
 # -- making one

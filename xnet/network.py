@@ -354,9 +354,9 @@ class Network:
     def _batch(self, x: Any, t: Any) -> tuple[Array, Array]:
         """A batch (N, ...) and its labels here, of one sample too."""
         plan, owns = self._plan, self.backend.owns
-        if not (plan and owns(x) and x.ndim and x.dtype == plan.dtype):
+        if not (plan and owns(x) and x.dtype == plan.dtype):
             x = self.host_to_backend(x, "x", self.dtype)
-        if not (owns(t) and t.ndim):
+        if not owns(t):
             t = self.host_to_backend(t, "t")
         if x.ndim and x.shape[0] == 0:
             raise ValueError(f"x has shape {tuple(x.shape)}: the batch is empty")
