@@ -15,9 +15,11 @@ from conftest import require_host_cuda
 
 import xnet
 from xnet import backend as registry
-from xnet.backend import Backend, backend_of, owner_of, resolve
+from xnet.backend import Backend, Run, backend_of, owner_of, resolve
 from xnet.dtypes import float_dtype
 from xnet.errors import BackendError
+from xnet.operations import Affine
+from xnet.tools.parity import same_bits
 
 PACKAGES = Path(__file__).parent / "packages"
 
@@ -57,8 +59,11 @@ def test_backends_says_which_are_usable_and_why_not():
 def test_unknown_backend_suggests_the_near_miss_and_lists_all():
     with pytest.raises(BackendError, match=r"unknown backend 'nunpy'; did you mean 'numpy'\?"):
         resolve("nunpy")
-    with pytest.raises(BackendError, match=r"unknown backend 'q'. Backends: numpy.*numba.*auto"):
+    with pytest.raises(BackendError, match=r"unknown backend 'q'. Backends: numpy.*numba.*auto$"):
         resolve("q")
+    with pytest.raises(BackendError, match=r"unknown backend 'atuo'; did you mean 'auto'\?"):
+        resolve("atuo")
+    assert next(iter(registry._registry.__wrapped__())) == "numpy"  # the reference first
 
 
 @pytest.mark.parametrize("name", ["numpy:x", "numpy:", "numpy:-1", "cupy:1.5"])
@@ -400,7 +405,7 @@ def test_arrays_decide_and_the_current_backend_breaks_ties():
 
 def test_arrays_of_two_devices_are_an_error_that_names_both():
     strict = resolve("strict").asarray([[1.0]])
-    with pytest.raises(BackendError, match=r"x is on numpy, W is on strict.*asarray"):
+    with pytest.raises(BackendError, match=r'x is on numpy, W is on strict.*resolve\("numpy"\)'):
         backend_of(x=np.ones((1, 1)), W=strict)
 
 
@@ -450,8 +455,66 @@ def test_repr_label_and_pickle():
 
     numba = resolve("numba")
     assert repr(numba) == "<backend numba>"
+    assert repr(resolve("numba", True)) == "<backend numba reproducible>"
     assert pickle.loads(pickle.dumps(numba)) is numba
     assert copy.deepcopy(numba) is numba
+
+
+# -- the generic forms
+
+
+def test_fast_mode_is_the_librarys_own(rng):
+    """What reproducible mode computes otherwise is in fast mode what the library makes of it."""
+    fast, exactly = resolve("strict"), resolve("strict", reproducible=True)
+    a = fast.asarray(rng.normal(size=(60, 60)))
+    computed = {
+        "matmul": lambda backend: backend.matmul(a, a),
+        "sum": lambda backend: backend.sum(a, axis=1, keepdims=True),
+        **{
+            name: lambda backend, name=name: getattr(backend, name)(fast.xp.abs(a))
+            for name in ("exp", "log", "expm1", "log1p")
+        },
+    }
+    own = {name: getattr(fast.xp, name) for name in ("exp", "log", "expm1", "log1p")}
+    expected = {name: f(fast.xp.abs(a)) for name, f in own.items()}
+    expected["matmul"] = fast.xp.matmul(a, a)
+    expected["sum"] = fast.xp.sum(a, axis=1, keepdims=True)
+    for name, compute in computed.items():
+        assert same_bits(fast.to_numpy(compute(fast)), fast.to_numpy(expected[name]))
+        assert not same_bits(fast.to_numpy(compute(exactly)), fast.to_numpy(expected[name]))
+
+
+@pytest.mark.parametrize("rows", [1, 4, 5, 9])
+@pytest.mark.parametrize("widths", [(6, 3, 2), (2, 6, 3), (3, 2, 6)])
+def test_rows_go_through_in_blocks(monkeypatch, rng, rows, widths):
+    """The widest array of a block holds no more than BLOCK numbers."""
+    strict = resolve("strict", reproducible=True)
+    inputs, hidden, outputs = widths
+    net = xnet.TwoLayerNet(inputs, hidden, outputs, 0.5, "softplus", backend=strict)
+    x = rng.normal(size=(rows, inputs))
+    whole, blocks, through = strict.to_numpy(net.predict(x)), [], strict.through
+
+    def counted(run, block, loss):
+        blocks.append(block.shape[0])
+        return through(run, block, loss)
+
+    monkeypatch.setattr(strict, "through", counted)
+    monkeypatch.setattr(registry, "BLOCK", 4 * 6 + 1)
+    assert same_bits(strict.to_numpy(net.predict(x)), whole)
+    assert blocks == [4] * (rows // 4) + [rows % 4] * (rows % 4 > 0)
+
+
+def test_the_first_layer_is_not_asked_for_the_gradient_by_its_input(rng):
+    strict = resolve("strict")
+    W, b = strict.asarray(rng.normal(size=(3, 2))), strict.asarray(rng.normal(size=2))
+    run, x = Run([Affine(3, 2)], [(W, b)]), strict.asarray(rng.normal(size=(4, 3)))
+    scores, kept = strict.forward_keeping(run, x)
+    by_x, found = strict.backward(run, kept, scores, first=False)
+    nothing, same = strict.backward(run, kept, scores, first=True)
+    assert by_x.shape == x.shape
+    assert nothing is None
+    for one, other in zip(found[0], same[0], strict=True):
+        assert same_bits(strict.to_numpy(one), strict.to_numpy(other))
 
 
 # -- what importing costs

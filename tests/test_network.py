@@ -255,7 +255,13 @@ def test_empty_batch(backend):
 
 @pytest.mark.parametrize(
     ("x", "features"),
-    [(np.ones((2, 3)), 3), (np.ones((4, 3)), 3), (np.ones(5), 5), (np.ones((2, 3, 4)), 12), ([1.0, 2.0], 2)],
+    [
+        (np.ones((2, 3)), 3),
+        (np.ones((4, 3)), 3),
+        (np.ones(5), 5),
+        (np.ones((2, 3, 4)), 12),
+        ([1.0, 2.0], 2),
+    ],
 )
 def test_wrong_feature_count(backend, x, features):
     net, message = make(), f"Affine: x has {features} features, W expects 4"

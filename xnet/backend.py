@@ -555,7 +555,7 @@ def resolve(backend: "str | Backend | None" = None, reproducible: bool | None = 
     if reproducible is None:
         reproducible = _current_mode()
     if backend == "auto":
-        usable = [name for name in AUTO_ORDER if name in _registry() and not _why_unusable(name)]
+        usable = [name for name in AUTO_ORDER if not _why_unusable(name)]
         return _instance(usable[0], None, reproducible)
     name, colon, index = backend.partition(":")
     if colon and not (index.isascii() and index.isdigit()):
