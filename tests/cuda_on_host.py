@@ -5,6 +5,7 @@ argument has the type of its parameter, and that nothing is written outside the 
 gave.
 """
 
+import atexit
 import ctypes
 import hashlib
 import os
@@ -41,6 +42,7 @@ GARBAGE = 0xA5
 """What `empty` fills its arrays with, byte by byte: what is left of it was not written."""
 
 CACHE = tempfile.TemporaryDirectory(prefix="xnet-cupy-")
+atexit.register(CACHE.cleanup)
 
 descending = False
 """Whether threads and blocks take turns from the last to the first."""

@@ -1025,7 +1025,7 @@ def load_in_a_child(tmp_path: Path, contents: list[bytes], refused: int | None =
     """
     pytest.importorskip("resource", reason="no limit on memory can be set here")
     done = subprocess.run(
-        [sys.executable, "-c", HARD, str(tmp_path / "hard.pkl")],
+        [sys.executable, "-W", "ignore", "-c", HARD, str(tmp_path / "hard.pkl")],
         input="\n".join(content.hex() for content in contents),
         capture_output=True,
         text=True,
