@@ -922,3 +922,40 @@ def test_tab_finds_what_there_is():
         assert getattr(xnet, name) is not None
     assert {"Affine", "ReLU", "Layer"} <= set(dir(xnet.layers))
     assert {"sigmoid", "relu", "softmax", "step"} <= set(dir(xnet.activations))
+
+
+# -- a process that has NumPy raise
+
+
+EXTREMES = np.array([[1e300, -1e300, 1e-310, -800.0], [800.0, 1e-200, 0.0, -1.0]])
+
+TINY = np.array([[1e-155, 1e-310, 0.0, -1e-155]])
+
+
+@pytest.mark.parametrize("reproducible", [False, True])
+@pytest.mark.parametrize("name", ["numpy", "numba"])
+def test_numpys_errors_are_no_errors_here(name, reproducible):
+    """Underflow in a softmax is harmless, and overflow gives infinity, whatever NumPy is told."""
+    with xnet.use_backend(name, reproducible), np.errstate(all="raise"):
+        for operation in variants("pointwise", "rows", altered=False):
+            layer = Layer.of(operation)
+            layer.forward(EXTREMES)
+            layer.backward(EXTREMES[::-1].copy())
+        for loss in variants("loss", altered=False):
+            net = Network([Affine.from_params(np.eye(4), np.zeros(4))], loss)
+            t = np.eye(4)[[0, 2]]
+            net.loss(EXTREMES, t)
+            net.gradient(EXTREMES, t)
+            net.numerical_gradient(EXTREMES, t, method="naive")
+            net.accuracy(EXTREMES, t)
+        for f in (xnet.activations.softmax, xnet.activations.sigmoid, xnet.activations.step):
+            f(EXTREMES)
+        y, t = np.abs(EXTREMES), np.array([0, 2])
+        xnet.losses.cross_entropy_error(y, t)
+        xnet.losses.mean_squared_error(y, t)
+        xnet.measures.r_squared(y, EXTREMES)
+        net = TwoLayerNet(4, 5, 3, weight_init_std=1e-160)
+        for make in OPTIMIZERS:
+            net.train_step(TINY, np.array([1]), make())
+        xnet.train(net, EXTREMES[1:], np.array([2]), iterations=2)
+        xnet.gradient_check(net, EXTREMES[1:], np.array([2]))
