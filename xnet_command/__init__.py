@@ -5,8 +5,12 @@ first, and Ctrl-C in that time must not end in a traceback.
 """
 
 import io
-import signal
 import sys
+
+try:
+    import signal
+except KeyboardInterrupt:
+    sys.exit(130)  # as a shell reports a command that Ctrl-C ended
 
 __all__ = ["main"]
 
