@@ -138,6 +138,10 @@ def network_step(
     return step
 
 
+clock = time.perf_counter
+"""What `in_turns` reads."""
+
+
 def in_turns(
     contenders: Mapping[str, Contender], turns: int | None = None
 ) -> dict[str, list[float]]:
@@ -147,10 +151,10 @@ def in_turns(
         for name, run in contenders.items():
             time.sleep(PAUSE_SECONDS)
             run()
-            began = time.perf_counter()
-            while (started := time.perf_counter()) - began < TURN_SECONDS:
+            began = clock()
+            while (started := clock()) - began < TURN_SECONDS:
                 run()
-                taken[name].append(time.perf_counter() - started)
+                taken[name].append(clock() - started)
     return taken
 
 
@@ -614,8 +618,22 @@ def main(
     part: Annotated[Part, typer.Argument(help="What to time.")],
     json_file: Annotated[Path | None, typer.Option(help="File for the seconds.")] = None,
     figure: Annotated[Path | None, typer.Option(help="File for a figure, of inference.")] = None,
+    processor_time: Annotated[
+        bool,
+        typer.Option(
+            "--processor-time",
+            help="Count what the threads of this process take, not what other programs do. For "
+            "one thread (XNET_NUM_THREADS=1) on a busy machine; waiting does not count.",
+        ),
+    ] = False,
 ) -> None:
     """Time contenders in turns, after comparing their answers."""
+    global clock
+    kernels = blas()  # and now it is known how many threads compute
+    if processor_time:
+        if num_threads() > 1 or part == "start-up":
+            raise typer.BadParameter("processor time is for one thread of this process")
+        clock = time.process_time
     if figure is not None:
         if part != "inference":
             raise typer.BadParameter("only inference has a figure")
@@ -623,7 +641,7 @@ def main(
     for path in (json_file, figure):
         if path is not None:
             xnet.weights.check_writable(path)
-    print("\n".join([*blas(), f"xnet: {num_threads()} thread(s)"]))
+    print("\n".join([*kernels, f"xnet: {num_threads()} thread(s)"]))
     found = PARTS[part]()
     print(table(found))
     if part == "inference":

@@ -1,27 +1,54 @@
 """What does it cost to have the same bits everywhere?
 
 The reproducible product against NumPy's plain one, 10000x784 by 784x50, and the reproducible
-training step against the fast one, 784-50-10 with ReLU in batches of 100. Contenders take turns
-within one run; medians. The floor of a product is that of the float64 products it takes: three for
-float32, six for float64.
+training step against the fast one, 784-50-10 with ReLU in batches of 100. Contenders take turns,
+a fiftieth of a second each; what is told is the median, and the quartiles, of the ratios within a
+round. On one thread it is processor time, so that what other programs take does not count; on more,
+the clock's.
+The floor of a product is that of the float64 products it takes: three for float32, six for float64.
 
-    python benchmarks/reproducible_cost.py
+    python benchmarks/reproducible_cost.py [--threads 2] [--rounds 100]
 """
 
+import argparse
 import statistics
+import time
 
 import numpy as np
-from bench import in_turns, network_step, training_network, without_handicaps
+from bench import network_step, training_network, without_handicaps
 from report import machine, save, summary
 
 import xnet
 from xnet import exact
 from xnet.tools.parity import same_bits
 
+BURST = 0.02
 BACKENDS = [info.name for info in xnet.backends() if info.usable]
 
 
-def products(dtype, turns=25):
+def alternating(contenders, rounds):
+    """Seconds of a call, in every round of each contender: the mean of a burst, after one call."""
+    clock = time.process_time if xnet.num_threads() == 1 else time.perf_counter
+    taken = {name: [] for name in contenders}
+    for _ in range(rounds):
+        for name, run in contenders.items():
+            run()
+            calls, began = 0, clock()
+            while (now := clock()) - began < BURST:
+                run()
+                calls += 1
+            taken[name].append((now - began) / calls)
+    return taken
+
+
+def ratio(taken, name, unit, times=1.0):
+    """Median and quartiles of how many times as long as the unit a contender takes."""
+    found = [times * a / b for a, b in zip(taken[name], taken[unit], strict=True)]
+    low, middle, high = statistics.quantiles(found, n=4)
+    return f"{middle:5.1f} ({low:.1f}-{high:.1f})"
+
+
+def products(dtype):
     rng = np.random.default_rng(0)
     x, W = (rng.standard_normal(s).astype(dtype) for s in ((10_000, 784), (784, 50)))
     wide_x, wide_W = x.astype("float64"), W.astype("float64")
@@ -37,10 +64,10 @@ def products(dtype, turns=25):
             backend.synchronize()
 
         contenders[name] = run
-    return in_turns(contenders, turns)
+    return contenders
 
 
-def steps(name, dtype, turns=60):
+def steps(name, dtype):
     rng = np.random.default_rng(0)
     x, t = rng.random((100, 784)), rng.integers(0, 10, 100)
 
@@ -49,31 +76,33 @@ def steps(name, dtype, turns=60):
         here = backend.asarray(x, dtype), backend.asarray(t)
         return network_step(training_network(backend, dtype), *here, lr=0.1)
 
-    return in_turns({"fast": step(False), "reproducible": step(True)}, turns)
+    return {"fast": step(False), "reproducible": step(True)}
 
 
 def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=100)
+    chosen = parser.parse_args()
+    xnet.set_num_threads(chosen.threads)
     found = {}
     for dtype in ("float32", "float64"):
-        taken = products(dtype)
-        plain = statistics.median(taken["plain"])
+        taken = alternating(products(dtype), chosen.rounds)
         slices = exact.product_slices(784, dtype)[0]
-        floor = slices * (slices + 1) / 2 * statistics.median(taken["float64 product"])
-        print(f"\nproduct, {dtype}: times NumPy's plain @ ({plain * 1e3:.1f} ms)")
-        print(f"  {'the floor':12} {floor / plain:5.1f}")
+        print(f"\nproduct, {dtype}: times NumPy's plain @")
+        floor = ratio(taken, "float64 product", "plain", slices * (slices + 1) / 2)
+        print(f"  {'the floor':12} {floor}")
         for name in BACKENDS:
-            seconds = statistics.median(taken[name])
-            print(
-                f"  {name:12} {seconds / plain:5.1f}   {floor / seconds:4.0%} of the floor's speed"
-            )
+            print(f"  {name:12} {ratio(taken, name, 'plain')}")
         found[f"product, {dtype}"] = {name: summary(t) for name, t in taken.items()}
         print(f"training step, {dtype}: times the fast one")
         for name in BACKENDS:
-            taken = steps(name, dtype)
-            fast, slow = (statistics.median(taken[mode]) for mode in ("fast", "reproducible"))
-            print(f"  {name:12} {slow / fast:5.1f}   (fast: {fast * 1e6:.0f} us)")
+            taken = alternating(steps(name, dtype), chosen.rounds)
+            fast = statistics.median(taken["fast"]) * 1e6
+            print(f"  {name:12} {ratio(taken, 'reproducible', 'fast')}   (fast: {fast:.0f} us)")
             found[f"step, {dtype}, {name}"] = {mode: summary(t) for mode, t in taken.items()}
-    save("reproducible_cost", {"machine": machine("scipy"), "seconds": found})
+    suffix = "" if chosen.threads == 1 else f"_{chosen.threads}_threads"
+    save(f"reproducible_cost{suffix}", {"machine": machine("scipy"), "seconds": found})
 
 
 if __name__ == "__main__":

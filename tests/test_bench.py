@@ -135,6 +135,22 @@ def test_what_cannot_be_done_is_said_before_anything_is_timed(monkeypatch, capsy
         assert re.fullmatch(rf"bench\.py: {said}[^\n]*\n", capsys.readouterr().err)
 
 
+def test_processor_time_is_for_one_thread_of_this_process(monkeypatch):
+    """It does not pass while the process waits."""
+    monkeypatch.setattr(bench, "clock", bench.time.perf_counter)
+    monkeypatch.setattr(bench, "PARTS", dict.fromkeys(bench.PARTS, dict))
+    monkeypatch.setattr(bench, "table", lambda found: "")
+    monkeypatch.setattr(bench, "num_threads", lambda: 2)
+    assert CliRunner().invoke(bench.command, ["opaque", "--processor-time"]).exit_code == 2
+    monkeypatch.setattr(bench, "num_threads", lambda: 1)
+    assert CliRunner().invoke(bench.command, ["start-up", "--processor-time"]).exit_code == 2
+    done = CliRunner().invoke(bench.command, ["opaque", "--processor-time"])
+    assert (done.exit_code, bench.clock) == (0, bench.time.process_time)
+    monkeypatch.setattr(bench, "TURN_SECONDS", 0)
+    (taken,) = bench.in_turns({"waits": lambda: bench.time.sleep(0.05)}, 1).values()
+    assert sum(taken) < 0.05
+
+
 TIMES = re.compile(r"perf_counter|in_turns|seconds\(|machine\(")
 SCRIPTS = [path for path in FOLDER.rglob("*.py") if "__main__" in path.read_text()]
 
