@@ -106,9 +106,8 @@ def page(report):
         mode, kept = "reproducible" if v["reproducible"] else "fast", "" if v["kept"] else " BROKEN"
         known = (f"{v[k]:.3g}" if v[k] is not None else "no number" for k in ("ulps", "share"))
         numbers = f"{v['error']} |" if v["error"] else " | ".join(known)
-        lines.append(
-            f"| {v['operation']} | {v['dtype']} | {mode}{kept} | {v['equal']} | {numbers} |"
-        )
+        tried = v["operation"] if v["numbers"] == "normal" else f"{v['operation']}, {v['numbers']}"
+        lines.append(f"| {tried} | {v['dtype']} | {mode}{kept} | {v['equal']} | {numbers} |")
     lines += ["", "## SHA-256 of the weights after a training run", ""]
     for mode, by_dtype in parity["training_sha256"].items():
         for dtype, hashes in by_dtype.items():

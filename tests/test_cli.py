@@ -20,7 +20,8 @@ from conftest import OPTIMIZERS, REGISTERED, variants
 from PIL import Image
 
 import xnet
-from xnet import datasets, weights
+from xnet import backend as registry
+from xnet import datasets, operations, weights
 from xnet.network import Network
 from xnet.operations import Affine, ReLU
 from xnet.optimizers import SGD
@@ -1065,20 +1066,31 @@ def relus_altered(monkeypatch, change):
     monkeypatch.setattr(backend_class, "run", run)
 
 
+@pytest.fixture
+def few_trials(monkeypatch):
+    """Those of two operations, a network and a contract: all take a while on strict."""
+    kinds = {kind.__name__: kind for kind in (ReLU, operations.Sigmoid, operations.Hinge)}
+    wanted = ("ReLU", "Sigmoid", "network, ReLU", "owns", "sum")
+    few = [t for t in parity.trials(kinds, {}) if t.name.startswith(wanted)]
+    monkeypatch.setattr(parity, "trials", lambda: few)
+
+
 def cell_of(printed: str, name: str) -> list[str]:
     (line,) = [line for line in printed.splitlines() if re.match(rf"│ {name} +│", line)]
     return [cell.strip() for cell in line.strip("│").split("│")][1:]
 
 
-def test_parity_where_nothing_is_finite(run, monkeypatch):
+def test_parity_where_nothing_is_finite(run, monkeypatch, few_trials):
     relus_altered(monkeypatch, lambda y: y * float("nan"))
     bits, fast = cell_of(run(*PARITY).out, "ReLU")
     assert (bits, fast) == ("float32: ! not finite", "! not finite")
     facts = parsed(run(*PARITY, "--json").out)
-    assert [row["ulps"] for row in facts["operations"] if row["operation"] == "ReLU"] == [None] * 2
+    assert [row["ulps"] for row in facts["operations"] if row["operation"] == "ReLU"] == (
+        [None] * 2 * len(parity.NUMBERS)
+    )
 
 
-def test_a_broken_promise(run, monkeypatch):
+def test_a_broken_promise(run, monkeypatch, few_trials):
     relus_altered(monkeypatch, lambda y: y * (1 + 1e-6))
     done = run(*PARITY)
     assert done.status == 1
@@ -1094,7 +1106,65 @@ def test_a_broken_promise(run, monkeypatch):
     assert "Sigmoid" not in broken
 
 
-def test_a_backend_that_raises_is_an_error_in_its_cells_alone(run, monkeypatch):
+def test_other_numbers_are_named_where_they_alone_break_a_promise(run, monkeypatch, few_trials):
+    """As a formula does that overflows, and arithmetic that takes subnormals for zeros."""
+    smallest = np.finfo("float32").smallest_normal
+
+    def change(y):
+        return strict.where((strict.abs(y) < smallest) | (y > 1e30), 0 * y, y)
+
+    strict = xnet.resolve("strict").xp
+    relus_altered(monkeypatch, change)
+    printed = run(*PARITY).out
+    first, *after = printed[printed.index("│ ReLU ") :].splitlines()
+    lines = [first, *itertools.takewhile(lambda line: line.startswith("│  "), after)]
+    bits, fast = (" ".join(line.split("│")[k].strip() for line in lines) for k in (2, 3))
+    assert re.search(r"float32: subnormal: ! .* ulp.*float32: huge: ! .* ulp", bits)
+    assert fast.startswith("equal huge: ! ")  # in fast mode subnormals may be taken for zeros
+    facts = parsed(run(*PARITY, "--json").out)
+    broken = {(row["operation"], row["numbers"]) for row in facts["operations"] if not row["kept"]}
+    assert {("ReLU", "subnormal"), ("ReLU", "huge")} <= broken
+    assert ("ReLU", "normal") not in broken
+
+
+def test_parity_names_the_contract_that_is_broken(run, monkeypatch, few_trials):
+    monkeypatch.setattr(type(xnet.resolve("strict")), "owns", lambda self, array: False)
+    done = run(*PARITY, "--json")
+    assert done.status == 1
+    errors = {row["operation"]: row["error"] for row in parsed(done.out)["operations"]}
+    assert errors["owns: its own, no others"] == "owns denies what asarray gave"
+
+
+@pytest.mark.parametrize("arguments", [("parity", "--steps", 5), PARITY])
+def test_a_plug_in_that_cannot_be_made_is_a_row(run, monkeypatch, few_trials, arguments):
+    """Named or not: the report is of all there are."""
+
+    class Unmade(type(xnet.resolve("strict"))):
+        def __init__(self, device=None, *, reproducible=False):
+            raise OSError("no such device")
+
+    entries = dict(registry._registry())
+    only = {name: entry for name, entry in entries.items() if name in ("numpy", "strict")}
+    monkeypatch.setattr(registry, "_registry", lambda: only)
+    load = registry._load.__wrapped__
+    monkeypatch.setattr(registry, "_load", lambda n: Unmade if n == "strict" else load(n))
+    monkeypatch.setattr(registry, "_instances", {})
+    done = run(*arguments, "--json")
+    assert (done.status, done.err) == (1, "")
+    facts = parsed(done.out)
+    assert {row["operation"] for row in facts["operations"]} == {"made at all"}
+    assert {row["error"] for row in facts["operations"]} == {"OSError: no such device"}
+
+
+def test_ctrl_c_ends_parity(run, monkeypatch, few_trials):
+    def interrupted(y):
+        raise KeyboardInterrupt
+
+    relus_altered(monkeypatch, interrupted)
+    assert run(*PARITY).status == 130
+
+
+def test_a_backend_that_raises_is_an_error_in_its_cells_alone(run, monkeypatch, few_trials):
     def fail(y):
         raise OSError("[the cable] is out")
 

@@ -7,6 +7,7 @@ what rounding may have done to them, so that fast mode's bounds come from the ve
 import dataclasses
 import math
 import operator
+import sys
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any, TypeAlias
@@ -15,13 +16,33 @@ from xnet.formulas import Mathematics
 
 Array: TypeAlias = Any
 
+RANGES = {
+    2.0**-24: (2.0**-126, (2 - 2.0**-23) * 2.0**127),
+    2.0**-53: (sys.float_info.min, sys.float_info.max),
+}
+"""The smallest and the largest normal number of a precision, by its unit u."""
+
+
+def _out_of_range(size: Any, u: float, roundings: int = 1) -> Any:
+    """What `roundings` of numbers of at most `size` may be off by besides, out of range.
+
+    A number below the smallest normal one may be taken for 0, as fast arithmetic does: that is
+    the eta of Higham 2002, §2.2, for abrupt underflow. One above the largest may be infinite in one
+    order of computation and not in another: that has no bound. Zeros are zeros.
+    """
+    if u not in RANGES:
+        return 0.0
+    smallest, largest = RANGES[u]
+    infinite = _above_zero(size - largest) * 2.0**1000  # 0, or too much for float64
+    return roundings * smallest * (size > 0) + infinite
+
 
 class Bounded:
     """Numbers `v`, and how far `e` a computation in a precision of unit u may be from them.
 
     The model is (a o b)(1 + d), |d| <= u, for + - * / and sqrt (Higham 2002, "Accuracy and
     Stability of Numerical Algorithms", §2.2); errors are carried along as in his running analysis
-    (§3.3).
+    (§3.3). `_out_of_range` has what the model leaves out.
     """
 
     __array_ufunc__ = None  # NumPy leaves the operators to this class
@@ -35,7 +56,8 @@ class Bounded:
         return self.v.shape
 
     def _rounded(self, v: Any, e: Any) -> "Bounded":
-        return Bounded(v, e + self.u * (abs(v) + e), self.u)
+        size = abs(v) + e
+        return Bounded(v, e + self.u * size + _out_of_range(size, self.u), self.u)
 
     def _of(self, other: Any) -> "Bounded":
         if isinstance(other, Bounded):
@@ -138,24 +160,31 @@ class Bounds(Mathematics):
         self.kept = SimpleNamespace()
 
     def take(self, v: Array, e: Any = 0.0) -> Bounded:
-        """Numbers that are off by e."""
-        return Bounded(v, self.xp.zeros_like(v) + e, self.u)
+        """Numbers that are off by e; those below the normal ones may be taken for 0."""
+        smallest, _ = RANGES.get(self.u, (0.0, 0.0))
+        lost = self.xp.where(abs(v) < smallest, abs(v), self.xp.zeros_like(v))
+        return Bounded(v, lost + e, self.u)
 
     def gamma(self, n: int) -> float:
         """n u / (1 - n u), the relative error of n roundings in a row (Higham 2002, §3.1)."""
         return n * self.u / (1 - n * self.u)
 
     def _function(self, v: Array, e: Any) -> Bounded:
-        return Bounded(v, e + self.off * (abs(v) + e), self.u)
+        size = abs(v) + e
+        return Bounded(v, e + self.off * size + _out_of_range(size, self.u), self.u)
 
     def exp(self, a: Bounded) -> Bounded:
         """Whose slope is itself."""
-        v = self.xp.exp(a.v)
-        return self._function(v, v * self.xp.expm1(a.e))
+        return self._function(self.xp.exp(a.v), self._growth(a))
 
     def expm1(self, a: Bounded) -> Bounded:
         """As `exp`, with a smaller rounding near 0."""
-        return self._function(self.xp.expm1(a.v), self.xp.exp(a.v) * self.xp.expm1(a.e))
+        return self._function(self.xp.expm1(a.v), self._growth(a))
+
+    def _growth(self, a: Bounded) -> Array:
+        """exp(v + e) - exp(v), also where exp(e) is infinite but v far below 0."""
+        far = self.xp.exp(a.v + a.e)
+        return self.xp.where(a.e > 1, far, self.xp.exp(a.v) * self.xp.expm1(a.e))
 
     def log(self, a: Bounded) -> Bounded:
         """Whose slope is the inverse."""
@@ -171,7 +200,7 @@ class Bounds(Mathematics):
             return math.sqrt(a)
         root = self.xp.sqrt(a.v)
         e = self.xp.where(a.e > 0, a.e / self.xp.maximum(root, self.xp.sqrt(a.e)), 0 * a.e)
-        return Bounded(root, e + self.u * (root + e), self.u)
+        return a._rounded(root, e)  # pyright: ignore[reportPrivateUsage]
 
     def abs(self, a: Bounded) -> Bounded:
         """Exact."""
@@ -202,13 +231,15 @@ class Bounds(Mathematics):
     def _sum(self, a: Bounded, axis: int, keep: bool) -> Bounded:
         parts = a.v, a.e, abs(a.v) + a.e
         v, e, size = (self.xp.sum(x, axis=axis, keepdims=keep) for x in parts)
-        return Bounded(v, e + self.gamma(a.v.shape[axis]) * size, self.u)
+        n = a.v.shape[axis]
+        return Bounded(v, e + self.gamma(n) * size + _out_of_range(size, self.u, n), self.u)
 
     def matmul(self, a: Bounded, b: Bounded) -> Bounded:
         """Each number a sum of products, in any order."""
         A, B = abs(a.v) + a.e, abs(b.v) + b.e
-        error = A @ b.e + a.e @ abs(b.v) + self.gamma(a.v.shape[1] + 1) * (A @ B)
-        return Bounded(a.v @ b.v, error, self.u)
+        n, size = a.v.shape[1] + 1, A @ B
+        error = A @ b.e + a.e @ abs(b.v) + self.gamma(n) * size
+        return Bounded(a.v @ b.v, error + _out_of_range(size, self.u, 2 * n), self.u)
 
     def T(self, a: Bounded) -> Bounded:  # noqa: N802
         """The transpose of a matrix."""

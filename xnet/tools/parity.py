@@ -1,14 +1,17 @@
 """Do the backends agree? Everything that the library computes, on each of them, against NumPy.
 
-What is tried follows from the registries: every operation, a user's own included, and every
-optimizer; then networks of them. In reproducible mode two results are equal or they are not: the
-bits are compared. In fast mode they may differ by what rounding can do, no more; how much that is,
-the very formulas say, interpreted with numbers that carry their rounding errors
-(`xnet.bounds.Bounds`). Each of two backends may be that far off, so they may be twice that apart.
+What is tried follows from the registries: what a backend's own methods have to mean
+(`xnet.tools.contracts`), every operation, a user's own included, and every optimizer; then networks
+of them. They are tried on numbers as a network meets them, and on such as only NumPy's care keeps
+right (`NUMBERS`). In reproducible mode two results are equal or they are not: the bits are
+compared. In fast mode they may differ by what rounding can do, no more; how much that is, the very
+formulas say, interpreted with numbers that carry their rounding errors (`xnet.bounds.Bounds`). Each
+of two backends may be that far off, so they may be twice that apart.
 """
 
 import dataclasses
 import math
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from itertools import cycle
@@ -22,8 +25,9 @@ from xnet.bounds import Bounded, Bounds
 from xnet.formulas import Arrays
 from xnet.layers import Add, Layer, Mul
 from xnet.network import Network
-from xnet.operations import Affine, Loss, Operation, ReLU, registered
+from xnet.operations import Affine, Loss, Operation, ReLU, Sigmoid, Softmax, registered
 from xnet.optimizers import OPTIMIZERS, Adam, Optimizer
+from xnet.tools.contracts import CONTRACTS, Contract, ContractError
 from xnet.training import train
 
 Host: TypeAlias = np.ndarray[Any, Any]
@@ -45,6 +49,58 @@ TRAINING_STEPS = 3
 """Of the training runs: errors grow from step to step, and so do their bounds."""
 
 
+# -- the numbers
+
+
+Change: TypeAlias = Callable[[Any, Any, Any, bool], Any]
+
+
+def _normal(a: Any, limits: Any, rng: Any, first: bool) -> Any:
+    return a
+
+
+def _subnormal(a: Any, limits: Any, rng: Any, first: bool) -> Any:
+    return (a * 1000).round() * float(limits.smallest_subnormal) if first else a
+
+
+def _huge(a: Any, limits: Any, rng: Any, first: bool) -> Any:
+    return a * (float(limits.max) / 1e4) if first else a
+
+
+def _of_all_sizes(a: Any, limits: Any, rng: Any, first: bool) -> Any:
+    share: Any = rng.uniform(-0.5, 0.5, a.shape)
+    return a * 2.0 ** (limits.maxexp * share)
+
+
+def _not_finite(a: Any, limits: Any, rng: Any, first: bool) -> Any:
+    places = rng.random(a.shape) < 0.05
+    a[places] = rng.choice([np.inf, -np.inf, np.nan, 0.0, -0.0], int(places.sum()))
+    return a
+
+
+NUMBERS: dict[str, Change] = {
+    "normal": _normal,
+    "subnormal": _subnormal,
+    "huge": _huge,
+    "of all sizes": _of_all_sizes,
+    "not finite": _not_finite,
+}
+"""What is made of normal random numbers, by what they are then: from `np.finfo` of the dtype tried,
+a generator, and whether the array is the first of three. Subnormal numbers would make nothing but
+zeros of each other, and huge ones infinity."""
+
+
+def numbers(kind: str, dtype: str, seed: int = 0) -> Draw:
+    """Numbers of one of the kinds of `NUMBERS`, for trials in `dtype`."""
+    rng, limits, firsts = np.random.default_rng(seed), np.finfo(dtype), cycle((True, False, False))
+
+    def draw(rows: int, columns: int) -> Host:
+        normal = rng.standard_normal((rows, columns))
+        return NUMBERS[kind](normal, limits, rng, next(firsts))
+
+    return draw
+
+
 @dataclasses.dataclass(frozen=True)
 class Trial:
     """Something that the library computes.
@@ -62,6 +118,8 @@ class Trial:
         choice: each number is rounded correctly, in one order, and so equal in fast mode too.
     dtypes
         What it is tried in.
+    numbers
+        What it is tried on: names of `NUMBERS`.
     """
 
     name: str
@@ -69,6 +127,7 @@ class Trial:
     run: Run
     bound: Run | None = None
     dtypes: tuple[str, ...] = ("float32", "float64")
+    numbers: tuple[str, ...] = tuple(NUMBERS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,13 +136,14 @@ class Verdict:
 
     `ulps` is the largest difference in units in the last place, `share` the largest share of the
     bound that a difference takes; inf where only one of the two is finite, or the bound is 0.
-    `error` is what the backend raised, if it did.
+    `error` is what the backend raised, if it did, or which contract it breaks.
     """
 
     operation: str
     dtype: str
     backend: str
     reproducible: bool
+    numbers: str = "normal"
     equal: bool = False
     ulps: float = math.inf
     share: float = math.inf
@@ -95,35 +155,51 @@ class Verdict:
         return self.equal if self.reproducible else self.share <= 1
 
 
-def verdict(trial: Trial, backend: Backend, reference: Backend, dtype: str, draw: Draw) -> Verdict:
-    """Try it on both backends and compare."""
-    facts = trial.name, dtype, backend.label, backend.reproducible
+def verdict(
+    trial: Trial,
+    backend: Backend,
+    reference: Backend,
+    dtype: str,
+    draw: Draw,
+    numbers: str = "normal",
+) -> Verdict:
+    """Try it on both backends, on what `draw` gives, and compare."""
+    facts = trial.name, dtype, backend.label, reference.reproducible, numbers
     where = f"on {reference.label}: "
     try:
         inputs = [array.astype(dtype) for array in trial.arrays(draw)]
         expected = results(trial, reference, inputs)
         limits = bounds(trial, inputs, dtype) if trial.bound else [0.0] * len(expected)
         where = ""
-        pairs = list(zip(expected, results(trial, backend, inputs), strict=True))
+        found = results(trial, backend, inputs)
+        with np.errstate(all="ignore"):
+            compared = list(zip(expected, found, limits, strict=True))
+            return Verdict(
+                *facts,
+                equal=all(same_bits(a, b) for a, b, _ in compared),
+                ulps=max((_ulps(a, b) for a, b, _ in compared), default=0.0),
+                share=max((_share(*each) for each in compared), default=0.0),
+            )
+    except ContractError as broken:
+        return Verdict(*facts, error=f"{where}{broken}")
     except Exception as error:  # whatever a plug-in raises: the other trials tell more
-        return Verdict(*facts, error=f"{where}{type(error).__name__}: {error}")
-    with np.errstate(all="ignore"):
-        return Verdict(
-            *facts,
-            equal=all(same_bits(*pair) for pair in pairs),
-            ulps=max((_ulps(*pair) for pair in pairs), default=0.0),
-            share=max(
-                (_share(*pair, limit) for pair, limit in zip(pairs, limits, strict=True)),
-                default=0.0,
-            ),
-        )
+        return Verdict(*facts, error=where + described(error))
+
+
+def described(error: Exception) -> str:
+    """An exception's type and text, also where it cannot be written as text."""
+    return traceback.format_exception_only(error)[-1].strip()
 
 
 def results(trial: Trial, backend: Backend, inputs: list[Host]) -> list[Host]:
-    """What it gives on `backend`, brought to the host."""
+    """What it gives on `backend`, brought to the host; `ContractError` if it writes to an input."""
     with use_backend(backend), backend.running():
-        outputs = trial.run(backend, [backend.asarray(array) for array in inputs])
-        return [np.asarray(backend.to_numpy(array)) for array in outputs]
+        given = [backend.asarray(np.array(array)) for array in inputs]
+        found = [np.asarray(backend.to_numpy(array)) for array in trial.run(backend, given)]
+        for array, before in zip(given, inputs, strict=True):
+            if not same_bits(np.asarray(backend.to_numpy(array)), before):
+                raise ContractError("an input has other numbers than before")
+        return found
 
 
 def bounds(trial: Trial, inputs: list[Host], dtype: str) -> list[Any]:
@@ -166,7 +242,8 @@ def _ulps(a: Host, b: Host) -> float:
 
 def _share(a: Host, b: Host, bound: Any) -> float:
     difference = _difference(a, b)
-    share = np.where(difference == 0, 0.0, difference / np.maximum(bound, 0))
+    within = (difference == 0) | (bound == np.inf)
+    share = np.where(within, 0.0, difference / np.maximum(bound, 0))
     return float(np.nan_to_num(share, nan=np.inf, posinf=np.inf).max(initial=0))
 
 
@@ -234,6 +311,15 @@ class Bounding(Backend):
 def _maths(backend: Any, training: bool, state: Any, draw: Any) -> Any:
     """What interprets an operation that trains, or has state, on a backend's arrays."""
     return (_Training if isinstance(backend, Bounding) else Arrays)(backend, training, state, draw)
+
+
+# -- a backend's contracts
+
+
+def _contract_trial(name: str, contract: Contract) -> Trial:
+    """On normal numbers; where they are but to be kept, on all."""
+    kinds = tuple(NUMBERS) if name.endswith("values") else ("normal",)
+    return Trial(name, lambda draw: [draw(N, D)], lambda b, i: contract(b, *i), numbers=kinds)
 
 
 # -- operations
@@ -342,6 +428,17 @@ def _basic(name: str, arrays: Callable[[Draw], list[Host]], run: Run) -> Trial:
     return Trial(name, arrays, run, run)
 
 
+def _strided(b: Backend, arrays: list[Array]) -> list[Array]:
+    """Operations of each kind on arrays in another order than C's."""
+    x, W = (b.maths.T(array) for array in arrays[:2])
+    found = [b.sum(x), b.sum(x, axis=0), b.exp(x), b.matmul(x, W)]
+    for operation, parameters in ((Sigmoid(), ()), (Softmax(), ()), (Affine(D, M), (W, arrays[2]))):
+        y = b.run(operation, x, *parameters)
+        dout = b.maths.T(b.maths.T(x)) if y.shape == x.shape else b.matmul(x, W)
+        found += [y, *b.run_backward(operation, dout, x, y, *parameters)]
+    return found
+
+
 BASICS = (
     Trial(
         "step, Add, Mul",
@@ -352,10 +449,23 @@ BASICS = (
             *_forward_and_backward(Mul(), *i),
         ],
     ),
+    _basic(
+        "+ - * / sqrt",
+        lambda draw: [draw(N, D) for _ in range(3)],
+        lambda b, i: [
+            *(i[0] + i[1], i[0] - i[1], i[0] * i[1], i[0] / i[1], i[1] / i[0], i[0] / 3.0),
+            *(b.maths.sqrt(b.maths.abs(i[0])), b.maths.sqrt(b.maths.abs(i[1]))),
+            i[0] * i[1] + i[2],
+        ],
+    ),
     Trial(
-        "one_hot",
-        lambda draw: [np.arange(N) * 7.0 % C],  # labels, whatever numbers are drawn
-        lambda b, i: [b.one_hot(b.xp.astype(i[0], b.xp.int64), C, i[0].dtype)],
+        "comparisons, where, max",
+        lambda draw: [draw(N, D), draw(N, D)],
+        lambda b, i: [
+            *(i[0] < i[1], i[0] == i[1], i[0] >= 0, i[0] != i[0], -i[0], b.maths.abs(i[0])),
+            *(b.maths.where(i[0] > 0, *i), b.maths.maximum(*i), b.maths.minimum(*i)),
+            b.maths.max(i[0]),
+        ],
     ),
     _basic(
         "matmul",
@@ -371,6 +481,7 @@ BASICS = (
     _basic("expm1", lambda draw: [draw(N, D)], lambda b, i: [b.expm1(*i)]),
     _basic("log", lambda draw: [np.abs(draw(N, D))], lambda b, i: [b.log(*i)]),
     _basic("log1p", lambda draw: [np.abs(draw(N, D))], lambda b, i: [b.log1p(*i)]),
+    _basic("arrays of any strides", lambda draw: [draw(D, N), draw(M, D), draw(1, M)[0]], _strided),
 )
 """What operations are made of."""
 
@@ -395,7 +506,7 @@ def _optimizer_trial(optimizer: type[Optimizer]) -> Trial:
         if formulas.step(one).calls:
             return list(found)
         # Each number is rounded correctly, in one order: equal in fast mode too.
-        return [Bounded(bounded.v, np.zeros_like(bounded.v), bounded.u) for bounded in found]
+        return [backend.asarray(bounded.v) for bounded in found]
 
     return Trial(
         f"optimizer {optimizer.__name__}, 3 steps",
@@ -501,9 +612,10 @@ def _network_trial(hidden: type[Operation], loss: type[Loss]) -> Trial:
         x, t, *parameters = inputs
         network = stack.network(parameters)
         predicted = network.predict(x)
+        few = network.predict(x[:3, ...])  # a row does not depend on its neighbours
         value, gradients = network.loss_and_gradient(x, t)
         mean = backend.asarray(value, network.dtype)
-        return [predicted, mean, *gradients.values(), *network.state.values()]
+        return [predicted, few, mean, *gradients.values(), *network.state.values()]
 
     def bound(backend: Bounding, inputs: list[Bounded]) -> list[Bounded]:
         x, t, *parameters = inputs
@@ -512,7 +624,8 @@ def _network_trial(hidden: type[Operation], loss: type[Loss]) -> Trial:
         predicted = backend.predicted(stack.loss, _forward(backend, parts, x, None)[1][-1])
         draw = _draw_of(stack, parameters)
         mean, found = _gradients(backend, parts, stack.loss, x, t, draw)
-        return [predicted, mean, *found, *(v for state in states for v in state.values())]
+        few = Bounded(predicted.v[:3], predicted.e[:3], predicted.u)
+        return [predicted, few, mean, *found, *(v for state in states for v in state.values())]
 
     return Trial(f"network, {hidden.__name__}, {loss.__name__}", stack.arrays, run, bound)
 
@@ -547,6 +660,7 @@ def _numerical_trial(hidden: type[Operation], loss: type[Loss]) -> Trial:
         run,
         bound,
         dtypes=("float64",),
+        numbers=("normal",),  # it takes the longest, and differences of huge losses are noise
     )
 
 
@@ -556,6 +670,7 @@ def _training_trial(optimizer: type[Optimizer], hidden: type[Operation], loss: t
 
     def run(backend: Backend, inputs: list[Array]) -> list[Array]:
         x, t, *parameters = inputs
+        parameters = [backend.xp.asarray(W, copy=True) for W in parameters]  # they are written to
         network, one = stack.network(parameters), optimizer()
         values = [network.train_step(x, t, one) for _ in range(TRAINING_STEPS)]
         loss = backend.asarray(values[-1], network.dtype)
@@ -605,6 +720,7 @@ def trials(
     plain = [(hidden, loss) for hidden, loss in stacks if hidden.is_plain()]
     trained = [(kind, *stack) for kind, stack in zip(steps, cycle(stacks), strict=False)]
     return [
+        *(_contract_trial(*item) for item in CONTRACTS.items()),
         *BASICS,
         *(_attempted(_one_trial, kind) for kind in (*others, *losses)),
         *(_attempted(_network_trial, *stack) for stack in stacks),
@@ -629,8 +745,7 @@ def _attempted(make: Callable[..., Trial], *kinds: type[Any]) -> Trial:
 
 def standard_normal(seed: int = 0) -> Draw:
     """Numbers as a network meets them."""
-    rng = np.random.default_rng(seed)
-    return lambda rows, columns: rng.standard_normal((rows, columns))
+    return numbers("normal", "float64", seed)
 
 
 def training_hash(backend: Backend, dtype: str, steps: int = 200) -> str:

@@ -17,6 +17,12 @@ class _Namespace:
     def __getattr__(self, name):
         return getattr(self._torch, name)
 
+    def asarray(self, values, **options):
+        """Of NumPy's arrays a copy in C order: PyTorch takes no negative strides."""
+        if isinstance(values, np.ndarray):
+            values = np.array(values)
+        return self._torch.asarray(values, **options)
+
     def sqrt(self, x):
         """NumPy's: PyTorch's vectorised one (2.13, x86-64) is 1 unit off for 1 in 100 numbers."""
         return self._torch.from_numpy(np.sqrt(x.numpy()))

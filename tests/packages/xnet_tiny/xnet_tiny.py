@@ -13,6 +13,9 @@ class TinyBackend(Backend):
     def owns(self, array):
         return isinstance(array, np.ndarray | np.generic)
 
+    def running(self):
+        return np.errstate(all="ignore")
+
     def run(self, operation, x, *parameters, m=None):
         TinyBackend.pointwise_runs += operation.fuses == "pointwise"
         return super().run(operation, x, *parameters, m=m)
