@@ -15,6 +15,7 @@ from conftest import require_host_cuda
 
 import xnet
 from xnet import backend as registry
+from xnet import exact
 from xnet.backend import Backend, Run, backend_of, owner_of, resolve
 from xnet.dtypes import float_dtype
 from xnet.errors import BackendError
@@ -710,6 +711,25 @@ def test_the_library_names_no_array_library():
     libraries = {"numpy", "numba", "cupy", "scipy", "array_api_compat"}
     uses = {(file, name) for file, name in found if name in libraries and file not in host_code}
     assert uses == allowed
+
+
+def used_of_a_namespace(source):
+    """What a file takes of `xp`, by whatever name that is reached."""
+    for node in ast.walk(ast.parse(source.read_text())):
+        if isinstance(node, ast.Attribute):
+            owner = getattr(node.value, "attr", getattr(node.value, "id", None))
+            if owner == "xp":
+                yield node.attr
+
+
+def test_the_page_names_what_is_used_of_a_namespace():
+    folder = Path(inspect.getfile(xnet)).parent
+    used = {name for source in folder.glob("*.py") for name in used_of_a_namespace(source)}
+    used |= {"float32", *exact.ELEMENTARY}  # by getattr
+    page = (folder.parent / "docs" / "backends.md").read_text()
+    _, _, after = page.partition("Of the namespace xnet uses")
+    named = after.split("```")[1].removeprefix("text").split()
+    assert named == sorted(used)
 
 
 FLOORS = [

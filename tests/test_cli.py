@@ -1108,7 +1108,7 @@ def test_a_broken_promise(run, monkeypatch, few_trials):
 
 def test_other_numbers_are_named_where_they_alone_break_a_promise(run, monkeypatch, few_trials):
     """As a formula does that overflows, and arithmetic that takes subnormals for zeros."""
-    smallest = np.finfo("float32").smallest_normal
+    smallest = float(np.finfo("float32").smallest_normal)
 
     def change(y):
         return strict.where((strict.abs(y) < smallest) | (y > 1e30), 0 * y, y)

@@ -168,7 +168,8 @@ class Backend:
     def running(self) -> contextlib.AbstractContextManager[object]:
         """Block within which the array library itself runs as this backend means it to.
 
-        That is on its device, and with infinity and NaN made in silence, as IEEE 754 has them.
+        That is on its device, and with infinity, NaN and underflow made in silence, as IEEE 754 has
+        them, whatever was set around it.
         """
         return contextlib.nullcontext()
 

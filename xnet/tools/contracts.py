@@ -9,7 +9,8 @@ import contextvars
 import pickle
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any, TypeAlias
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 
@@ -73,7 +74,7 @@ class Lookalike:
 
 
 def _others(b: Backend, x: Array) -> Iterator[tuple[Backend, bool]]:
-    """NumPy and the backend's own other devices, with whether they share arrays like x with it."""
+    """NumPy and the backend's own other devices, with whether x, made here, is theirs, too."""
     numpy = resolve("numpy", b.reproducible)
     yield numpy, numpy.owns(x)
     for device in range(b.device_count()):
@@ -95,7 +96,7 @@ def ownership(b: Backend, x: Array) -> list[Array]:
         expect(b.owns(array), f"owns denies what {source} gave")
     for stranger in ([1.0], (1.0,), 1.0, "x", None, Lookalike()):
         expect(not b.owns(stranger), f"owns claims a {type(stranger).__name__}")
-    for other, shared in _others(b, x):
+    for other, shared in _others(b, b.xp.zeros((2,))):
         claimed = b.owns(other.asarray([1.0]))
         expect(claimed == shared, f"owns says {claimed} of an array of {other.label}'s")
     return []
@@ -186,10 +187,11 @@ def one_hot(b: Backend, x: Array) -> list[Array]:
 LABELS = ("int64", "int32", "uint8")
 
 
+@dataclass(eq=False)
 class _Standing:
-    """An optimizer that leaves everything as it is."""
+    """An optimizer that leaves everything as it is; no `Optimizer`, for such are registered."""
 
-    slots = 1
+    slots: ClassVar = 1
 
     def formula(self, m: Any, n: int, W: Any, g: Any, memory: Any) -> tuple[Any, Any]:
         return W, memory

@@ -208,8 +208,8 @@ def bounds(trial: Trial, inputs: list[Host], dtype: str) -> list[Any]:
     with np.errstate(all="ignore"):
         arrays = [backend.asarray(array) for array in inputs]
         found = (trial.bound or trial.run)(backend, arrays)
-    # Where a division may be by nothing, its error has no bound, and inf times 0 is no number.
-    return [2 * np.where(np.isnan(bounded.e), math.inf, bounded.e) for bounded in found]
+        # Where a division may be by nothing, its error has no bound, and inf times 0 is no number.
+        return [2 * np.where(np.isnan(bounded.e), math.inf, bounded.e) for bounded in found]
 
 
 def same_bits(a: Host, b: Host) -> bool:
