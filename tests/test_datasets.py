@@ -27,6 +27,7 @@ from xnet import datasets
 from xnet.datasets import DATASETS, load_digits, load_mnist
 from xnet.errors import DatasetError
 from xnet.tools.pictures import FORMATS, load_image
+from xnet.weights import load_network
 
 FILES = (
     "train-images-idx3-ubyte",
@@ -663,6 +664,51 @@ def test_other_pictures_come_close(tmp_path, kind):
     suffix, picture, options = LOSSY[kind]
     loaded = load_image(save(tmp_path / f"digit.{suffix}", picture, **options))
     assert difference(loaded) < 0.03
+
+
+def ruled(digit: np.ndarray, rng, line: int, squared: bool, tilt: float) -> np.ndarray:
+    """A photo of a digit, its pixels 0..1, drawn in dark ink over lines of this grey."""
+    sheet = 480, 520
+    y, x = np.mgrid[: sheet[0], : sheet[1]]
+    paper = np.full(sheet, 240.0)
+    for along in [y - tilt * x, x + tilt * y][: 1 + squared]:
+        paper[(along - rng.integers(50)) % rng.integers(50, 90) < 3] = line
+    top, left = (n // 2 - 168 + rng.integers(-20, 21) for n in sheet)
+    ink = np.zeros(sheet)
+    ink[top : top + 336, left : left + 336] = np.kron(digit.reshape(28, 28), np.ones((12, 12)))
+    light = np.linspace(0.8, 1, sheet[1])
+    drawn = np.minimum(paper, 240 - 210 * ink) * light + rng.normal(0, 2, sheet)
+    return drawn.clip(0, 255).astype(np.uint8)
+
+
+RULED = {
+    "pale lines": {"line": 190, "squared": False, "tilt": 0},
+    "dark lines": {"line": 60, "squared": False, "tilt": 0},
+    "pale squares": {"line": 190, "squared": True, "tilt": 0},
+    "dark squares": {"line": 60, "squared": True, "tilt": 0},
+    "tilted lines": {"line": 150, "squared": False, "tilt": 0.03},
+}
+
+
+@pytest.mark.parametrize("kind", RULED)
+def test_digits_on_ruled_paper_are_read(tmp_path, mnist, sample_weight, kind):
+    """Of ten that the notes' network reads surely as they are, it reads nine there, or all."""
+    _, (x, t) = mnist
+    network, images = load_network(sample_weight), x[:200] / 255
+    surely = network.predict(images)[np.arange(200), t[:200]] > 0.99
+    rng, right = np.random.default_rng(1), 0
+    for index in np.flatnonzero(surely)[:10]:
+        picture = ruled(images[index], rng, **RULED[kind])
+        loaded = load_image(save(tmp_path / "digit.jpg", picture))
+        right += int(network.predict(loaded).argmax() == t[index])
+    assert right >= 9
+
+
+@pytest.mark.parametrize("kind", ["pale lines", "dark squares"])
+def test_ruled_paper_without_a_digit_is_blank(tmp_path, kind):
+    picture = ruled(np.zeros(784), np.random.default_rng(1), **RULED[kind])
+    with pytest.raises(DatasetError, match="looks blank"):
+        load_image(save(tmp_path / "blank.png", picture))
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF", "WEBP"])

@@ -17,6 +17,7 @@ from xnet.datasets import optional
 from xnet.errors import DatasetError
 
 Floats: TypeAlias = NDArray[np.float32]
+Integers: TypeAlias = NDArray[np.int64]
 
 FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "PPM")
 """What is opened, whatever a file's name says: of Pillow's other formats some start a program."""
@@ -29,7 +30,8 @@ def load_image(path: str | os.PathLike[str], features: int = 784) -> Floats:
     """Load a picture of one digit in the form a network trained on a data set expects.
 
     A file of one of `FORMATS`: a photo, a scan, a drawing; dark on light or light on dark; with
-    transparency. There should be one digit in it, with some paper around, and nothing else.
+    transparency; on plain, lined or squared paper. There should be one digit in it, with some paper
+    around, and nothing else.
 
     784 features follow MNIST (LeCun et al., 1998, section III.A): the digit's bounding box is
     scaled to fit 20×20, keeping its proportions, and placed in 28×28 with its centre of mass in
@@ -117,6 +119,8 @@ def _find_ink(grey: Floats, opacity: Floats, path: Path) -> Floats:
     # few pixels of a stroke outweigh a faint shade over half the sheet.
     if np.sum(np.minimum(ink, 0) ** 2) > np.sum(np.maximum(ink, 0) ** 2):
         ink = -ink
+    for rows in (ink, ink.T):
+        _erase_rules(rows)
     grain = 3 * np.median(np.abs(_border(ink)))  # the paper's own; 0 in a clean drawing
     contrast, needed = ink.max(), max(8, 3 * grain)
     if contrast < needed:
@@ -125,6 +129,89 @@ def _find_ink(grey: Floats, opacity: Floats, path: Path) -> Floats:
             f"255 grey levels, where {needed:.0f} are needed to tell ink from paper"
         )
     return ((ink - grain) / (contrast - grain)).clip(0, 1)
+
+
+def _erase_rules(ink: Floats) -> None:
+    """Erase lines that run from the left border to the right, as ruled paper has them, in place.
+
+    A line is straight, and may be tilted by a tenth of its length. What is drawn across it stays;
+    where that is no darker than the line, the strokes above and below are joined.
+    """
+    width, most = ink.shape[1], max(float(ink.max()), 1)
+    small, scale = _shrunk(ink / most)
+    rows, columns = small.shape
+    drops = _numbers(2 * (columns // 10) + 1) - columns // 10
+    levels = np.stack([_least_along(small, int(drop)) for drop in drops])
+    paper = float(np.median(levels))
+    levels -= paper
+    found: list[tuple[Integers, int, float]] = []  # where it is, half its width, its ink
+    whole = False
+    while (level := float(levels.max())) > 0.1:
+        slope, row = np.unravel_index(levels.argmax(), levels.shape)
+        thick = np.flatnonzero(levels[slope] <= level / 2)
+        first = thick[thick < row].max(initial=-1) + 1
+        last = thick[thick > row].min(initial=levels.shape[1]) - 1
+        levels[:, max(first - 1, 0) : last + 2] = 0
+        if last - first < max(2, rows // 25):
+            top, bottom = first - columns // 20, last - columns // 20
+            half = (bottom - top + 1) * scale / 2
+            across: NDArray[np.float64] = np.linspace(-0.5, 0.5, width)
+            middle = (top * scale + half) + drops[slope] * scale * across
+            found.append((middle.astype(np.int64), math.ceil(half + scale / 4 + 1), level + paper))
+            ends = abs(int(drops[slope])) / 2
+            whole |= bool(ends < top and bottom < rows - 1 - ends)
+    # What lies on the border alone may be a stroke of a digit that was cut out closely.
+    for middle, half, level in found if whole else []:
+        _bridge(ink, middle, half, (level + 0.25) * most)
+
+
+def _shrunk(ink: Floats) -> tuple[Floats, int]:
+    """Ink at most 256 pixels high and wide, thin lines kept; and how many times smaller."""
+    scale = math.ceil(max(ink.shape) / 256)
+    height, width = (math.ceil(n / scale) for n in ink.shape)
+    padding = ((0, height * scale - ink.shape[0]), (0, width * scale - ink.shape[1]))
+    blocks = np.pad(ink, padding, "edge").reshape(height, scale, width, scale)
+    return blocks.mean(axis=3).max(axis=1), scale
+
+
+def _least_along(small: Floats, drop: int) -> Floats:
+    """The ink in that eighth of a line across the picture which has least of it.
+
+    The lines begin at each row, and at some above and below the picture, and drop by so many rows.
+    """
+    rows, columns = small.shape
+    more = columns // 20
+    starts = _numbers(rows + 2 * more) - more
+    fall: Integers = np.rint(drop * np.linspace(-0.5, 0.5, columns)).astype(np.int64)
+    at = starts[:, np.newaxis] + fall
+    inside = (at >= 0) & (at < rows)
+    along = np.where(inside, small[at.clip(0, rows - 1), _numbers(columns)], 1)
+    begins = _numbers(min(8, columns)) * columns // min(8, columns)
+    parts = np.add.reduceat(along, begins, axis=1) / np.diff(np.append(begins, columns))
+    return parts.min(axis=1) * (inside.mean(axis=1) > 0.25)
+
+
+def _numbers(n: int) -> Integers:
+    """0, 1, ..., n - 1."""
+    return np.indices((n,))[0]
+
+
+def _bridge(ink: Floats, middle: Integers, half: int, darker: float) -> None:
+    """Replace a line by what is above and below it, where it is not crossed by what is darker."""
+    height, width = ink.shape
+    columns = _numbers(width)
+    above, below = middle - half - 1, middle + half + 1
+    before, after = (ink[at.clip(0, height - 1), columns] for at in (above, below))
+    before = np.where(above < 0, after, before)
+    after = np.where(below >= height, before, after)
+    for step in range(-half, half + 1):
+        rows = middle + step
+        share = (step + half + 1) / (2 * half + 2)
+        inside = (rows >= 0) & (rows < height)
+        at = rows[inside], columns[inside]
+        joined = (before + (after - before) * share)[inside]
+        old = ink[at]
+        ink[at] = np.where(old > darker, old, np.minimum(old, joined))
 
 
 def _on_paper(grey: Floats, opacity: Floats) -> Floats:
