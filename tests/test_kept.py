@@ -3,6 +3,7 @@
 import ast
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import time
@@ -163,6 +164,29 @@ def test_what_cannot_be_written_is_not_kept(folder, monkeypatch, function):
 def test_a_folder_that_another_process_deleted_is_made_again(folder, monkeypatch):
     monkeypatch.setattr(kept, "folder", lambda: folder / "gone")
     assert compiles(twice)
+    assert not compiles(twice)
+
+
+class Interrupting(event.Listener):
+    begun = 0
+
+    def on_start(self, event):
+        self.begun += 1
+        if self.begun == 1:
+            signal.raise_signal(signal.SIGINT)
+
+    def on_end(self, event):
+        pass
+
+
+def test_ctrl_c_while_numba_compiles_spoils_nothing(folder, ctrl_c):
+    """Numba's own is lost to the process where one comes as it sets itself up."""
+    dispatcher, listener = compiled()(twice), Interrupting()
+    with event.install_listener("numba:compile", listener):
+        with pytest.raises(KeyboardInterrupt):
+            dispatcher(1.5)
+        assert dispatcher(1.5) == 3
+    assert listener.begun == 1
     assert not compiles(twice)
 
 

@@ -3,7 +3,9 @@
 
 import contextlib
 import sys
-from functools import cache
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache, partial
 from importlib import import_module
 
 import numba
@@ -52,16 +54,34 @@ def _kept():
 _announcement = _Announcement()
 
 
-def _announced(dispatcher):
-    """A compiled function that says so where it is compiled."""
-    compile_it = dispatcher.compile
+class _Thread(threading.local):
+    compiling = False
 
-    def compile_and_say(signature):
-        with install_listener("numba:compile", _announcement):
-            return compile_it(signature)
 
-    dispatcher.compile = compile_and_say
-    return dispatcher
+_thread = _Thread()
+
+
+def _undisturbed(compile_it, *arguments):
+    """Compile, and say so, where no Ctrl-C comes.
+
+    Numba that is interrupted while it sets itself up compiles nothing more in this process. Python
+    raises a Ctrl-C in the main thread, which here waits for another: it comes when that is done.
+    """
+    if _thread.compiling:  # what is called by what is being compiled
+        return compile_it(*arguments)
+
+    def compile_and_say():
+        _thread.compiling = True
+        try:
+            with install_listener("numba:compile", _announcement):
+                return compile_it(*arguments)
+        finally:
+            _thread.compiling = False
+
+    if threading.current_thread() is not threading.main_thread():
+        return compile_and_say()
+    with ThreadPoolExecutor(1, "xnet-compiling") as executor:
+        return executor.submit(compile_and_say).result()
 
 
 OPTIONS = {"error_model": "numpy", "fastmath": {"contract", "reassoc"}}
@@ -70,25 +90,21 @@ scalar. "contract" allows fused multiply-adds, "reassoc" lets a sum be kept in s
 
 
 def compiled(**options):
-    """A decorator: what compiled code calls, by `numba.njit` with these options."""
+    """A decorator, `numba.njit` with these options."""
 
     def decorate(function):
         dispatcher = njit(**options)(function)
         dispatcher._cache = Kept(function, options)
+        dispatcher.compile = partial(_undisturbed, dispatcher.compile)
         return dispatcher
 
     return decorate
 
 
+# What compiled code calls; what Python calls, while its other threads go on; and as written, for
+# what reproducible mode takes too.
 _serial = compiled(**OPTIONS)
-
-
-def _alone(function):
-    """Compile what Python calls; other threads of Python go on meanwhile."""
-    return _announced(compiled(nogil=True, **OPTIONS)(function))
-
-
-# As written, for what reproducible mode takes too.
+_alone = compiled(nogil=True, **OPTIONS)
 _strict = compiled(error_model="numpy")
 
 
@@ -104,8 +120,7 @@ def routine(function, *arguments, options=None):
         options["fastmath"] = set(options["fastmath"])
     kernel = CFunc(function, (arguments, types.void), {}, options)
     kernel._cache = Kept(function, options)
-    with install_listener("numba:compile", _announcement):
-        kernel.compile()
+    _undisturbed(kernel.compile)
     _routines.append(kernel)
     return kernel.address
 
