@@ -177,7 +177,7 @@ def load_network(
     WeightsError
         The file cannot be read, is damaged, names an operation that is not known here, or is a
         pickle that names anything but NumPy arrays: such a pickle is refused by name, and nothing
-        refused by name, and nothing of it runs.
+        of it runs.
 
     Warns
     -----
