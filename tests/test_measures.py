@@ -26,13 +26,22 @@ def test_accuracy_of_classes(backend):
     assert accuracy(y, softened, classes=True) == 0.75
     with pytest.raises(ValueError, match="targets that are not one-hot, so there are no classes"):
         accuracy(y, softened)
+    with pytest.raises(ValueError, match="targets that are not one-hot, so there are no classes"):
+        accuracy(y[:1, ...], softened[:1, ...])
+
+
+def test_a_sample_with_nan_is_not_right(backend):
+    """And says nothing of the others."""
+    y = backend.asarray(np.array([[math.nan, 0.9], [0.2, 0.8], [0.6, math.nan], [0.7, 0.3]]))
+    assert accuracy(y, backend.asarray(np.array([0, 1, 0, 0]))) == 0.5
+    assert accuracy(y, backend.asarray(np.array([1, 1, 1, 0]))) == 0.5
 
 
 @pytest.mark.parametrize("loss", [IdentityWithLoss(), BinaryCrossEntropy()], ids=repr)
 def test_a_network_without_classes_has_no_accuracy(backend, loss):
     """Of one output the largest is always the labelled one: 1.0, whatever it says."""
     net = fixed(1, loss)
-    for t in ([5.0, 7.0], [5, 7], [[0.0], [1.0]]):
+    for t in ([5.0, 7.0], [5, 7], [[0.0], [1.0]], [[1.0], [1.0]]):
         with pytest.raises(ValueError, match=r"^accuracy: one output, .*r_squared") as refused:
             net.accuracy([[764.0], [3.0]], t)
         assert len(str(refused.value)) < 400

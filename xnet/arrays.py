@@ -45,7 +45,7 @@ def plain(values: Any, name: str) -> Any:
 def _is_masked(values: Any) -> bool:
     import numpy as np
 
-    return isinstance(values, np.ma.MaskedArray) and bool(np.ma.is_masked(values))  # pyright: ignore
+    return bool(np.ma.is_masked(values))  # pyright: ignore
 
 
 def check_real(xp: Any, array: Any, name: str) -> None:
