@@ -444,7 +444,7 @@ def test_gradcheck_of_a_new_network(good):
 @pytest.mark.parametrize("backend", sorted(USABLE & {"numpy", "numba"}))
 def test_gradcheck_of_a_saved_network_as_json(good, trained, backend):
     facts = parsed(good("gradcheck", trained, "--backend", backend, "--step", "1e-5", "--json"))
-    assert (facts["passed"], facts["h"], facts["backend"]) == (True, 1e-5, backend)
+    assert (facts["passed"], facts["steps"], facts["backend"]) == (True, [1e-5], backend)
     assert (facts["dataset"], facts["samples"], facts["dtype"]) == ("digits", 20, "float64")
     for found in facts["parameters"]:
         assert found["passed"]
@@ -453,7 +453,7 @@ def test_gradcheck_of_a_saved_network_as_json(good, trained, backend):
 
 def test_gradcheck_in_float32(good):
     facts = parsed(good("gradcheck", "--dtype", "float32", "--activation", "sigmoid", "--json"))
-    assert (facts["dtype"], facts["h"], facts["passed"]) == ("float32", 5e-3, True)
+    assert (facts["dtype"], facts["steps"], facts["verdict"]) == ("float32", [1e-4], "agrees")
 
 
 def test_gradcheck_of_a_wrong_backward(monkeypatch, run):
@@ -470,6 +470,23 @@ def test_gradcheck_of_a_wrong_backward(monkeypatch, run):
     done = run("gradcheck", "--hidden", "4", "--json")
     assert done.status == 1
     assert parsed(done.out)["passed"] is False
+
+
+def test_gradcheck_that_can_tell_nothing(run):
+    """A status of its own: neither right nor wrong."""
+    done = run("gradcheck", "--hidden", "4", "--step", "1e-20")
+    assert done.status == 3
+    assert len(re.findall(r"inconclusive$", done.out, re.M)) == 4
+    assert done.out.splitlines()[-1].startswith("inconclusive: ")
+    done = run("gradcheck", "--hidden", "4", "--step", "1e-20", "--json")
+    assert done.status == 3
+    facts = parsed(done.out)
+    assert (facts["verdict"], facts["passed"]) == ("inconclusive", False)
+
+
+def test_gradcheck_of_many_samples_raises_no_false_alarm(good):
+    for seed in range(3):
+        good("gradcheck", "--hidden", "20", "--batch-size", "200", "--seed", seed)
 
 
 # demo

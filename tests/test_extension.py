@@ -17,7 +17,7 @@ from test_parity import PEERS, make
 
 import xnet
 from xnet import layers, operations, optimizers, weights
-from xnet.gradient import gradient_check
+from xnet.gradient_check import gradient_check
 from xnet.network import Network
 from xnet.operations import Affine
 from xnet.tools import parity

@@ -2,7 +2,6 @@ import _thread
 import contextlib
 import math
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -12,7 +11,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from conftest import property_settings, variants
+from conftest import property_settings
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -21,7 +20,6 @@ from xnet import gradient as gradient_module
 from xnet import perturbation
 from xnet.dtypes import dtype_name
 from xnet.gradient import (
-    gradient_check,
     gradient_descent,
     numerical_diff,
     numerical_gradient,
@@ -30,26 +28,9 @@ from xnet.gradient import (
 from xnet.layers import (
     AbsoluteError,
     Affine,
-    BatchNorm,
-    Dropout,
-    IdentityWithLoss,
-    LayerNorm,
     ReLU,
-    Sigmoid,
-    SoftmaxWithLoss,
-    layer_class,
 )
 
-POINTWISE, ACTIVATIONS = variants("pointwise"), variants("pointwise", "rows")
-LOSSES = variants("loss")
-CURVATURE_JUMPS = ("ELU", "Huber")
-"""Where they do, truncation is of h and not h^2, and what the check allows need not be enough."""
-SLOPE_JUMPS = ("AbsoluteError", "Hinge")
-"""The check knows the kinks of activations, but not those of losses."""
-SMOOTH, SMOOTH_LOSSES = (
-    [o for o in some if not o.kinks and type(o).__name__ not in CURVATURE_JUMPS + SLOPE_JUMPS]
-    for some in (ACTIVATIONS, LOSSES)
-)
 BAD_STEPS = [0, -1e-4, math.nan, math.inf]
 
 
@@ -880,271 +861,3 @@ def test_descent_with_a_step_and_a_method(cubes):
     start = np.array([1.0, 2.0])
     by_loop = gradient_descent(cubes, start, 0.01, 20, h=1e-3, method="loop")
     np.testing.assert_array_equal(gradient_descent(cubes, start, 0.01, 20, h=1e-3), by_loop)
-
-
-# -- gradient_check
-
-STACKS = {
-    1: [(5, 3)],
-    2: [(5, 6), (6, 3)],
-    3: [(5, 4), (4, 6), (6, 3)],
-    4: [(5, 4), (4, 6), (6, 4), (4, 3)],
-}
-
-
-def stack(depth, activation=Sigmoid, loss=SoftmaxWithLoss, **options):
-    """Affine layers with activations between: a class, or an operation; so the loss."""
-    layers = []
-    for sizes in STACKS[depth]:
-        layers.append(Affine(*sizes, weight_init_std=0.7))
-        layers.append(activation() if isinstance(activation, type) else activation)
-    return xnet.Network(layers[:-1], loss() if isinstance(loss, type) else loss, **options)
-
-
-@pytest.mark.parametrize("depth", STACKS)
-@pytest.mark.parametrize("activation", [Sigmoid, ReLU])
-@pytest.mark.parametrize("loss", [SoftmaxWithLoss, IdentityWithLoss])
-@pytest.mark.parametrize("labels", ["indices", "one-hot"])
-def test_networks_pass_the_check(backend, rng, depth, activation, loss, labels):
-    net = stack(depth, activation, loss, seed=2)
-    x, t = rng.normal(size=(4, 5)), rng.integers(0, 3, 4)
-    differences = gradient_check(net, x, t if labels == "indices" else np.eye(3)[t])
-    assert list(differences) == list(net.params)
-    assert max(differences.values()) < 1e-8  # 1e-6 is what is asked for
-
-
-def test_badly_misclassified_samples_pass_the_check(backend, rng):
-    net = stack(2, ReLU, SoftmaxWithLoss)
-    x = 100 * rng.normal(size=(8, 5))
-    t = (backend.to_numpy(net.predict(x)).argmax(axis=1) + 1) % 3
-    assert net.loss(x, t) > 10
-    assert max(gradient_check(net, x, t).values()) < 1e-6
-
-
-def test_check_of_float32(backend, rng):
-    net = stack(2, Sigmoid, SoftmaxWithLoss, dtype="float32")
-    x, t = rng.normal(size=(4, 5)), rng.integers(0, 3, 4)
-    assert max(gradient_check(net, x, t, h=1e-2).values()) < 1e-4
-    assert gradient_check(net, x, t).passed
-    with pytest.raises(ValueError, match=r"float32, where h=0\.0001 gives noise"):
-        gradient_check(net, x, t, h=1e-4)
-
-
-def test_check_tells_a_wrong_gradient(backend, rng, monkeypatch):
-    net = stack(2, Sigmoid, SoftmaxWithLoss)
-    x, t = rng.normal(size=(4, 5)), rng.integers(0, 3, 4)
-    right = net.gradient(x, t)
-    monkeypatch.setattr(net, "gradient", lambda x, t: right | {"W2": right["W2"] + 0.25})
-    check = gradient_check(net, x, t)
-    assert not check.passed
-    assert check["W2"] == pytest.approx(0.25, abs=1e-8)
-    assert {name for name, found in check.parameters.items() if not found.passed} == {"W2"}
-    assert max(check[name] for name in check if name != "W2") < 1e-8
-
-
-def test_check_describes_each_parameter(backend, rng, monkeypatch):
-    net = stack(2, Sigmoid, SoftmaxWithLoss)
-    x, t = rng.normal(size=(4, 5)), rng.integers(0, 3, 4)
-    right = net.gradient(x, t)
-    wrong = backend.to_numpy(right["W1"]).copy()
-    wrong[3, 2] += 0.5
-    monkeypatch.setattr(net, "gradient", lambda x, t: right | {"W1": backend.asarray(wrong)})
-    check = gradient_check(net, x, t)
-    found = check.parameters["W1"]
-    assert (found.name, found.shape, found.worst) == ("W1", (5, 6), (3, 2))
-    assert found.backprop == wrong[3, 2]
-    assert found.numerical == pytest.approx(wrong[3, 2] - 0.5, abs=1e-8)
-    assert found.absolute_error == pytest.approx(0.5, abs=1e-8)
-    assert found.relative_error == pytest.approx(0.5 / np.abs(wrong).max(), rel=1e-6)
-    assert found.mean_difference == check["W1"] == pytest.approx(0.5 / 30, abs=1e-8)
-    assert 0 < found.tolerance < 1e-8
-    assert not found.passed
-    text = str(check)
-    assert re.search(r"W1 5x6 .* W1\[3, 2\] .* WRONG", text)
-    assert re.search(r"W2 6x3 .* ok\n", text)
-    assert text.endswith("backpropagation DOES NOT AGREE with the numerical gradient (h=0.0001)")
-
-
-class NoFactor(Sigmoid):
-    """A backward that forgets (1 - y)."""
-
-    def forward(self, x):
-        self.y = super().forward(x)
-        return self.y
-
-    def backward(self, dout):
-        return dout * self.y
-
-
-class Negligent(ReLU):
-    """A backward that lets a thousandth through where nothing should be."""
-
-    def backward(self, dout):
-        return super().backward(dout) + 1e-3 * dout
-
-
-a_layer_of_ones_own = pytest.mark.filterwarnings("ignore::xnet.NaiveGradientWarning")
-
-
-@a_layer_of_ones_own
-@pytest.mark.parametrize("wrong", [NoFactor, Negligent])
-def test_check_catches_a_wrong_backward(backend, rng, wrong):
-    net = stack(2, wrong, SoftmaxWithLoss)
-    check = gradient_check(net, rng.normal(size=(4, 5)), rng.integers(0, 3, 4))
-    verdicts = {name: found.passed for name, found in check.parameters.items()}
-    assert verdicts == {"W1": False, "b1": False, "W2": True, "b2": True}
-
-
-def off_by_one_percent(cls):
-    """A layer or loss like this one, but for its backward."""
-
-    class Wrong(cls):
-        def backward(self, *dout):
-            return 1.01 * super().backward(*dout)
-
-    return Wrong
-
-
-@pytest.mark.parametrize("operation", ACTIVATIONS, ids=repr)
-def test_every_activation_passes_the_check(backend, operation):
-    for seed in range(3):
-        rng = np.random.default_rng(seed)
-        net = stack(2, operation, seed=seed)
-        check = gradient_check(net, rng.normal(size=(4, 5)), rng.integers(0, 3, 4))
-        assert check.passed, str(check)
-        assert max(check.values()) < 1e-8
-
-
-@a_layer_of_ones_own
-@pytest.mark.parametrize("operation", ACTIVATIONS, ids=repr)
-def test_one_percent_off_in_any_activation_is_caught(backend, rng, operation):
-    wrong = off_by_one_percent(layer_class(type(operation)))
-    layers = [Affine(5, 6, 0.7), wrong(**operation.settings()), Affine(6, 3, 0.7)]
-    check = gradient_check(xnet.Network(layers), rng.normal(size=(4, 5)), rng.integers(0, 3, 4))
-    verdicts = {name: found.passed for name, found in check.parameters.items()}
-    assert verdicts == {"W1": False, "b1": False, "W2": True, "b2": True}
-
-
-@pytest.mark.parametrize("operation", LOSSES, ids=repr)
-def test_every_loss_passes_the_check(backend, operation):
-    for seed in range(3):
-        rng = np.random.default_rng(seed)
-        net = stack(2, Sigmoid, operation, seed=seed)
-        for t in (rng.integers(0, 3, 4), rng.dirichlet(np.ones(3), 4)):
-            check = gradient_check(net, rng.normal(size=(4, 5)), t)
-            assert check.passed, str(check)
-            assert max(check.values()) < 1e-8
-
-
-@a_layer_of_ones_own
-@pytest.mark.parametrize("operation", LOSSES, ids=repr)
-def test_one_percent_off_in_any_loss_is_caught(backend, rng, operation):
-    net = stack(
-        2, Sigmoid, off_by_one_percent(layer_class(type(operation)))(**operation.settings())
-    )
-    check = gradient_check(net, rng.normal(size=(4, 5)), rng.integers(0, 3, 4))
-    assert not check.passed
-    for found in check.parameters.values():  # a hinge that no score reaches has no slope at all
-        assert found.passed == (found.backprop == found.numerical == 0), str(check)
-
-
-@a_layer_of_ones_own
-@pytest.mark.parametrize("between", [BatchNorm(6), Dropout(0.4), LayerNorm(6)], ids=repr)
-def test_both_gradients_are_of_the_loss_in_training(backend, rng, between):
-    """What is dropped is the same on both sides, and no running mean moves."""
-    net = xnet.Network([Affine(5, 6, 0.7), between.copy(), Sigmoid(), Affine(6, 3, 0.7)], seed=4)
-    x, t = rng.normal(size=(8, 5)), rng.integers(0, 3, 8)
-    state = {name: backend.to_numpy(array).copy() for name, array in net.state.items()}
-    check = gradient_check(net, x, t)
-    assert check.passed, str(check)
-    for name, array in net.state.items():
-        np.testing.assert_array_equal(backend.to_numpy(array), state[name])
-
-
-def test_check_catches_nan(backend, rng, monkeypatch):
-    net = stack(1, Sigmoid, SoftmaxWithLoss)
-    x, t = rng.normal(size=(4, 5)), rng.integers(0, 3, 4)
-    right = net.gradient(x, t)
-    lost = backend.to_numpy(right["b1"]).copy()
-    lost[1] = math.nan
-    monkeypatch.setattr(net, "gradient", lambda x, t: right | {"b1": backend.asarray(lost)})
-    check = gradient_check(net, x, t)
-    assert not check.passed
-    assert check.parameters["b1"].worst == (1,)
-
-
-@property_settings
-@given(
-    depth=st.sampled_from(sorted(STACKS)),
-    std=st.sampled_from([0.01, 0.7, 5.0]),
-    scale=st.sampled_from([1e-2, 1.0, 1e2]),
-    h=st.sampled_from([None, 1e-5, 1e-3]),
-    activation=st.sampled_from(SMOOTH),
-    loss=st.sampled_from(SMOOTH_LOSSES),
-    seed=st.integers(0, 1000),
-)
-def test_a_right_backward_is_never_accused(backend, depth, std, scale, h, activation, loss, seed):
-    """Over sizes of weights, inputs and steps: what is allowed follows them."""
-    rng = np.random.default_rng(seed)
-    layers = []
-    for sizes in STACKS[depth]:
-        layers += [Affine(*sizes, weight_init_std=std), activation]
-    net = xnet.Network(layers[:-1], loss, seed=seed)
-    check = gradient_check(net, scale * rng.normal(size=(4, 5)), rng.integers(0, 3, 4), h)
-    assert check.passed, str(check)
-    # What is allowed does not swallow the gradient itself, where that is not all but nothing.
-    if scale == 1.0 and std == 0.7:
-        found = check.parameters["W1"]
-        assert found.tolerance < 1e-3 * max(abs(found.backprop), 1e-3)
-
-
-def test_check_says_where_a_kink_is_crossed(backend):
-    layers = [Affine(2, 3, 0.7), ReLU(), Affine(3, 2, 0.7)]
-    net = xnet.Network(layers, seed=1)
-    x, t = [[1.0, 2.0], [0.5, -3.0]], [0, 1]
-    W, b = (backend.to_numpy(net.params[name]).copy() for name in ("W1", "b1"))
-    b[1] = -(W[0, 1] + 2 * W[1, 1]) + 1e-4  # unit 1 is 1e-4 above its kink for the first sample
-    net.params["b1"] = backend.asarray(b)
-    with pytest.warns(xnet.KinkWarning, match=r"layers\[1\], ReLU \(1 sample\(s\), 1 unit"):
-        check = gradient_check(net, x, t)
-    (kink,) = check.kinks
-    assert (kink.layer, kink.samples, kink.units, kink.operation) == (1, 1, 1, "ReLU")
-    assert "h=0.0001 may cross the kink of layers[1]" in str(check)
-    assert gradient_check(net, x, t, h=1e-5).kinks == []  # 2e-5 at most: out of reach
-
-
-@pytest.mark.parametrize("operation", POINTWISE, ids=repr)
-def test_kinks_are_the_operations(backend, operation):
-    """One unit is put 1e-4 above each in turn, and where a kink of another operation would be."""
-    everywhere = {kink for other in POINTWISE for kink in other.kinks}
-    for place in everywhere:
-        net = xnet.Network([Affine(2, 3, 0.7), operation, Affine(3, 2, 0.7)], seed=1)
-        x, t = [[1.0, 2.0], [0.5, -2.5]], [0, 1]
-        W, b = (backend.to_numpy(net.params[name]).copy() for name in ("W1", "b1"))
-        b[1] = place - (W[0, 1] + 2 * W[1, 1]) + 1e-4
-        net.params["b1"] = backend.asarray(b)
-        near = place in operation.kinks
-        with pytest.warns(xnet.KinkWarning) if near else contextlib.nullcontext():
-            kinks = gradient_check(net, x, t).kinks
-        assert [(k.layer, k.samples, k.units, k.operation) for k in kinks] == (
-            [(1, 1, 1, type(operation).__name__)] if near else []
-        )
-        assert gradient_check(net, x, t, h=1e-5).kinks == []  # 2e-5 at most: out of reach
-
-
-def test_check_finds_a_kink_behind_another_layer(backend):
-    """The second ReLU is reached by a perturbation of the first layer, through its weights."""
-    layers = [Affine(1, 1), Sigmoid(), Affine(1, 1), ReLU(), Affine(1, 2, 0.7)]
-    net = xnet.Network(layers, seed=1)
-    values = {"W1": [[1.0]], "W2": [[1000.0]], "b2": [-500.0 + 0.005]}
-    for name, value in values.items():
-        net.params[name] = backend.asarray(value)
-    with pytest.warns(xnet.KinkWarning, match=r"layers\[3\]"):
-        gradient_check(net, [[0.0]], [1])
-
-
-def test_check_of_one_sample_and_of_tensors(backend, rng):
-    net = stack(2, ReLU, SoftmaxWithLoss)
-    assert gradient_check(net, rng.normal(size=5), 1).passed
-    net = xnet.Network([Affine(6, 3, 0.7), ReLU()])
-    assert gradient_check(net, rng.normal(size=(4, 2, 3)), [0, 1, 2, 0]).passed

@@ -10,7 +10,8 @@ import pytest
 import xnet
 from xnet import training
 from xnet.activations import identity, relu, sigmoid, softmax, step
-from xnet.gradient import gradient_check, gradient_descent, numerical_diff, numerical_gradient
+from xnet.gradient import gradient_descent, numerical_diff, numerical_gradient
+from xnet.gradient_check import gradient_check
 from xnet.layers import Add, Affine, IdentityWithLoss, Mul, ReLU, Sigmoid, SoftmaxWithLoss
 from xnet.losses import LOG_OFFSET, cross_entropy_error, mean_squared_error
 from xnet.perceptron import AND, NAND, OR, XOR, AND_with_threshold, weighted_sum

@@ -20,7 +20,7 @@ from xnet import operations
 from xnet.bounds import Bounds
 from xnet.dtypes import dtype_name
 from xnet.formulas import Arrays
-from xnet.gradient import gradient_check
+from xnet.gradient_check import gradient_check
 from xnet.layers import Affine, BatchNorm, Dropout, IdentityWithLoss, LayerNorm, Sigmoid
 from xnet.network import Network
 from xnet.operations import OPERATIONS, Operation, Pointwise

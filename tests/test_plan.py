@@ -11,7 +11,7 @@ from conftest import LAYER_KINDS, OPTIMIZERS, variants
 import xnet
 from xnet import operations, weights
 from xnet.errors import BackendError
-from xnet.gradient import gradient_check
+from xnet.gradient_check import gradient_check
 from xnet.layers import (
     Affine,
     BatchNorm,

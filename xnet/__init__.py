@@ -26,12 +26,12 @@ from xnet.errors import (
     XnetError,
 )
 from xnet.gradient import (
-    gradient_check,
     gradient_descent,
     numerical_diff,
     numerical_gradient,
     partial_derivative,
 )
+from xnet.gradient_check import gradient_check
 from xnet.network import Network, TwoLayerNet
 from xnet.threads import num_threads, set_num_threads
 

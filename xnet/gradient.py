@@ -10,16 +10,14 @@ import itertools
 import math
 import numbers
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 from xnet import perturbation
 from xnet.backend import Array, Backend, Run, backend_of, compiler_of, resolve
-from xnet.bounds import Bounds
 from xnet.dtypes import dtype_name
-from xnet.errors import KinkWarning, RoundingWarning
+from xnet.errors import RoundingWarning
 from xnet.losses import batch_and_targets
 from xnet.operations import Loss
 
@@ -249,11 +247,6 @@ def _slopes(backend: Backend, values: Values, x: Array, h: float, span: range) -
 # elements in C order; two arrays of float64, (len(span),)
 
 
-def _unravel(flat: int, shape: Index) -> Index:
-    """The index of the element that is number `flat` in C order."""
-    return tuple(flat // math.prod(shape[k + 1 :]) % n for k, n in enumerate(shape))
-
-
 def _looped(
     backend: Backend,
     f: Callable[[Array], Any],
@@ -462,7 +455,7 @@ def _hides_a_slope(
     xp = backend.xp
     reach = xp.maximum(xp.abs(x) / 2, FARTHEST * h + 0 * x)
     if span is not None:
-        reach = reach * _unlike(xp, x, span)
+        reach = reach * unlike(xp, x, span)
     halvings = math.ceil(math.log2(max(2.0, float(xp.max(reach)) / (32 * h))))
     undecided, hides = noise > 0, noise < 0
     try:
@@ -484,7 +477,7 @@ def _hides_a_slope(
     return hides
 
 
-def _unlike(xp: Any, x: Array, span: range) -> Array:
+def unlike(xp: Any, x: Array, span: range) -> Array:
     """Factors within 1/2 and 1 for the elements of a span, 0 for others: no two slopes cancel."""
     k = xp.arange(math.prod(x.shape), dtype=xp.float64, device=x.device)
     golden = (k + 1) * ((math.sqrt(5) - 1) / 2)
@@ -600,280 +593,3 @@ def incremental_gradient(
             warn_if_drowned(backend, at, W, span, xp.abs(by_W), size, u, h, stacklevel=4)
         found += [by_W / (2 * h) for by_W in differences]
     return found
-
-
-# -- backpropagation against the numerical gradient
-
-
-class Differentiable(Protocol):
-    """What `gradient_check` needs of a network."""
-
-    dtype: str
-
-    @property
-    def layers(self) -> Any:
-        """The layers."""
-        ...
-
-    def held(self) -> Any:
-        """A block in which training always computes one function."""
-        ...
-
-    @property
-    def params(self) -> Mapping[str, Array]:
-        """The parameters by name."""
-        ...
-
-    def host_to_backend(self, values: Any, name: str, dtype: Any = None) -> Array:
-        """`values` on the network's backend."""
-        ...
-
-    def scores(self, x: Any) -> Array:
-        """What enters the loss layer."""
-        ...
-
-    def loss(self, x: Any, t: Any) -> float:
-        """The loss."""
-        ...
-
-    def gradient(self, x: Any, t: Any) -> dict[str, Array]:
-        """Gradients by backpropagation."""
-        ...
-
-    def numerical_gradient(self, x: Any, t: Any, h: float | None = None) -> dict[str, Array]:
-        """Gradients by central differences."""
-        ...
-
-
-@dataclass(frozen=True)
-class ParameterCheck:
-    """Backpropagation against the numerical gradient for one parameter."""
-
-    name: str
-    shape: Index
-    mean_difference: float
-    """Mean of the absolute differences, what the notes print."""
-    absolute_error: float
-    """The largest absolute difference."""
-    relative_error: float
-    """That over the largest element of either gradient; 0 if both are 0 throughout."""
-    worst: Index
-    """Index of the worst element, the one whose difference most exceeds its tolerance."""
-    backprop: float
-    """The worst element by backpropagation."""
-    numerical: float
-    """The worst element by central differences."""
-    tolerance: float
-    """How far these two may be apart."""
-
-    @property
-    def passed(self) -> bool:
-        """Whether every element is within its tolerance; NaN is not."""
-        return abs(self.backprop - self.numerical) <= self.tolerance
-
-
-@dataclass(frozen=True)
-class Kink:
-    """A layer of which a perturbation reaches a kink."""
-
-    layer: int
-    """Index in the network's layers."""
-    samples: int
-    """In how many samples."""
-    units: int
-    """In how many of the layer's units."""
-    operation: str
-    """What the layer computes."""
-
-    def __str__(self) -> str:
-        return (
-            f"layers[{self.layer}], {self.operation} "
-            f"({self.samples} sample(s), {self.units} unit(s))"
-        )
-
-
-@dataclass(frozen=True)
-class GradientCheck(Mapping[str, float]):
-    """What `gradient_check` found; as a mapping, the mean absolute difference by parameter."""
-
-    parameters: dict[str, ParameterCheck]
-    kinks: list[Kink]
-    h: float
-
-    @property
-    def passed(self) -> bool:
-        """Whether every element of every parameter is within its tolerance."""
-        return all(check.passed for check in self.parameters.values())
-
-    def __getitem__(self, name: str) -> float:
-        return self.parameters[name].mean_difference
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.parameters)
-
-    def __len__(self) -> int:
-        return len(self.parameters)
-
-    def __str__(self) -> str:
-        head = ("parameter", "mean diff", "max diff", "relative", "worst element", "backprop")
-        rows = [(*head, "numerical", "apart", "allowed", "verdict")]
-        rows += [
-            (
-                f"{c.name} {'x'.join(map(str, c.shape))}",
-                f"{c.mean_difference:.1e}",
-                f"{c.absolute_error:.1e}",
-                f"{c.relative_error:.1e}",
-                f"{c.name}[{', '.join(map(str, c.worst))}]",
-                f"{c.backprop: .9e}",
-                f"{c.numerical: .9e}",
-                f"{abs(c.backprop - c.numerical):.1e}",
-                f"{c.tolerance:.1e}",
-                "ok" if c.passed else "WRONG",
-            )
-            for c in self.parameters.values()
-        ]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-        lines += [f"h={self.h} may cross the kink of {kink}" for kink in self.kinks]
-        verdict = "agrees" if self.passed else "DOES NOT AGREE"
-        lines.append(f"backpropagation {verdict} with the numerical gradient (h={self.h})")
-        return "\n".join(lines)
-
-
-def gradient_check(
-    network: Differentiable, x: Any, t: Any, h: float | None = None
-) -> GradientCheck:
-    """Compare `gradient` with `numerical_gradient`, parameter by parameter (§5.7.3).
-
-    Parameters
-    ----------
-    network
-        A `Network`.
-    x, t
-        A batch and its labels.
-    h
-        Step of the numerical gradient; None for the one that suits the network's dtype.
-
-    Returns
-    -------
-    GradientCheck
-        `passed`, and for each parameter the errors, the worst element and what is allowed there;
-        printed, a table. As a mapping it gives the mean absolute differences, as in the notes.
-
-    Warns
-    -----
-    KinkWarning
-        A perturbation may carry a number across a kink, ReLU's at 0, where the loss has no
-        derivative and the two need not agree.
-
-    Notes
-    -----
-    An element g may differ from the central difference g(h) by
-
-    - truncation, h^2 |f'''| / 6. It is taken from a second one: g(2h) - g(h) holds three times
-      that (Richardson; Numerical Recipes §5.7), so a third of it is allowed, twice over for what
-      the next term, of h^4, leaves out;
-    - rounding of the loss L, 8 sqrt(K) u (|L| + max|s|) / h for scores s. K is the length of the
-      longest chain of additions, the sum of the layers' inputs and the classes; the rounding
-      errors of a sum grow as its square root (Higham & Mary 2019, A new approach to
-      probabilistic rounding error analysis), and 8 leaves such a bound to chance one time in
-      many millions. The loss moves by no more than twice what a score does;
-    - rounding of the perturbed weight w, u max|w| / h of g, and of backpropagation itself,
-      8 sqrt(K) u of g, with the largest g of the parameter for g.
-    """
-    h = checked_step(h, network.dtype)
-    with network.held():
-        exact, numerical = network.gradient(x, t), network.numerical_gradient(x, t, h)
-        twice = network.numerical_gradient(x, t, 2 * h)
-    scores = network.scores(x)
-    backend = backend_of(scores=scores)
-    with backend.running():
-        xp = backend.xp
-        u = float(xp.finfo(scores.dtype).eps) / 2
-        widths = (v.operation.widths[0] for v in network.layers if v.operation is not None)
-        chain = sum(width for width in widths if width is not None)
-        rounding = 8 * math.sqrt(chain + scores.shape[-1]) * u
-        of_loss = rounding * (abs(network.loss(x, t)) + float(xp.max(xp.abs(scores)))) / h
-        checks: dict[str, ParameterCheck] = {}
-        for name in exact:  # of what is frozen there is none
-            W = network.params[name]
-            truncation = 2 * xp.abs(twice[name] - numerical[name]) / 3
-            of_weight = rounding + u * float(xp.max(xp.abs(W))) / h
-            of_gradient = of_weight * float(xp.max(xp.abs(numerical[name])))
-            allowed = truncation + (of_loss + of_gradient)
-            checks[name] = _compared(backend, name, exact[name], numerical[name], allowed)
-        rows = network.host_to_backend(x, "x", network.dtype)
-        rows = xp.reshape(rows, (1 if rows.ndim == 1 else rows.shape[0], -1))
-        kinks = _kinks(backend, network.layers, rows, h)
-    for kink in kinks:
-        warnings.warn(
-            f"gradient_check: h={h} may cross the kink of {kink}, where the numerical gradient "
-            "need not agree; other data or a smaller h may avoid it",
-            KinkWarning,
-            stacklevel=2,
-        )
-    return GradientCheck(checks, kinks, h)
-
-
-def _compared(
-    backend: Backend, name: str, exact: Array, numerical: Array, allowed: Array
-) -> ParameterCheck:
-    xp = backend.xp
-    differences = xp.abs(exact - numerical)
-    excess = differences / allowed
-    worst = _unravel(int(xp.argmax(xp.where(xp.isnan(excess), xp.inf, excess))), exact.shape)
-    largest = float(xp.max(differences))
-    scale = max(float(xp.max(xp.abs(exact))), float(xp.max(xp.abs(numerical))))
-    return ParameterCheck(
-        name=name,
-        shape=tuple(exact.shape),
-        mean_difference=float(backend.sum(differences)) / math.prod(differences.shape),
-        absolute_error=largest,
-        relative_error=largest / scale if scale else 0.0,
-        worst=worst,
-        backprop=float(exact[worst]),
-        numerical=float(numerical[worst]),
-        tolerance=float(allowed[worst]),
-    )
-
-
-def _kinks(backend: Backend, layers: Any, z: Array, h: float) -> list[Kink]:
-    """Where a perturbation of one parameter by h may carry a number across a kink, for z (N, D).
-
-    `own` bounds how far a parameter of the last product moves its one unit, (N, 1), and
-    `everywhere` how far one before that moves each unit, (N, M): the formulas carry it on.
-    """
-    xp, reach = backend.xp, Bounds(backend.xp, 0.0)
-    own, everywhere = xp.zeros_like(z[:, :1]), xp.zeros_like(z)
-    kinks: list[Kink] = []
-    for k, layer in enumerate(layers):
-        operation = layer.operation
-        if layer.opaque or operation is None or operation.fuses not in ("product", "pointwise"):
-            break  # no telling what moves behind it
-        parameters = tuple(layer.params.values())
-        if operation.fuses == "pointwise" and parameters:
-            break
-        if operation.fuses == "product":
-            W = xp.abs(parameters[0])
-            everywhere = xp.maximum(own * xp.max(W, axis=0), backend.matmul(everywhere, W))
-            largest = xp.max(xp.abs(z), axis=1, keepdims=True)
-            own = h * xp.maximum(largest, xp.ones_like(largest))
-        else:
-            moved = xp.maximum(own, everywhere)
-            crossed = xp.zeros_like(z) > 0
-            for kink in operation.kinks:
-                crossed = crossed | (xp.abs(z - kink) <= moved)
-            crossed = crossed & (moved > 0)
-            samples = int(xp.count_nonzero(xp.any(crossed, axis=1)))
-            if samples:
-                name, units = (
-                    type(operation).__name__,
-                    int(xp.count_nonzero(xp.any(crossed, axis=0))),
-                )
-                kinks.append(Kink(k, samples, units, name))
-            own, everywhere = (
-                operation.forward(reach, reach.take(z, e)).e for e in (own + 0 * z, everywhere)
-            )
-            own = xp.max(own, axis=1, keepdims=True)
-        z = perturbation.through(backend, [(operation, parameters)], z)
-    return kinks

@@ -36,7 +36,7 @@ from xnet.errors import (
     WeightsError,
     XnetError,
 )
-from xnet.gradient import gradient_check
+from xnet.gradient_check import Verdict, gradient_check
 from xnet.network import Network
 from xnet.operations import Affine, Loss, Operation, SoftmaxWithLoss, registered
 from xnet.optimizers import OPTIMIZERS, SGD
@@ -81,6 +81,8 @@ NOTES_OPTIMIZER, NOTES_LEARNING_RATE = SGD.__name__.lower(), 0.1
 """How it steps."""
 INTERRUPTED = 128 + signal.SIGINT
 """Exit status by which a shell reports a command that Ctrl-C ended."""
+INCONCLUSIVE = 3
+"""Exit status of a check that could not tell right from wrong; 1 is wrong, 2 a wrong option."""
 LONGEST_LINE = 400
 """Characters of a line that says what is wrong."""
 
@@ -738,7 +740,7 @@ def gradcheck(
     ] = "he",
     batch_size: Annotated[int, typer.Option(min=1, help="Training samples to check on.")] = 20,
     step: Annotated[
-        float | None, typer.Option(help="h of the central differences. Default: dtype's own.")
+        float | None, typer.Option(help="h of the central differences. Default: 1e-4 and others.")
     ] = None,
     dtype: Annotated[
         Dtype | None,
@@ -749,7 +751,10 @@ def gradcheck(
     reproducible: ReproducibleOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Compare backpropagation with the numerical gradient; exit status 1 if they disagree."""
+    """Compare backpropagation with the numerical gradient.
+
+    Exit status 1 if they disagree, 3 if rounding or kinks leave too little to tell.
+    """
     chosen = resolve(backend, reproducible)
     network = None if file is None else _load(file, chosen, dtype)
     name = str(dataset or ("digits" if network is None else _dataset_for(network)))
@@ -763,17 +768,22 @@ def gradcheck(
         warnings.simplefilter("ignore", KinkWarning)  # the table says it
         check = gradient_check(network, x[batch], t[batch], step)
     if as_json:
-        facts = {"dataset": name, "backend": chosen.label, "dtype": network.dtype, "h": check.h}
+        facts = {
+            "dataset": name,
+            "backend": chosen.label,
+            "dtype": network.dtype,
+            "steps": check.steps,
+        }
         found = [vars(p) | {"passed": p.passed} for p in check.parameters.values()]
-        kinks = [vars(kink) for kink in check.kinks]
-        verdict = {"samples": len(batch), "passed": check.passed}
-        print(json.dumps(facts | verdict | {"parameters": found, "kinks": kinks}))
+        samples = {"samples": len(batch), "left_out": len(check.left_out)}
+        verdict = {"verdict": check.verdict, "passed": check.passed}
+        print(json.dumps(facts | samples | verdict | {"parameters": found}))
     else:
         out.print(network)
         print(f"{len(batch)} {name} images on {chosen.label}")
         print(check)
     if not check.passed:
-        sys.exit(1)
+        sys.exit(1 if check.verdict == Verdict.WRONG else INCONCLUSIVE)
 
 
 # -- demo

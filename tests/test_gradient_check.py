@@ -1,0 +1,422 @@
+"""`gradient_check`: no right gradient is called wrong, and no wrong one right."""
+
+import math
+import os
+import re
+from types import MappingProxyType
+
+import numpy as np
+import pytest
+from conftest import property_settings, variants
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import xnet
+from xnet.gradient_check import FINEST, NO_GRADIENT, Verdict, gradient_check
+from xnet.layers import (
+    AbsoluteError,
+    Affine,
+    BatchNorm,
+    Dropout,
+    Hinge,
+    IdentityWithLoss,
+    LayerNorm,
+    ReLU,
+    Sigmoid,
+    SoftmaxWithLoss,
+    layer_class,
+)
+
+ACTIVATIONS, LOSSES = variants("pointwise", "rows"), variants("loss")
+AGREES, WRONG, INCONCLUSIVE = Verdict.AGREES, Verdict.WRONG, Verdict.INCONCLUSIVE
+
+STACKS = {
+    1: [(5, 3)],
+    2: [(5, 6), (6, 3)],
+    3: [(5, 4), (4, 6), (6, 3)],
+    4: [(5, 4), (4, 6), (6, 4), (4, 3)],
+}
+
+
+class Altered(xnet.Network):
+    """A network whose gradients are made wrong: what of each parameter, by its name."""
+
+    altered = MappingProxyType({})
+
+    def gradient(self, x, t):
+        found = super().gradient(x, t)
+        return found | {name: change(name, found[name]) for name, change in self.altered.items()}
+
+
+def stack(depth, activation=Sigmoid, loss=SoftmaxWithLoss, **options):
+    """Affine layers with activations between: a class, or an operation; so the loss."""
+    layers = []
+    for sizes in STACKS[depth]:
+        layers.append(Affine(*sizes, weight_init_std=0.7))
+        layers.append(activation() if isinstance(activation, type) else activation)
+    return xnet.Network(layers[:-1], loss() if isinstance(loss, type) else loss, **options)
+
+
+@pytest.mark.parametrize("depth", STACKS)
+@pytest.mark.parametrize("activation", [Sigmoid, ReLU])
+@pytest.mark.parametrize("loss", [SoftmaxWithLoss, IdentityWithLoss])
+@pytest.mark.parametrize("labels", ["indices", "one-hot"])
+def test_networks_pass_the_check(backend, rng, depth, activation, loss, labels):
+    net = stack(depth, activation, loss, seed=2)
+    x, t = rng.normal(size=(4, 5)), rng.integers(0, 3, 4)
+    differences = gradient_check(net, x, t if labels == "indices" else np.eye(3)[t])
+    assert list(differences) == list(net.params)
+    assert max(differences.values()) < 1e-8  # 1e-6 is what is asked for
+
+
+def test_badly_misclassified_samples_pass_the_check(backend, rng):
+    net = stack(2, ReLU, SoftmaxWithLoss)
+    x = 100 * rng.normal(size=(8, 5))
+    t = (backend.to_numpy(net.predict(x)).argmax(axis=1) + 1) % 3
+    assert net.loss(x, t) > 10
+    assert max(gradient_check(net, x, t).values()) < 1e-6
+
+
+def test_float32_is_checked_in_float64(backend, rng):
+    net = stack(2, Sigmoid, SoftmaxWithLoss, dtype="float32")
+    x, t = rng.normal(size=(4, 5)), rng.integers(0, 3, 4)
+    before = net.params["W1"]
+    check = gradient_check(net, x, t)
+    assert check.passed
+    assert check.steps == (1e-4,)
+    assert max(check.values()) < 1e-8
+    assert max(found.tolerance for found in check.parameters.values()) < 1e-8
+    assert net.dtype == "float32"
+    assert net.params["W1"] is before
+
+
+@pytest.mark.parametrize("init", ["he", 0.01])
+@pytest.mark.parametrize(
+    "wrong", [lambda name, g: 0.9 * g, lambda name, g: 0 * g if name == "W1" else g]
+)
+def test_wrong_in_float32_is_caught(rng, init, wrong):
+    """Small gradients, as of MNIST with the weights that a network begins with."""
+    layers = [Affine(300, 8, init), Sigmoid(), Affine(8, 10, init)]
+    net = Altered(layers, dtype="float32")
+    net.altered = dict.fromkeys(net.params, wrong)
+    assert gradient_check(net, rng.random((10, 300)), rng.integers(0, 10, 10)).verdict == WRONG
+
+
+def test_a_step_that_blinds_gives_no_verdict(rng):
+    x, t = rng.normal(size=(4, 5)), rng.integers(0, 3, 4)
+    layers = [Affine(5, 6, 0.7), ReLU(), Affine(6, 3, 0.7)]
+    for h, factor in ((1e-20, 1), (1e-20, 0), (1e-14, 0), (1e-14, 1)):
+        net = Altered([layer.copy() for layer in layers])
+        net.altered = {name: lambda name, g, factor=factor: factor * g for name in net.params}
+        check = gradient_check(net, x, t, h)
+        assert check.verdict == INCONCLUSIVE
+        assert not check.passed
+        assert str(check).splitlines()[-1].startswith("inconclusive: ")
+        assert gradient_check(net, x, t).verdict == (AGREES if factor else WRONG)
+
+
+@pytest.mark.parametrize("h", [0, -1e-4, math.nan, math.inf])
+def test_check_refuses_a_step(h):
+    with pytest.raises(ValueError, match=r"h is .*, expected a positive number"):
+        gradient_check(stack(1), np.ones((2, 5)), [0, 1], h)
+
+
+def test_check_tells_a_wrong_gradient(backend, rng, monkeypatch):
+    net = stack(2, Sigmoid, SoftmaxWithLoss)
+    x, t = rng.normal(size=(4, 5)), rng.integers(0, 3, 4)
+    right = net.gradient(x, t)
+    monkeypatch.setattr(net, "gradient", lambda x, t: right | {"W2": right["W2"] + 0.25})
+    check = gradient_check(net, x, t)
+    assert not check.passed
+    assert check["W2"] == pytest.approx(0.25, abs=1e-8)
+    assert {name for name, found in check.parameters.items() if not found.passed} == {"W2"}
+    assert max(check[name] for name in check if name != "W2") < 1e-8
+
+
+def test_check_describes_each_parameter(backend, rng, monkeypatch):
+    net = stack(2, Sigmoid, SoftmaxWithLoss)
+    x, t = rng.normal(size=(4, 5)), rng.integers(0, 3, 4)
+    right = net.gradient(x, t)
+    wrong = backend.to_numpy(right["W1"]).copy()
+    wrong[3, 2] += 0.5
+    monkeypatch.setattr(net, "gradient", lambda x, t: right | {"W1": backend.asarray(wrong)})
+    check = gradient_check(net, x, t)
+    found = check.parameters["W1"]
+    assert (found.name, found.shape, found.worst) == ("W1", (5, 6), (3, 2))
+    assert found.backprop == wrong[3, 2]
+    assert found.numerical == pytest.approx(wrong[3, 2] - 0.5, abs=1e-8)
+    assert found.absolute_error == pytest.approx(0.5, abs=1e-8)
+    assert found.relative_error == pytest.approx(0.5 / np.abs(wrong).max(), rel=1e-6)
+    assert found.mean_difference == check["W1"] == pytest.approx(0.5 / 30, abs=1e-8)
+    assert 0 < found.tolerance < 1e-8
+    assert not found.passed
+    text = str(check)
+    assert re.search(r"W1 5x6 .* W1\[3, 2\] .* WRONG", text)
+    assert re.search(r"W2 6x3 .* ok\n", text)
+    assert text.endswith(
+        "backpropagation DOES NOT AGREE with the numerical gradient (h=0.0001, 1e-06)"
+    )
+
+
+class NoFactor(Sigmoid):
+    """A backward that forgets (1 - y)."""
+
+    def forward(self, x):
+        self.y = super().forward(x)
+        return self.y
+
+    def backward(self, dout):
+        return dout * self.y
+
+
+class Negligent(ReLU):
+    """A backward that lets a thousandth through where nothing should be."""
+
+    def backward(self, dout):
+        return super().backward(dout) + 1e-3 * dout
+
+
+a_layer_of_ones_own = pytest.mark.filterwarnings("ignore::xnet.NaiveGradientWarning")
+
+
+@a_layer_of_ones_own
+@pytest.mark.parametrize("wrong", [NoFactor, Negligent])
+def test_check_catches_a_wrong_backward(backend, rng, wrong):
+    net = stack(2, wrong, SoftmaxWithLoss)
+    check = gradient_check(net, rng.normal(size=(4, 5)), rng.integers(0, 3, 4))
+    verdicts = {name: found.passed for name, found in check.parameters.items()}
+    assert verdicts == {"W1": False, "b1": False, "W2": True, "b2": True}
+
+
+def off_by_one_percent(cls):
+    """A layer or loss like this one, but for its backward."""
+
+    class Wrong(cls):
+        def backward(self, *dout):
+            return 1.01 * super().backward(*dout)
+
+    return Wrong
+
+
+@pytest.mark.parametrize("operation", ACTIVATIONS, ids=repr)
+def test_every_activation_passes_the_check(operation):
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        net = stack(2, operation, seed=seed)
+        check = gradient_check(net, rng.normal(size=(4, 5)), rng.integers(0, 3, 4))
+        assert check.passed, str(check)
+        assert max(check.values()) < 1e-8
+
+
+@a_layer_of_ones_own
+@pytest.mark.parametrize("operation", ACTIVATIONS, ids=repr)
+def test_one_percent_off_in_any_activation_is_caught(rng, operation):
+    wrong = off_by_one_percent(layer_class(type(operation)))
+    layers = [Affine(5, 6, 0.7), wrong(**operation.settings()), Affine(6, 3, 0.7)]
+    check = gradient_check(xnet.Network(layers), rng.normal(size=(4, 5)), rng.integers(0, 3, 4))
+    verdicts = {name: found.passed for name, found in check.parameters.items()}
+    assert verdicts == {"W1": False, "b1": False, "W2": True, "b2": True}
+
+
+@pytest.mark.parametrize("operation", LOSSES, ids=repr)
+def test_every_loss_passes_the_check(operation):
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        net = stack(2, Sigmoid, operation, seed=seed)
+        for t in (rng.integers(0, 3, 4), rng.dirichlet(np.ones(3), 4)):
+            check = gradient_check(net, rng.normal(size=(4, 5)), t)
+            assert check.passed, str(check)
+            assert max(check.values()) < 1e-8
+
+
+@a_layer_of_ones_own
+@pytest.mark.parametrize("operation", LOSSES, ids=repr)
+def test_one_percent_off_in_any_loss_is_caught(rng, operation):
+    net = stack(
+        2, Sigmoid, off_by_one_percent(layer_class(type(operation)))(**operation.settings())
+    )
+    check = gradient_check(net, rng.normal(size=(4, 5)), rng.integers(0, 3, 4))
+    assert not check.passed
+    for found in check.parameters.values():  # a hinge that no score reaches has no slope at all
+        assert found.passed == (found.backprop == found.numerical == 0), str(check)
+
+
+@a_layer_of_ones_own
+@pytest.mark.parametrize("between", [BatchNorm(6), Dropout(0.4), LayerNorm(6)], ids=repr)
+def test_both_gradients_are_of_the_loss_in_training(backend, rng, between):
+    """What is dropped is the same on both sides, and no running mean moves."""
+    net = xnet.Network([Affine(5, 6, 0.7), between.copy(), Sigmoid(), Affine(6, 3, 0.7)], seed=4)
+    x, t = rng.normal(size=(8, 5)), rng.integers(0, 3, 8)
+    state = {name: backend.to_numpy(array).copy() for name, array in net.state.items()}
+    check = gradient_check(net, x, t)
+    assert check.passed, str(check)
+    for name, array in net.state.items():
+        np.testing.assert_array_equal(backend.to_numpy(array), state[name])
+
+
+def test_check_catches_nan(backend, rng, monkeypatch):
+    net = stack(1, Sigmoid, SoftmaxWithLoss)
+    x, t = rng.normal(size=(4, 5)), rng.integers(0, 3, 4)
+    right = net.gradient(x, t)
+    lost = backend.to_numpy(right["b1"]).copy()
+    lost[1] = math.nan
+    monkeypatch.setattr(net, "gradient", lambda x, t: right | {"b1": backend.asarray(lost)})
+    check = gradient_check(net, x, t)
+    assert not check.passed
+    assert check.parameters["b1"].worst == (1,)
+
+
+EXAMPLES = int(os.environ.get("XNET_EXAMPLES", "40"))
+"""XNET_EXAMPLES=1000 tries as many networks, in minutes."""
+
+
+@st.composite
+def networks(draw):
+    """A network, whose gradient can be altered, and a batch; and whether it is an ordinary one.
+
+    Others are badly scaled, dead, at kinks of several layers at once, or have no slope at all.
+    """
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    widths = draw(st.lists(st.integers(1, 6), min_size=1, max_size=4))
+    std = draw(st.sampled_from(["he", 0.7, 0.01, 5.0, 0.0]))
+    scale = draw(st.sampled_from([1.0, 1e-2, 1e2]))
+    samples, zeros = draw(st.sampled_from([5, 1, 40])), draw(st.booleans())
+    between = draw(st.sampled_from([None, None, LayerNorm, BatchNorm, Dropout]))
+    activation, loss = draw(st.sampled_from(ACTIVATIONS)), draw(st.sampled_from(LOSSES))
+    layers = []
+    for inputs, outputs in zip(widths, [*widths[1:], 3], strict=True):
+        layers.append(Affine(inputs, outputs, std))
+        if between is not None:
+            layers.append(Dropout(0.4) if between is Dropout else between(outputs))
+        layers.append(activation)
+    if draw(st.booleans()):
+        del layers[-1]
+    net = Altered(layers, loss, seed=rng, dtype=draw(st.sampled_from(["float64", "float32"])))
+    if biased := draw(st.booleans()):
+        for name, b in net.params.items():
+            if name.startswith("b"):
+                net.params[name] = (0.3 * rng.normal(size=b.shape)).astype(net.dtype)
+    x = scale * rng.normal(size=(samples, widths[0]))
+    if zeros:
+        x[::3] = 0
+    kind = draw(st.sampled_from(["classes", "shares", "predicted"]))
+    if kind == "classes":
+        t = rng.integers(0, 3, samples)
+    elif kind == "shares":
+        t = rng.dirichlet(np.ones(3), samples)
+    else:  # where the absolute error has its kink
+        t = np.where(rng.random((samples, 3)) < 0.3, net.predict(x), rng.random((samples, 3)))
+    ordinary = std in ("he", 0.7) and scale == 1.0 and samples > 1 and len(widths) < 3
+    return net, x, t, ordinary and between is None and biased and kind != "predicted"
+
+
+@pytest.mark.filterwarnings("ignore::xnet.KinkWarning", "ignore::xnet.NaiveGradientWarning")
+@settings(property_settings, max_examples=EXAMPLES)
+@given(case=networks(), data=st.data())
+def test_any_network_right_and_one_percent_off(case, data):
+    """No right gradient is called wrong, and none that is wrong by one percent in one parameter."""
+    net, x, t, ordinary = case
+    check = gradient_check(net, x, t)
+    assert check.verdict != WRONG, str(check)
+    if ordinary:
+        assert check.passed, str(check)
+    name = data.draw(st.sampled_from(sorted(net.params)))
+    largest = max(abs(g).max() for g in net.gradient(x, t).values())
+    net.altered = {name: lambda name, g: 1.01 * g}
+    found = gradient_check(net, x, t).parameters[name]
+    slope = abs(net.gradient(x, t)[name]).max()
+    if slope > 2 * NO_GRADIENT * largest:
+        assert found.verdict != AGREES, str(check)
+        assert found.verdict == WRONG or not ordinary, str(check)
+
+
+@pytest.mark.parametrize("share", [1.5 * FINEST, 2.0])
+def test_one_element_off_is_caught(rng, share):
+    net = Altered([Affine(5, 6, 0.7), ReLU(), Affine(6, 3, 0.7)], seed=2)
+    x, t = rng.normal(size=(40, 5)), rng.integers(0, 3, 40)
+    for name, g in net.gradient(x, t).items():
+        for element in range(g.size):
+            net.altered = {name: lambda _, g, k=element: alter(g, k, share)}
+            found = gradient_check(net, x, t).parameters[name]
+            assert found.verdict == WRONG, found
+            assert found.worst == np.unravel_index(element, g.shape)
+
+
+def alter(g, element, share):
+    g = g.copy()
+    g.flat[element] *= 1 + share
+    return g
+
+
+@pytest.mark.parametrize("samples", [100, 200])
+def test_kinks_that_a_step_crosses_are_no_alarm(backend, samples):
+    """Of the digits, ReLU: most seeds have samples within 1e-4 of a kink."""
+    (x, t), _ = xnet.datasets.load_digits()
+    for seed in range(3):
+        net = xnet.Network([Affine(64, 8, "he"), ReLU(), Affine(8, 10, "he")], seed=seed)
+        batch = np.random.default_rng(seed).permutation(len(x))[:samples]
+        check = gradient_check(net, x[batch], t[batch])
+        assert check.passed, str(check)
+        assert check.left_out == ()
+
+
+@pytest.mark.parametrize("operation", ACTIVATIONS, ids=repr)
+def test_samples_at_a_kink_are_left_out(operation):
+    """Blank samples, where the biases are what they begin as: at the kinks of several layers."""
+    rng = np.random.default_rng(4)
+    layers = [Affine(5, 6, 0.7), operation, Affine(6, 6, 0.7), operation, Affine(6, 3, 0.7)]
+    net, x, t = Altered(layers, seed=3), rng.normal(size=(8, 5)), rng.integers(0, 3, 8)
+    x[[2, 5]] = 0
+    if 0.0 in operation.kinks:
+        names = type(operation).__name__
+        with pytest.warns(xnet.KinkWarning, match=rf"leaves out 2 of 8 samples: .* of {names},"):
+            check = gradient_check(net, x, t)
+        assert check.left_out == (2, 5)
+        assert "2 sample(s) left out, which lie at a kink" in str(check)
+    else:
+        check = gradient_check(net, x, t)  # warnings are errors here
+        assert check.left_out == ()
+    assert check.passed, str(check)
+
+
+@pytest.mark.parametrize("loss", [AbsoluteError(), Hinge()], ids=repr)
+def test_samples_at_a_kink_of_the_loss_are_left_out(backend, rng, loss):
+    net = xnet.Network([Affine(5, 3, 0.7)], loss, seed=1)
+    x = rng.normal(size=(4, 5))
+    t = np.eye(3)[[0, 1, 2, 0]] if loss.classes else rng.normal(size=(4, 3))
+    if loss.classes:  # a score that is less than the right one by the margin
+        x[3] = 0
+        net.params["b1"] = backend.asarray([1.0, 0.0, -2.0])
+    else:
+        t[3] = backend.to_numpy(net.scores(x))[3]
+    with pytest.warns(xnet.KinkWarning, match="1 of 4 samples: they lie at a kink, of the loss"):
+        check = gradient_check(net, x, t)
+    assert check.left_out == (3,)
+    assert check.passed, str(check)
+
+
+def test_where_all_lie_at_a_kink_there_is_no_verdict(rng):
+    net = xnet.Network([Affine(5, 6, 0.0), ReLU(), Affine(6, 3, 0.7)])
+    assert gradient_check(net, rng.normal(size=(4, 5)), [0, 1, 2, 0]).verdict == INCONCLUSIVE
+
+
+def test_what_is_not_finite_gives_no_verdict(backend, rng):
+    net = stack(2)
+    net.params["b2"] = backend.asarray([math.inf, 0.0, 0.0])
+    check = gradient_check(net, rng.normal(size=(4, 5)), [0, 1, 2, 0])
+    assert check.verdict == INCONCLUSIVE
+
+
+def test_the_networks_parameters_are_left_as_they_were(backend, rng):
+    net = stack(2, ReLU)
+    before = {name: backend.to_numpy(W).copy() for name, W in net.params.items()}
+    gradient_check(net, rng.normal(size=(4, 5)), [0, 1, 2, 0])
+    for name, W in net.params.items():
+        np.testing.assert_array_equal(backend.to_numpy(W), before[name])
+
+
+def test_check_of_one_sample_and_of_tensors(backend, rng):
+    net = stack(2, ReLU, SoftmaxWithLoss)
+    assert gradient_check(net, rng.normal(size=5), 1).passed
+    net = xnet.Network([Affine(6, 3, 0.7), ReLU()])
+    assert gradient_check(net, rng.normal(size=(4, 2, 3)), [0, 1, 2, 0]).passed
