@@ -265,6 +265,7 @@ class Clipped(Operation):
     how: object = None
     ends: tuple[float, ...] = (0.0, 1.0)
     sides: tuple[int, str] = (2, "both")
+    notes: tuple = ()  # of anything
 
     def forward(self, m, x):
         return m.maximum(m.minimum(x, self.ends[1]), self.ends[0])
@@ -281,10 +282,14 @@ def test_a_setting_that_no_file_can_hold_is_refused(tmp_path):
 
 
 def test_an_operation_of_ones_own_comes_back(tmp_path):
-    weights.save(Network([Clipped("well", (-1, 2.5), (1, "left"))]), tmp_path / "net")
-    (layer,) = weights.load_network(tmp_path / "net").layers
-    assert type(layer.operation) is Clipped
-    assert layer.settings() == {"how": "well", "ends": (-1, 2.5), "sides": (1, "left")}
+    settings = {"how": "well", "ends": (-1, 2.5), "sides": (1, "left"), "notes": ("a", 2)}
+    numpys = {"ends": (np.int64(-1), np.float32(2.5))}  # which become Python's own in a file
+    for given in (settings, settings | numpys):
+        weights.save(Network([Clipped(**given)]), tmp_path / "net")
+        (layer,) = weights.load_network(tmp_path / "net").layers
+        assert type(layer.operation) is Clipped
+        assert layer.settings() == settings
+        assert [type(end) for end in layer.ends] == [int, float]
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -625,6 +630,7 @@ DESCRIPTIONS = {
     "no layers at all": ('{"format": 2}', "layers"),
     "no loss": (f'{{"format": 2, "layers": [{json.dumps(AFFINE)}]}}', "loss"),
     "nothing frozen": (described([AFFINE]).replace("frozen", "cold"), "frozen"),
+    "frozen before the first": (described([AFFINE], frozen=[-1]), "frozen is [-1]"),
     "frozen beyond the last": (described([AFFINE], frozen=[1]), "frozen is [1], expected numbers"),
     "frozen by name": (described([AFFINE], frozen=["W1"]), "frozen is ['W1']"),
     "frozen or not": (described([AFFINE], frozen=[True]), "frozen is [True]"),
@@ -684,6 +690,20 @@ def test_an_operation_that_raises_anything_is_the_files_fault(tmp_path):
 
     content = safetensors.numpy.save(OK, metadata={"xnet": with_settings("Picky")})
     assert "'Picky' with settings {}: no such thing" in refusal(tmp_path / "net", content)
+
+
+def test_packages_are_asked_for_what_is_not_known_alone(monkeypatch):
+    asked = []
+
+    def registered():
+        asked.append(1)
+        return operations.OPERATIONS | {"Elsewhere": operations.Tanh}
+
+    monkeypatch.setattr(weights, "registered", registered)
+    assert type(weights._made("Sigmoid", {})) is operations.Sigmoid
+    assert asked == []
+    assert type(weights._made("Elsewhere", {})) is operations.Tanh
+    assert asked == [1]
 
 
 LATER = """
