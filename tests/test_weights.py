@@ -284,8 +284,8 @@ def test_a_setting_that_no_file_can_hold_is_refused(tmp_path):
 def test_an_operation_of_ones_own_comes_back(tmp_path):
     settings = {"how": "well", "ends": (-1, 2.5), "sides": (1, "left"), "notes": ("a", 2)}
     numpys = {"ends": (np.int64(-1), np.float32(2.5))}  # which become Python's own in a file
-    for given in (settings, settings | numpys):
-        weights.save(Network([Clipped(**given)]), tmp_path / "net")
+    for made in (settings, settings | numpys):
+        weights.save(Network([Clipped(**made)]), tmp_path / "net")
         (layer,) = weights.load_network(tmp_path / "net").layers
         assert type(layer.operation) is Clipped
         assert layer.settings() == settings
