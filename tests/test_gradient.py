@@ -857,6 +857,38 @@ def test_descent_into_a_minimum_raises_no_alarm():
     np.testing.assert_allclose(end, 1, atol=1e-9)
 
 
+def test_descent_by_stacks():
+    """What is handed on: f of a stack has one number for each of its points."""
+    path = []
+    end = gradient_descent(
+        lambda v: (v * v).sum(axis=-1), np.array([1.0, 2.0]), 0.25, 2, path, method="stacked"
+    )
+    np.testing.assert_allclose(path, [[1, 2], [0.5, 1], [0.25, 0.5]], rtol=1e-10)
+    assert path[-1] is not end
+    np.testing.assert_array_equal(path[-1], end)
+
+
+def test_a_number_gives_a_number():
+    assert type(numerical_diff(lambda v: v * v, 3.0)) is float
+    assert type(numerical_diff(lambda v: v * v, 3)) is float
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda x: numerical_diff(lambda v: v + 1e13, x),
+        lambda x: numerical_diff(lambda v: v * v, 1e14 * x),
+        lambda x: numerical_gradient(lambda v: v.sum() + 1e13, x),
+        lambda x: numerical_gradient(lambda v: v.sum(), 1e14 * x),
+        lambda x: partial_derivative(lambda v: v.sum() + 1e13, x, 0),
+    ],
+)
+def test_a_warning_points_at_the_call(call):
+    with pytest.warns(xnet.RoundingWarning) as warned:
+        call(np.array([2.0, 3.0]))
+    assert {warning.filename for warning in warned} == {__file__}
+
+
 def test_descent_with_a_step_and_a_method(cubes):
     start = np.array([1.0, 2.0])
     by_loop = gradient_descent(cubes, start, 0.01, 20, h=1e-3, method="loop")

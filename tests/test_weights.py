@@ -292,6 +292,29 @@ def test_an_operation_of_ones_own_comes_back(tmp_path):
         assert [type(end) for end in layer.ends] == [int, float]
 
 
+def test_a_setting_with_a_hint_that_is_not_here_comes_back(tmp_path):
+    class Hinted(Operation):
+        fuses = "pointwise"
+        how: "Nowhere" = None  # noqa: F821  # it is imported by type checkers alone
+
+        def forward(self, m, x):
+            return x + 0
+
+        def backward(self, m, dout, x, y):
+            return dout
+
+    weights.save(Network([Hinted("well")]), tmp_path / "net")
+    assert weights.load_network(tmp_path / "net").layers[0].how == "well"
+
+
+@pytest.mark.parametrize("parts", [([xnet.layers.Layer()], None), ([], xnet.layers.LossLayer())])
+def test_what_says_not_what_it_computes_is_not_saved(tmp_path, parts):
+    layers, loss = parts
+    with pytest.raises(WeightsError, match=r"Layer\(\) cannot be saved"):
+        weights.save(Network([Affine(2, 2), *layers], loss), tmp_path / "net")
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("kind", ["safetensors", "pickle"])
 def test_what_is_not_finite_is_named(backend, tmp_path, value, kind):
