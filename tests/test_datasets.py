@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -951,3 +952,24 @@ def test_any_picture_is_loaded_or_refused(tmp_path_factory, seed, height, width,
     assert loaded.dtype == np.float32
     assert loaded.min() >= 0
     assert loaded.max() == 1
+
+
+@pytest.mark.parametrize(
+    ("terminal", "tqdm", "shows"),
+    [(True, True, True), (True, False, False), (False, True, False), (None, True, False)],
+)
+def test_progress_is_shown_on_a_terminal_where_tqdm_is_installed(
+    monkeypatch, terminal, tqdm, shows
+):
+    stderr = None if terminal is None else SimpleNamespace(isatty=lambda: terminal)
+    monkeypatch.setattr(sys, "stderr", stderr)  # none under pythonw
+    monkeypatch.setattr(datasets, "find_spec", lambda name: {"tqdm": tqdm or None}[name])
+    assert datasets._shows_progress() == shows
+
+
+def test_a_download_of_the_very_size_is_taken():
+    download = datasets._Download(5)
+    assert [download.write(chunk) for chunk in (b"abc", b"de")] == [3, 2]
+    assert download.getvalue() == b"abcde"
+    with pytest.raises(DatasetError, match="the server sends more than 5 bytes"):
+        download.write(b"f")

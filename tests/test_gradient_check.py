@@ -151,7 +151,8 @@ def test_check_describes_each_parameter(backend, rng, monkeypatch):
     assert 0 < found.tolerance < 1e-8
     assert not found.passed
     text = str(check)
-    assert re.search(r"W1 5x6 .* W1\[3, 2\] .* WRONG", text)
+    assert re.search(r"^parameter .* verdict\n", text)
+    assert re.search(r"W1 5x6 .* W1\[3, 2\] .* 5\.0e-01 .* WRONG\n", text)
     assert re.search(r"W2 6x3 .* ok\n", text)
     assert text.endswith(
         "backpropagation DOES NOT AGREE with the numerical gradient (h=0.0001, 1e-06)"
