@@ -267,6 +267,17 @@ def test_check_catches_nan(backend, rng, monkeypatch):
     assert check.parameters["b1"].worst == (1,)
 
 
+@pytest.mark.parametrize(("factor", "verdict"), [(1 + 5e-6, AGREES), (1 + 2e-5, WRONG)])
+def test_what_of_an_element_may_always_be_off(backend, rng, factor, verdict):
+    """So much is left where the curvatures of several samples jump, and cancel in Richardson's."""
+    net = stack(2, Sigmoid, SoftmaxWithLoss)
+    net.__class__ = Altered
+    net.altered = {"W1": lambda name, g: g * factor}
+    check = gradient_check(net, rng.normal(size=(4, 5)), rng.integers(0, 3, 4))
+    assert check.parameters["W1"].verdict == verdict
+    assert check.parameters["W2"].verdict == AGREES
+
+
 EXAMPLES = int(os.environ.get("XNET_EXAMPLES", "40"))
 """XNET_EXAMPLES=1000 tries as many networks, in minutes."""
 
