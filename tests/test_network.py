@@ -397,6 +397,19 @@ def test_parameter_of_another_backend():
         make(backend="strict").params["W1"] = np.ones((4, 5))
 
 
+def test_parameters_that_cannot_be_written_are_replaced(data):
+    """As validation goes back to an epoch's."""
+    net, kept = make(backend="numpy"), {}
+    net.params.keep(kept)
+    before = host(net)
+    for layer in (net.layers[0], net.layers[2]):
+        for name, array in layer.params.items():
+            layer.params[name] = array + 1.0
+            layer.params[name].flags.writeable = False
+    xnet.backend.assign(net.params.writing(kept))
+    assert_same(host(net), before)
+
+
 def test_parameters_cannot_be_deleted_or_added(backend):
     net = make()
     with pytest.raises(TypeError, match="can be replaced, not deleted"):
