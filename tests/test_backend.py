@@ -132,6 +132,7 @@ def test_cupy_without_cuda_says_what_would_help():
     with pytest.raises(BackendError, match=r"'cupy' cannot be used here: .*Usable: numpy") as error:
         resolve("cupy")
     assert "pip install" in str(error.value) or "driver" in str(error.value)
+    assert "cupy" not in str(error.value).partition("Usable: ")[2]
 
 
 def test_numba_without_its_packages_says_what_to_install(monkeypatch):

@@ -42,8 +42,9 @@ def test_without_a_setting_every_processor():
 
 
 def test_processors_are_those_that_the_process_may_use(monkeypatch):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0: {3, 5}}[pid], raising=False)
-    assert processors() == 2
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0: {3, 5, 6}}[pid], raising=False)
+    assert processors() == 3
     monkeypatch.delattr(os, "sched_getaffinity")
     for count, expected in ((7, 7), (None, 1)):  # None: it is not known
         monkeypatch.setattr(os, "cpu_count", lambda count=count: count)
