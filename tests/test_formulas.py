@@ -303,6 +303,9 @@ def test_facts_about_a_formula():
     sums = [node for node in nodes(softmax.results) if node.operator in ("sum", "max")]
     assert [node.varies for node in sums] == [False, False]
     assert softmax.results[0].varies
+    share = trace(lambda m, x: x / m.width(x), "x")  # of as many numbers as the row has
+    assert share.by_rows
+    assert [node.varies for node in nodes(share.results)] == [True, False, True]
 
 
 def compiled(formula, owner):
@@ -497,6 +500,18 @@ def test_every_sign():
     assert len(re.findall(truths, written)) == written.count("bool ")
     assert re.search(r"T v\d+ = v\d+ \? v\d+ : v\d+;", written)
     assert re.search(r"T v\d+ = fabs\(x\);", written)
+
+
+def test_a_slope_of_single_numbers_takes_no_sums_either():
+    class SlopeOfARow(Pointwise):
+        def forward(self, m, x):
+            return x + 0
+
+        def backward(self, m, dout, x, y):
+            return dout * m.sum(x)
+
+    with pytest.raises(FormulaError, match=r"SlopeOfARow: .* asks for m\.sum, m\.max or m\.width"):
+        formulas.check(SlopeOfARow())
 
 
 def test_a_setting_may_be_a_list():
