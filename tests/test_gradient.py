@@ -868,6 +868,21 @@ def test_descent_by_stacks():
     np.testing.assert_array_equal(path[-1], end)
 
 
+def test_descent_from_what_cannot_be_written():
+    start = np.array([1.0, 2.0])
+    start.flags.writeable = False
+    end = gradient_descent(lambda v: (v * v).sum(), start, 0.25, 1)
+    np.testing.assert_allclose(end, [0.5, 1.0], rtol=1e-10)
+
+
+def test_what_is_not_finite_of_a_network_with_a_frozen_layer(backend):
+    net = xnet.Network([Affine(2, 3), ReLU(), Affine(3, 2)])
+    net.layers[0].trainable = False
+    found = net.numerical_gradient([[math.nan, 1.0]], [0])
+    assert {name: g.shape for name, g in found.items()} == {"W2": (3, 2), "b2": (2,)}
+    assert all(np.isnan(backend.to_numpy(g)).all() for g in found.values())
+
+
 def test_a_number_gives_a_number():
     assert type(numerical_diff(lambda v: v * v, 3.0)) is float
     assert type(numerical_diff(lambda v: v * v, 3)) is float
@@ -881,6 +896,7 @@ def test_a_number_gives_a_number():
         lambda x: numerical_gradient(lambda v: v.sum() + 1e13, x),
         lambda x: numerical_gradient(lambda v: v.sum(), 1e14 * x),
         lambda x: partial_derivative(lambda v: v.sum() + 1e13, x, 0),
+        lambda x: xnet.Network([Affine(2, 1)], AbsoluteError()).numerical_gradient(x, 1e13 * x[:1]),
     ],
 )
 def test_a_warning_points_at_the_call(call):
