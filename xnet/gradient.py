@@ -169,7 +169,9 @@ def numerical_gradient(
             return above, below
         return _looped(backend, f, x, base, up, down, span)
 
-    return backend.xp.reshape(_slopes(backend, values, x, h, range(math.prod(x.shape))), x.shape)
+    slopes = _slopes(backend, values, x, h, range(math.prod(x.shape)))
+    with backend.running():
+        return backend.xp.reshape(slopes, x.shape)
 
 
 def partial_derivative(
@@ -205,7 +207,9 @@ def partial_derivative(
     for k, n in zip(place, x.shape, strict=True):
         flat = flat * n + k % n
     values = partial(_looped, backend, f, x)
-    return _slopes(backend, values, x, h, range(flat, flat + 1))[0, ...]
+    slopes = _slopes(backend, values, x, h, range(flat, flat + 1))
+    with backend.running():
+        return slopes[0, ...]
 
 
 def checked_step(h: float | None, dtype: str = "float64") -> float:
