@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from xnet.arrays import LISTED, plain
+from xnet.arrays import LISTED, check_real, plain
 from xnet.backend import Array, Backend, backend_of
 from xnet.dtypes import FLOATS, name_of
 
@@ -19,8 +19,15 @@ def taken(**values: Any) -> tuple[Any, ...]:
     """
     given = {k: plain(v, k) for k, v in values.items() if not isinstance(v, LISTED)}
     backend = backend_of(**given)
+    arrays: list[Array] = []
     with backend.running():
-        return backend, *[backend.asarray(given.get(k, v), None, k) for k, v in values.items()]
+        for name, value in values.items():
+            if name in given and backend.owns(given[name]):  # the very array
+                check_real(backend.xp, given[name], name)
+                arrays.append(given[name])
+            else:
+                arrays.append(backend.asarray(given.get(name, value), None, name))
+    return backend, *arrays
 
 
 def as_floats(backend: Backend, array: Array) -> Array:

@@ -146,8 +146,6 @@ class Backend:
             values = plain(values, name)
             owner = self if self.owns(values) else owner_of(values, name)
         check_real(owner.xp, values, name)
-        if owner is self and dtype is None:
-            return values
         values = values if owner is self else owner.to_numpy(values)
         kind = {} if dtype is None else {"dtype": getattr(self.xp, dtype_name(dtype))}
         return self.xp.asarray(values, **kind)
