@@ -91,12 +91,15 @@ class Formulas(xnet_numpy.NumpyBackend):
 
 def pair(make, backend, dtype, loss=SoftmaxWithLoss):
     """A network, and one like it on NumPy that never takes several layers in one call."""
-    made = loss()
-    if made.classes and outputs(make()) == 1:
-        made = BinaryCrossEntropy()  # one score is no choice between classes
-    return [
-        xnet.Network(make(), made, dtype=dtype, backend=where) for where in (backend, Formulas())
-    ]
+    return [stacked(make, where, dtype, loss) for where in (backend, Formulas())]
+
+
+def stacked(make, backend, dtype, loss=SoftmaxWithLoss):
+    """A network of these layers; one score is no choice between classes, but yes or no."""
+    layers, made = make(), loss()
+    if made.classes and outputs(layers) == 1:
+        made = BinaryCrossEntropy()
+    return xnet.Network(layers, made, dtype=dtype, backend=backend)
 
 
 def sample(n, zeros, dtype):
@@ -251,8 +254,7 @@ def test_reproducible_gradients_are_the_layers_own_bits(backend, dtype, stack, l
     """Whether a backend's one call goes through the kernels, or the layers do."""
     here = xnet.resolve(backend.name, reproducible=True)
     whole, layers = (
-        xnet.Network(STACKS[stack](), loss(), dtype=dtype, backend=where)
-        for where in (here, layer_by_layer(here))
+        stacked(STACKS[stack], where, dtype, loss) for where in (here, layer_by_layer(here))
     )
     x, t = sample(13, 0.2, dtype), labels(layers, 13, dtype)
     for one in (whole, layers):  # as what is drawn comes one after the other
@@ -496,7 +498,7 @@ def test_a_training_step_is_the_gradient_and_the_update(backend, dtype, update, 
 @pytest.mark.parametrize("zeros", [0, 0.9])
 @pytest.mark.parametrize("stack", STACKS)
 def test_a_training_step_whatever_the_layers(backend, dtype, stack, zeros):
-    one, other = (xnet.Network(STACKS[stack](), dtype=dtype, backend=backend) for _ in "ab")
+    one, other = (stacked(STACKS[stack], backend, dtype) for _ in "ab")
     its, others = Adam(0.1), Adam(0.1)
     for n in (1, 7, 100):
         x, t = sample(n, zeros, dtype), labels(one, n, dtype)
