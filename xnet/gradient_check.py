@@ -309,7 +309,7 @@ def _without_kinks(
         scores = float(xp.max(xp.abs(network.scores(x))))
         here, moved = _losses(network, x, t), copy.deepcopy(network)
         noise = 4 * rounding * (xp.abs(here) + scores / here.shape[0])
-        bends = dict.fromkeys(steps, noise < 0)
+        bends: dict[float, Array] = dict.fromkeys(steps, noise < 0)
         for name, W in network.params.items():
             factors = unlike(xp, W, range(math.prod(W.shape)))
             for step in steps:
