@@ -12,6 +12,7 @@ of two backends may be that far off, so they may be twice that apart.
 import dataclasses
 import math
 import traceback
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from itertools import cycle
@@ -22,6 +23,7 @@ import numpy as np
 from xnet import activations, formulas, weights
 from xnet.backend import Array, Backend, use_backend
 from xnet.bounds import Bounded, Bounds
+from xnet.errors import RoundingWarning
 from xnet.formulas import Arrays
 from xnet.layers import Add, Layer, Mul
 from xnet.network import Network
@@ -640,7 +642,10 @@ def _numerical_trial(hidden: type[Operation], loss: type[Loss]) -> Trial:
 
     def run(_: Backend, inputs: list[Array]) -> list[Array]:
         x, t, *parameters = inputs
-        found = stack.network(parameters).numerical_gradient(x, t, STEP, method="incremental")
+        network = stack.network(parameters)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RoundingWarning)  # noise has its bits, too
+            found = network.numerical_gradient(x, t, STEP, method="incremental")
         return list(found.values())
 
     def bound(backend: Bounding, inputs: list[Bounded]) -> list[Bounded]:
