@@ -73,6 +73,7 @@ def test_random_networks(backend, widths, activations, loss, one_hot, samples, s
     """An activation or none after each affine layer, the last one included."""
     if backend.name not in ("numpy", "numba"):  # whose loops take ten times as long
         widths = [min(width, 12) for width in widths]
+    widths[-1] = max(widths[-1], 1 + loss.classes)  # one score is no choice between classes
     rng = np.random.default_rng(seed)
     layers = []
     for inputs, outputs, activation in zip(widths, widths[1:], activations, strict=False):
