@@ -336,3 +336,28 @@ def test_compiles_without(tmp_path, missing, where):
     else:
         assert Path(found).is_relative_to(places[where])
         assert any(Path(found).iterdir())
+
+
+USERS = """
+import numba
+from xnet_numba.compiling import compiled
+
+@compiled()
+def ours(x):
+    return 2 * x
+
+@numba.njit
+def users(x):
+    return ours(x) + 1
+
+print(users(3))
+"""
+
+
+def test_a_users_function_that_calls_one_of_ours_compiles_it(tmp_path):
+    """Its own compilation has Numba's lock: no other thread may compile what it calls."""
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+    ran = subprocess.run(
+        [sys.executable, "-c", USERS], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert ran.stdout == "7\n", ran.stderr

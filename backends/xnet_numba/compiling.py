@@ -11,6 +11,7 @@ from importlib import import_module
 import numba
 from numba import njit, types
 from numba.core.ccallback import CFunc
+from numba.core.compiler_lock import global_compiler_lock
 from numba.core.event import Listener, install_listener
 
 from xnet import threads
@@ -54,29 +55,19 @@ def _kept():
 _announcement = _Announcement()
 
 
-class _Thread(threading.local):
-    compiling = False
-
-
-_thread = _Thread()
-
-
 def _undisturbed(compile_it, *arguments):
     """Compile, and say so, where no Ctrl-C comes.
 
     Numba that is interrupted while it sets itself up compiles nothing more in this process. Python
     raises a Ctrl-C in the main thread, which here waits for another: it comes when that is done.
     """
-    if _thread.compiling:  # what is called by what is being compiled
+    # What this thread is compiling, a user's function too, calls ours: no other thread may compile.
+    if global_compiler_lock.is_locked():
         return compile_it(*arguments)
 
     def compile_and_say():
-        _thread.compiling = True
-        try:
-            with install_listener("numba:compile", _announcement):
-                return compile_it(*arguments)
-        finally:
-            _thread.compiling = False
+        with install_listener("numba:compile", _announcement):
+            return compile_it(*arguments)
 
     if threading.current_thread() is not threading.main_thread():
         return compile_and_say()
