@@ -466,7 +466,7 @@ BASICS = (
         lambda b, i: [
             *(i[0] < i[1], i[0] == i[1], i[0] >= 0, i[0] != i[0], -i[0], b.maths.abs(i[0])),
             *(b.maths.where(i[0] > 0, *i), b.maths.maximum(*i), b.maths.minimum(*i)),
-            b.maths.max(i[0]),
+            b.maths.max(i[0]) + 0.0,  # of 0 and -0 a library may take either
         ],
     ),
     _basic(
