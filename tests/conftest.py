@@ -156,7 +156,7 @@ def mnist():
     """((x_train, t_train), (x_test, t_test)) of the real MNIST, raw pixels; never downloads it."""
     if not os.environ.get("XNET_DATA_DIR"):
         cache = datasets._cache_folder()
-        if not all(datasets._find(name, cache) for name in datasets._MNIST_SHA256):
+        if not all(datasets._find(name, cache) for name in datasets._MNIST):
             missing(f"MNIST is not here: XNET_DATA_DIR is not set, and {cache} does not hold it")
     return datasets.load_mnist(normalize=False)
 
