@@ -339,7 +339,8 @@ def test_any_network_right_and_one_percent_off(case, data):
     net.altered = {name: lambda name, g: 1.01 * g}
     found = gradient_check(net, x, t).parameters[name]
     slope = abs(net.gradient(x, t)[name]).max()
-    if slope > 2 * NO_GRADIENT * largest:
+    # Less is none; and what a network of float32 gives here is rounded, where the check is not.
+    if slope > max(2 * NO_GRADIENT, 100 * np.finfo(net.dtype).eps) * largest:
         assert found.verdict != AGREES, str(check)
         assert found.verdict == WRONG or not ordinary, str(check)
 
