@@ -93,9 +93,9 @@ class Optimizer:
             if not 0 <= value < below:
                 limit = "finite" if below == math.inf else f"below {below}"
                 raise ValueError(f"{name} is {number}, expected at least 0 and {limit}")
-        kind: Any = {f.name: f.type for f in dataclasses.fields(self)}.get(name, object)  # pyright: ignore
-        if not isinstance(kind, str) and not isinstance(value, kind):
-            raise TypeError(f"{name} is {number!r}, expected {getattr(kind, '__name__', kind)}")
+        kind: Any = {f.name: f.type for f in dataclasses.fields(self)}.get(name)  # pyright: ignore
+        if kind in (float, float | None) and not isinstance(value, kind):
+            raise TypeError(f"{name} is {number!r}, expected a number")
         object.__setattr__(self, name, value)
 
     def step(self, *arguments: Any, **named: Any) -> Any:
@@ -161,12 +161,13 @@ class Optimizer:
         ValueError
             It remembers another network's.
         """
-        if self.owner is not None and self.slots and self.owner() is not network:
+        if self.owner is None or not self.taken:  # no step was taken with the one before
+            vars(self)["owner"] = weakref.ref(network)
+        elif self.slots and self.owner() is not network:
             raise ValueError(
                 f"{type(self).__name__} remembers the steps of another network: "
                 "use a new optimizer for each"
             )
-        vars(self)["owner"] = self.owner or weakref.ref(network)
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy remembers the steps, for the network that it will train.
