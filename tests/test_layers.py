@@ -352,6 +352,17 @@ def test_from_params_that_do_not_fit(backend, rng, operation):
         cls.from_params(*first, backend.asarray(np.ones(size), "float32"))
 
 
+def test_from_params_of_a_size_that_stands_twice(backend):
+    class Mixing(operations.Operation):
+        wide: int
+        parameters = {"A": ("wide", "wide"), "a": ("wide",)}  # noqa: RUF012
+
+    kind, a = layers.layer_class(Mixing), backend.asarray(np.ones(3))
+    assert kind.from_params(backend.asarray(np.eye(3)), a).operation.wide == 3
+    with pytest.raises(ValueError, match=r"Mixing: A has shape \(3, 2\), expected \(wide, wide\)"):
+        kind.from_params(backend.asarray(np.ones((3, 2))), a)
+
+
 def test_from_params_of_what_has_none():
     assert not ReLU.from_params().params
     with pytest.raises(TypeError, match="ReLU: 1 arrays were given, expected none"):

@@ -186,11 +186,10 @@ class Layer(Computed):
         for key, array in given.items():
             shape, expected = tuple(array.shape), made.parameters[key]
             wanted = [str(sizes.get(size, size)) for size in expected]
-            if (
-                len(shape) != len(expected)
-                or 0 in shape
-                or any(sizes.setdefault(*pair) != pair[1] for pair in zip(expected, shape))  # noqa: B905
-            ):
+            fits = len(shape) == len(expected) and 0 not in shape
+            for size, n in zip(expected, shape, strict=False):
+                fits = fits and sizes.setdefault(size, n) == n
+            if not fits:
                 text = ", ".join(wanted) + "," * (len(wanted) == 1)
                 raise ValueError(f"{name}: {key} has shape {shape}, expected ({text})")
         dtypes = {key: name_of(array) for key, array in given.items()}
