@@ -28,9 +28,13 @@ def plain(values: Any, name: str) -> Any:
     import numpy as np
 
     kinds: Any = (*LISTED, np.ndarray)
+    # What says that it is on another device is no host array, whatever class it derives from.
     if not isinstance(values, kinds) or getattr(values, "device", "cpu") != "cpu":
         return values
-    if any(map(_is_masked, values if type(values) in (list, tuple) else [values])):
+    rows: Any = values if type(values) in (list, tuple) else [values]
+    types: set[type] = set(map(type, rows))  # few, of however many rows
+    may_be = any(issubclass(kind, np.ma.MaskedArray) for kind in types)
+    if may_be and any(map(np.ma.is_masked, rows)):
         raise ValueError(
             f"{name} has masked elements, which no network knows: fill them with "
             "numbers, as filled(0) does, or leave those samples out"
@@ -40,12 +44,6 @@ def plain(values: Any, name: str) -> Any:
     except ValueError as error:  # the rows of a list have different lengths
         raise ValueError(f"{name} makes no array: {error}") from error
     return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
-
-
-def _is_masked(values: Any) -> bool:
-    import numpy as np
-
-    return bool(np.ma.is_masked(values))  # pyright: ignore
 
 
 def check_real(xp: Any, array: Any, name: str) -> None:
