@@ -375,6 +375,18 @@ def test_kinks_that_a_step_crosses_are_no_alarm(backend, samples):
         assert check.left_out == ()
 
 
+def test_an_element_that_crosses_a_kink_is_looked_at_by_a_shorter_step():
+    """Else as much as the kink is worth would be allowed of it, and an error hidden."""
+    (x, t), _ = xnet.datasets.load_digits()
+    net = xnet.Network([Affine(64, 50, "he"), ReLU(), Affine(50, 10, "he")], seed=3)
+    batch = np.random.default_rng(3).permutation(len(x))[:20]
+    with xnet.use_backend("numpy"):
+        check = gradient_check(net, x[batch], t[batch])
+    assert check.passed, str(check)
+    assert check.steps == (1e-4, 1e-6)
+    assert max(c.relative_error for c in check.parameters.values()) < 1e-6, str(check)
+
+
 @pytest.mark.parametrize("operation", ACTIVATIONS, ids=repr)
 def test_samples_at_a_kink_are_left_out(operation):
     """Blank samples, where the biases are what they begin as: at the kinks of several layers."""

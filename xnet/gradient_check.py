@@ -274,8 +274,9 @@ def gradient_check(
                 comparison.add(step, near[name], far[name], smooth[step])
             largest = max((comparison.slope for comparison in found.values()), default=0.0)
             verdicts = {comparison.verdict(largest) for comparison in found.values()}
+            settled = all(comparison.is_settled() for comparison in found.values())
             # A second opinion, before anything is called wrong.
-            if verdicts <= {Verdict.AGREES} or (
+            if (verdicts <= {Verdict.AGREES} and settled) or (
                 len(taken) > 1 and Verdict.INCONCLUSIVE not in verdicts
             ):
                 break
@@ -436,6 +437,13 @@ class _Comparison:
             if bool(xp.all(self._explained())) and allowed <= FINEST * gradient:
                 return Verdict.AGREES
         return Verdict.INCONCLUSIVE
+
+    def is_settled(self) -> bool:
+        """Whether of no element much of the largest is allowed, as where steps cross a kink."""
+        xp = self.backend.xp
+        with self.backend.running():
+            size = max(FINEST * float(xp.max(xp.abs(self.numerical))), NO_SLOPE * self.size)
+            return not float(xp.max(self.allowed)) > size
 
     def result(self, largest: float) -> ParameterCheck:
         """What is said of this parameter."""
