@@ -296,9 +296,9 @@ def gradient_check(
 def _without_kinks(
     network: Differentiable, x: Any, t: Any, steps: Sequence[float]
 ) -> tuple[Array, Array, tuple[int, ...], dict[float, bool]]:
-    """The samples that lie at no kink, which are left out, and of each step whether none bends.
+    """The samples that lie at no kink, the numbers of the others, and which steps bend no sample.
 
-    If most lie at one, nothing is left out, and no step is smooth.
+    If most lie at one, nothing is left out, and every step bends some.
     """
     x, t = network.host_to_backend(x, "x", network.dtype), network.host_to_backend(t, "t")
     if x.ndim == 1:
