@@ -91,31 +91,39 @@ def forgets_its_device(self, device=None, *, reproducible=False):
     Backend.__init__(self, None, reproducible=reproducible)
 
 
-def copies(self, values, dtype=None):
-    return np.array(Backend.asarray(self, values, dtype))
+def copies(self, values, dtype=None, name="values"):
+    return np.array(Backend.asarray(self, values, dtype, name))
 
 
-def of_one_dtype(self, values, dtype=None):
-    return Backend.asarray(self, values)
+def of_one_dtype(self, values, dtype=None, name="values"):
+    return Backend.asarray(self, values, name=name)
 
 
-def in_float32(self, values, dtype=None):
+def of_real_parts(self, values, dtype=None, name="values"):
+    return np.asarray(np.real(values), dtype)
+
+
+def of_nobody(self, values, dtype=None, name="values"):
+    return Backend.asarray(self, values, dtype)
+
+
+def in_float32(self, values, dtype=None, name="values"):
     """As JAX does unless told otherwise."""
-    found = Backend.asarray(self, values, dtype)
+    found = Backend.asarray(self, values, dtype, name)
     return found.astype("float32") if found.dtype == "float64" else found
 
 
-def without_strides(self, values, dtype=None):
+def without_strides(self, values, dtype=None, name="values"):
     """The memory as it is, as a library would take it that was handed an address."""
-    found = Backend.asarray(self, values, dtype)
+    found = Backend.asarray(self, values, dtype, name)
     return found.ravel(order="K").reshape(found.shape)
 
 
 def changing(change):
     """An `asarray` that changes the numbers that come from elsewhere."""
 
-    def asarray(self, values, dtype=None):
-        found = Backend.asarray(self, values, dtype)
+    def asarray(self, values, dtype=None, name="values"):
+        found = Backend.asarray(self, values, dtype, name)
         return change(found) if found.dtype.kind == "f" else found
 
     return asarray
@@ -171,6 +179,8 @@ BREAKS = [
     ),
     ("asarray", {"asarray": copies}, "copies an array that is here"),
     ("asarray", {"asarray": of_one_dtype}, None),
+    ("asarray", {"asarray": of_real_parts}, "asarray takes [1j]"),
+    ("asarray", {"asarray": of_nobody}, "says not what is wrong with which: values"),
     ("asarray", {"asarray": without_strides}, None),
     ("asarray, to_numpy: values", {"asarray": in_float32}, "other numbers"),
     ("asarray, to_numpy: values", {"asarray": changing(lambda a: a + 0.0)}, "other numbers"),

@@ -141,10 +141,8 @@ class Backend:
         TypeError, ValueError
             What holds no real numbers, or masked ones, by its `name`: see `xnet.arrays`.
         """
-        owner = self
-        if not self.owns(values):
-            values = plain(values, name)
-            owner = self if self.owns(values) else owner_of(values, name)
+        values = plain(values, name)
+        owner = self if self.owns(values) else owner_of(values, name)
         check_real(owner.xp, values, name)
         values = values if owner is self else owner.to_numpy(values)
         kind = {} if dtype is None else {"dtype": getattr(self.xp, dtype_name(dtype))}

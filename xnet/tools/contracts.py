@@ -103,7 +103,10 @@ def ownership(b: Backend, x: Array) -> list[Array]:
 
 
 def conversion(b: Backend, x: Array) -> list[Array]:
-    """`asarray` takes numbers, lists and any backend's arrays, in the dtype asked for."""
+    """`asarray` takes numbers, lists and any backend's arrays, in the dtype asked for.
+
+    What would lose something it refuses, by the name that it was given.
+    """
     dtype = dtype_name(x.dtype)
     whole = np.arange(12).reshape(3, 4)
     host = whole.astype(dtype)
@@ -119,6 +122,13 @@ def conversion(b: Backend, x: Array) -> list[Array]:
         b.asarray(here, dtype)[...] = 0
         copied = bool(b.xp.any(here != 0))
         expect(not copied, "asarray copies an array that is here in that dtype already")
+    for wrong in ([1j], np.asarray(["1"]), np.ma.masked_array([1.0], [True])):
+        try:
+            b.asarray(wrong, dtype, "bias")
+        except (TypeError, ValueError) as error:
+            expect("bias" in str(error), f"asarray says not what is wrong with which: {error}")
+        else:
+            raise ContractError(f"asarray takes {wrong!r}")
     return found
 
 
