@@ -24,6 +24,7 @@ from xnet.layers import (
     BinaryCrossEntropy,
     Dropout,
     IdentityWithLoss,
+    Layer,
     LayerNorm,
     LeakyReLU,
     ReLU,
@@ -96,7 +97,8 @@ def pair(make, backend, dtype, loss=SoftmaxWithLoss):
 
 def stacked(make, backend, dtype, loss=SoftmaxWithLoss):
     """A network of these layers; one score is no choice between classes, but yes or no."""
-    layers, made = make(), loss()
+    layers = [v if isinstance(v, Layer) else Layer.of(v) for v in make()]
+    made = loss()
     if made.classes and outputs(layers) == 1:
         made = BinaryCrossEntropy()
     return xnet.Network(layers, made, dtype=dtype, backend=backend)
