@@ -580,7 +580,13 @@ def refusal(path: Path, content: bytes) -> str:
 
 
 def test_file_that_cannot_be_read(tmp_path):
-    for path, reason in {tmp_path: "directory", tmp_path / "none": "No such file"}.items():
+    os.mkfifo(tmp_path / "pipe")
+    for path, reason in {
+        tmp_path: "directory",
+        tmp_path / "none": "No such file",
+        tmp_path / "pipe": "no ordinary file",  # nobody may ever write to it
+        Path("/dev/zero"): "no ordinary file",
+    }.items():
         with pytest.raises(WeightsError) as caught:
             weights.load_network(path)
         assert str(caught.value).startswith(f"{path} cannot be read: ")

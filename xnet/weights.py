@@ -188,6 +188,9 @@ def load_network(
     if dtype is not None:
         float_dtype(dtype)
     try:
+        kind = os.stat(path).st_mode
+        if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):  # it may never end, as /dev/zero
+            raise WeightsError(f"{path} cannot be read: it is there, and no ordinary file")
         content = Path(path).read_bytes()
     except OSError as error:
         raise WeightsError(f"{path} cannot be read: {error.strerror}") from error
