@@ -282,6 +282,27 @@ def test_memory_whatever_the_loss(monkeypatch, rng, loss):
         assert_within_memory(monkeypatch, rng, 100_000, *shape, ACTIVATIONS[0], loss)
 
 
+@pytest.mark.parametrize(
+    ("samples", "widths", "stack"),
+    [
+        (100, (784, 50, 10), 50 * 2 * 100 * 10),  # each hidden unit perturbed, up and down
+        (10, (20, 30, 40, 5), 30 * 2 * 10 * 40),  # before the widest of what lies behind
+        (10, (20, 40, 5, 30), 40 * 2 * 10 * 30),
+        (10, (3, 4), 4 * 2 * 10 * 4),
+        (3000, (20, 4000, 10), perturbation.LARGEST_STACK),
+        (3000, (20, 30, 4000), 2 * 3000 * 4000),  # one column: it cannot be less
+    ],
+)
+def test_what_the_bound_of_memory_consists_of(samples, widths, stack):
+    """As its docstring says: stacks, outputs, gradients, pairs of units, and objects."""
+    outputs = samples * sum(widths)
+    gradients = sum(inputs * units + units for inputs, units in pairwise(widths))
+    numbers = 8 * stack + 8 * outputs + 4 * gradients
+    other = max(widths) ** 2 + 1_048_576
+    assert perturbation.memory(samples, widths) == 8 * numbers + other
+    assert perturbation.memory(samples, widths, itemsize=4) == 4 * numbers + other
+
+
 def test_float32_with_an_h_that_suits_it(backend, rng):
     layers = [Affine(4, 5, "he"), Sigmoid(), Affine(5, 3, "he")]
     network = Network(layers, dtype="float32")

@@ -21,8 +21,8 @@ kink crossed by a long step, as ReLU's at 0, is not by a short one.
 
 Samples that lie at a kink have no derivative, and are left out. They are found by moving all of a
 parameter at once, both ways: f(w + hv) + f(w - hv) - 2 f(w) falls as h^2 for the loss f of a
-sample where it is smooth, and as h at a kink, by the shortest step. What is wrong is said by steps
-within which no sample bends.
+sample where it is smooth, and as h at a kink, by the shortest step; what four roundings of its loss
+explain shows nothing. What is wrong is said by steps within which no sample bends.
 
 There is no verdict where what is allowed nears the gradient itself, or where such steps are
 wanting.
@@ -270,9 +270,8 @@ def gradient_check(
                 warnings.simplefilter("ignore", RoundingWarning)  # the verdict says it
                 near, far = (checked.numerical_gradient(x, t, k) for k in (step, 2 * step))
             taken.append(step)
-            for name, comparison in found.items():
-                comparison.add(step, near[name], far[name], smooth[step])
-            largest = max((comparison.slope for comparison in found.values()), default=0.0)
+            slopes = [c.add(step, near[k], far[k], smooth[step]) for k, c in found.items()]
+            largest = max(slopes, default=0.0)
             verdicts = {comparison.verdict(largest) for comparison in found.values()}
             settled = all(comparison.is_settled() for comparison in found.values())
             # A second opinion, before anything is called wrong.
@@ -391,16 +390,15 @@ class _Comparison:
             self.numerical = xp.full_like(g, math.nan)
             self.apart, self.allowed = (xp.full_like(g, math.inf) for _ in range(2))
             self.smooth = xp.zeros_like(g) > 0
-        self.slope = 0.0
 
-    def add(self, h: float, near: Array, far: Array, smooth: bool) -> None:
-        """Take notice of the central differences for h and for 2h."""
+    def add(self, h: float, near: Array, far: Array, smooth: bool) -> float:
+        """Take notice of the central differences for h and for 2h; the largest slope."""
         xp = self.backend.xp
         with self.backend.running():
             known = xp.isfinite(near) & xp.isfinite(far)
             zero, infinite = xp.zeros_like(near), xp.full_like(near, math.inf)
-            self.slope = float(xp.max(xp.where(known, xp.abs(near), zero)))
-            rounding = self.of_loss / h + (self.of_backprop + self.of_weight / h) * self.slope
+            slope = float(xp.max(xp.where(known, xp.abs(near), zero)))
+            rounding = self.of_loss / h + (self.of_backprop + self.of_weight / h) * slope
             apart = xp.where(known, xp.abs(self.exact - near), zero)
             apart = xp.where(xp.isnan(apart), infinite, apart)
             allowed = xp.where(known, 2 * xp.abs(far - near) + rounding, infinite)
@@ -409,6 +407,7 @@ class _Comparison:
             self.apart = xp.where(better, apart, self.apart)
             self.allowed = xp.where(better, allowed, self.allowed)
             self.smooth = (better & (zero == float(not smooth))) | (~better & self.smooth)
+        return slope
 
     def _refuted(self, largest: float) -> Array:
         """Of which elements backpropagation is known to be wrong."""

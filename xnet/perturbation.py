@@ -102,7 +102,8 @@ def memory(samples: int, widths: Sequence[int], itemsize: int = 8) -> int:
     columns of a layer for one of its inputs, with the widest of what lies behind for each; or
     LARGEST_STACK numbers if that is less; or one column if that is more. At most eight are alive at
     a time: a layer's input and output and what an activation, or the softmax, makes on the way.
-    Beside them: a few copies of each layer's output and gradient, and Python's objects.
+    Beside them: eight copies of each layer's output and four of its gradient, a byte for each pair
+    of units of the widest layer, and Python's objects.
     """
     stack = 0
     for k, width in enumerate(widths[1:], start=1):
