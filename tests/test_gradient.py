@@ -566,6 +566,15 @@ def test_how_far_a_slope_is_looked_for(x):
     assert up == sorted([2.0**-10, *steps])
 
 
+def test_how_far_one_element_is_moved_among_others():
+    """By 32 steps at first, or less."""
+    x, h, seen = np.array([0.0, 300.0]), 2.0**-10, []
+    partial_derivative(lambda v: seen.append(v.tolist()) or 2.0**43, x, 0, h)
+    assert {v[1] for v in seen} == {300.0}
+    assert 16 * h <= min(v[0] for v in seen if v[0] > h) <= 32 * h
+    assert 1024 * h <= max(v[0] for v in seen) <= 2048 * h
+
+
 def test_a_slope_that_shows_at_the_farthest_only_is_said():
     """By 2.5 times what may be rounding, 2^-7."""
     with pytest.warns(xnet.RoundingWarning, match="drowns the differences"):
