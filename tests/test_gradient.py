@@ -566,6 +566,13 @@ def test_how_far_a_slope_is_looked_for(x):
     assert up == sorted([2.0**-10, *steps])
 
 
+def test_an_f_that_overflows_is_asked_no_farther():
+    seen = []
+    slope = numerical_diff(lambda v: seen.append(v) or (math.inf if v > 0 else 0.1), 0.0)
+    assert slope == math.inf
+    assert seen == [1e-4, -1e-4]
+
+
 def test_how_far_one_element_is_moved_among_others():
     """By 32 steps at first, or less."""
     x, h, seen = np.array([0.0, 300.0]), 2.0**-10, []
