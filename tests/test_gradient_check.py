@@ -31,6 +31,7 @@ from xnet.layers import (
     Dropout,
     Hinge,
     IdentityWithLoss,
+    Layer,
     LayerNorm,
     ReLU,
     Sigmoid,
@@ -200,6 +201,52 @@ def test_check_catches_a_wrong_backward(backend, rng, wrong):
     assert verdicts == {"W1": False, "b1": False, "W2": True, "b2": True}
 
 
+class Cube(Layer):
+    """A layer that nothing is known of."""
+
+    slope = 3
+
+    def __call__(self, x):
+        return x**3
+
+    def forward(self, x):
+        self.x = x
+        return self(x)
+
+    def backward(self, dout):
+        return self.slope * self.x**2 * dout
+
+
+class Distance(IdentityWithLoss):
+    """A loss of one's own with a kink, where it says that its slope is 1."""
+
+    def forward(self, x, t):
+        self.y, self.t = x, t
+        return float(np.abs(x - t).sum()) / x.shape[0]
+
+    def backward(self, dout=1.0):
+        return np.where(self.y >= self.t, dout, -dout) / self.y.shape[0]
+
+
+@a_layer_of_ones_own
+def test_a_layer_of_ones_own_is_checked(rng):
+    layer = Cube()
+    net = xnet.Network([Affine(5, 6, 0.7), layer, Affine(6, 3, 0.7)], backend="numpy")
+    x, t = rng.normal(size=(4, 5)), rng.integers(0, 3, 4)
+    assert gradient_check(net, x, t).passed
+    layer.slope = 3.03
+    assert gradient_check(net, x, t).parameters["W1"].verdict == WRONG
+
+
+@a_layer_of_ones_own
+def test_at_a_kink_of_a_loss_of_ones_own_there_is_no_verdict(rng):
+    net = xnet.Network([Affine(5, 3, 0.7)], Distance(), backend="numpy")
+    x, t = rng.normal(size=(4, 5)), rng.normal(size=(4, 3))
+    assert gradient_check(net, x, t).passed
+    t[2] = net.scores(x)[2]
+    assert gradient_check(net, x, t).verdict == INCONCLUSIVE
+
+
 def off_by_one_percent(cls):
     """A layer or loss like this one, but for its backward."""
 
@@ -264,6 +311,34 @@ def test_both_gradients_are_of_the_loss_in_training(backend, rng, between):
     assert check.passed, str(check)
     for name, array in net.state.items():
         np.testing.assert_array_equal(backend.to_numpy(array), state[name])
+
+
+@pytest.mark.parametrize("between", [BatchNorm(6), Dropout(0.4)], ids=repr)
+def test_a_wrong_gradient_of_the_loss_in_training_is_caught(rng, between):
+    layers = [Affine(5, 6, 0.7), between.copy(), Sigmoid(), Affine(6, 3, 0.7)]
+    net = Altered(layers, seed=4, backend="numpy")
+    net.altered = {"W2": lambda name, g: 1.01 * g}
+    with pytest.warns(xnet.NaiveGradientWarning):
+        check = gradient_check(net, rng.normal(size=(8, 5)), rng.integers(0, 3, 8))
+    assert {name for name, c in check.parameters.items() if c.verdict == WRONG} == {"W2"}
+
+
+def test_a_kink_of_the_loss_in_training_gives_no_verdict(rng):
+    """One of eight samples lies there; which, the loss of a batch does not say."""
+    layers = [Affine(5, 6, 0.7), ReLU(), Affine(6, 3, 0.7), Dropout(0.4)]
+    net, x = xnet.Network(layers, seed=4, backend="numpy"), rng.normal(size=(8, 5))
+    x[3] = 0
+    with pytest.warns(xnet.NaiveGradientWarning):
+        check = gradient_check(net, x, rng.integers(0, 3, 8))
+    assert check.left_out == ()
+    assert check.verdict == INCONCLUSIVE
+
+
+def test_a_wrong_gradient_where_loss_and_scores_are_0_is_caught():
+    net, x, t = exact_network([1, 2], 0.0, [0, 0])
+    assert gradient_check(net, x, t).passed
+    net.gradient = lambda x, t: {"W1": np.zeros((1, 1)), "b1": np.ones(1)}
+    assert gradient_check(net, x, t).parameters["b1"].verdict == WRONG
 
 
 def test_check_catches_nan(backend, rng, monkeypatch):
@@ -619,10 +694,11 @@ def test_where_nothing_has_a_slope_the_gradients_agree():
     assert [found.relative_error for found in check.parameters.values()] == [0, 0]
 
 
-def test_the_worst_element_may_be_one_of_which_nothing_is_known():
-    """Its loss overflows."""
+@pytest.mark.parametrize("x", [1e200, 1.5e154 / H])
+def test_the_worst_element_may_be_one_of_which_nothing_is_known(x):
+    """Its loss overflows; of the second by the doubled step only."""
     net = xnet.Network([Affine(2, 1, 0.0)], IdentityWithLoss(), backend="numpy")
-    check = gradient_check(net, np.array([[1.0, 1e200]]), np.array([[1.0]]))
+    check = gradient_check(net, np.array([[1.0, x]]), np.array([[1.0]]), H)
     assert check.verdict == INCONCLUSIVE
     found = check.parameters["W1"]
     assert found.worst == (1, 0)
