@@ -336,7 +336,9 @@ def test_a_kink_of_the_loss_in_training_gives_no_verdict(rng):
 
 def test_a_wrong_gradient_where_loss_and_scores_are_0_is_caught():
     net, x, t = exact_network([1, 2], 0.0, [0, 0])
-    assert gradient_check(net, x, t).passed
+    right = gradient_check(net, x, t)
+    assert right.passed
+    assert right.steps == (1e-4,)
     net.gradient = lambda x, t: {"W1": np.zeros((1, 1)), "b1": np.ones(1)}
     assert gradient_check(net, x, t).parameters["b1"].verdict == WRONG
 
@@ -581,6 +583,15 @@ def test_truncation_allows_twice_the_difference_of_two_steps():
     assert found.tolerance == pytest.approx(2 * 3 * abs(off), rel=1e-3)
 
 
+def test_one_step_does_where_it_is_off_by_little_of_the_largest_element():
+    """By a good deal more of the loss, or of the element that is 0."""
+    net = xnet.Network([Affine(2, 1, 0.0)], BinaryCrossEntropy(), backend="numpy")
+    net.params["b1"] = np.array([1.0])
+    check = gradient_check(net, np.array([[40.0, 0.0]]), np.zeros((1, 1)))
+    assert check.passed
+    assert check.steps == (1e-4,)
+
+
 @pytest.mark.parametrize(("share", "verdict"), [(0.5, AGREES), (1.5, WRONG)])
 def test_what_of_the_largest_slope_counts_as_none(share, verdict):
     """A bias whose gradient is 0, as before a normalization, and that of the weight is 1024."""
@@ -703,6 +714,15 @@ def test_the_worst_element_may_be_one_of_which_nothing_is_known(x):
     found = check.parameters["W1"]
     assert found.worst == (1, 0)
     assert found.tolerance == math.inf
+
+
+def test_no_slope_is_not_said_where_nothing_is_known_of_an_element():
+    """By either weight there is none; by the second, the doubled step overflows."""
+    net = xnet.Network([Affine(2, 1, 0.0)], IdentityWithLoss(), backend="numpy")
+    x, t = np.array([[0.0, 1.5e154 / H], [0.0, 0.0]]), np.array([[0.0], [1.0]])
+    check = gradient_check(net, x, t, H)
+    assert check.parameters["b1"].passed
+    assert check.parameters["W1"].verdict == INCONCLUSIVE
 
 
 def test_the_worst_element_is_the_one_that_most_exceeds_its_tolerance():
