@@ -325,7 +325,7 @@ def _without_kinks(
             moved.params[name] = W
         lies = bends[min(steps)]
         count = int(xp.count_nonzero(lies))
-        if 2 * count > lies.shape[0] or (count and lies.shape[0] < x.shape[0]):
+        if 2 * count > lies.shape[0]:
             return x, t, (), dict.fromkeys(steps, False)
         smooth = {step: not bool(xp.any(bent & ~lies)) for step, bent in bends.items()}
         if not count:
