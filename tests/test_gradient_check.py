@@ -583,6 +583,17 @@ def test_truncation_allows_twice_the_difference_of_two_steps():
     assert found.tolerance == pytest.approx(2 * 3 * abs(off), rel=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("h", "share", "verdict"), [(0.2016, 4.986, AGREES), (0.2021, 5.011, INCONCLUSIVE)]
+)
+def test_half_a_percent_of_the_gradient_may_be_allowed(h, share, verdict):
+    """More, and one percent off might pass."""
+    net, x, _ = exact_network([1], 1.0, [0], BinaryCrossEntropy)
+    found = gradient_check(net, x, np.zeros((1, 1)), h).parameters["b1"]
+    assert found.tolerance / found.numerical == pytest.approx(share / 1000, rel=1e-4)
+    assert found.verdict == verdict
+
+
 def test_one_step_does_where_it_is_off_by_little_of_the_largest_element():
     """By a good deal more of the loss, or of the element that is 0."""
     net = xnet.Network([Affine(2, 1, 0.0)], BinaryCrossEntropy(), backend="numpy")
