@@ -227,20 +227,51 @@ def test_small_stacks_give_the_same(monkeypatch, rng):
         np.testing.assert_allclose(found, expected[name], rtol=0, atol=1e-11)
 
 
-def test_stacks_stay_within_their_bound(monkeypatch, rng):
+@pytest.mark.parametrize(
+    ("widths", "largest_stack", "largest"),
+    [
+        ((5, 90, 40), 2000, 4 * 2 * 6 * 40),  # as many of its units as fit
+        ((5, 90, 40, 3), 2000, 4 * 2 * 6 * 40),
+        ((5, 9, 7, 200), 5000, 2 * 2 * 6 * 200),
+        ((5, 9, 40), 100, 2 * 6 * 40),  # one unit at least
+    ],
+)
+def test_stacks_stay_within_their_bound(monkeypatch, rng, widths, largest_stack, largest):
     """No array that goes through the network holds more than LARGEST_STACK numbers."""
     from xnet_numpy import NumpyBackend
 
-    monkeypatch.setattr(perturbation, "LARGEST_STACK", 2000)
-    seen, row_losses = [], NumpyBackend.row_losses
-    monkeypatch.setattr(
-        NumpyBackend,
-        "row_losses",
-        lambda self, loss, scores, t: seen.append(scores.size) or row_losses(self, loss, scores, t),
-    )
-    network = Network([Affine(5, 90, "he"), ReLU(), Affine(90, 40, "he")], backend="numpy")
-    network.numerical_gradient(rng.standard_normal((6, 5)), rng.integers(0, 40, 6))
-    assert max(seen) <= 2000
+    monkeypatch.setattr(perturbation, "LARGEST_STACK", largest_stack)
+    seen, run = [], NumpyBackend.run
+
+    def seeing(self, operation, x, *parameters):
+        found = run(self, operation, x, *parameters)
+        seen.append(found.size)
+        return found
+
+    monkeypatch.setattr(NumpyBackend, "run", seeing)
+    layers = []
+    for inputs, outputs in pairwise(widths):
+        layers += [Affine(inputs, outputs, "he"), ReLU()]
+    network = Network(layers, IdentityWithLoss(), backend="numpy")
+    network.numerical_gradient(rng.standard_normal((6, 5)), rng.standard_normal((6, widths[-1])))
+    assert max(seen) == largest
+
+
+def test_nothing_before_the_next_products_output_is_computed_anew(monkeypatch, rng):
+    """Of that, one column changes, by one row of the weights."""
+    from xnet_numpy import NumpyBackend
+
+    rows, run = [], NumpyBackend.run
+
+    def seeing(self, operation, x, *parameters):
+        rows.extend([x.shape[0]] if operation.fuses == "product" else [])
+        return run(self, operation, x, *parameters)
+
+    monkeypatch.setattr(NumpyBackend, "run", seeing)
+    layers = [Affine(20, 30, "he"), Sigmoid(), ReLU(), Affine(30, 4, "he"), Sigmoid()]
+    network = Network(layers, IdentityWithLoss(), backend="numpy")
+    network.numerical_gradient(rng.standard_normal((6, 20)), rng.standard_normal((6, 4)))
+    assert set(rows) == {6}
 
 
 def test_weights_are_perturbed_together(monkeypatch, rng):

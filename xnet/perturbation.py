@@ -105,10 +105,11 @@ def memory(samples: int, widths: Sequence[int], itemsize: int = 8) -> int:
     Beside them: eight copies of each layer's output and four of its gradient, a byte for each pair
     of units of the widest layer, and Python's objects.
     """
-    stack = 0
-    for k, width in enumerate(widths[1:], start=1):
-        column = 2 * samples * max(widths[k + 1 :], default=width)
-        stack = max(stack, min(width * column, max(LARGEST_STACK, column)))
+    columns = [
+        (width, 2 * samples * max(widths[k + 1 :], default=width))
+        for k, width in enumerate(widths[1:], start=1)
+    ]
+    stack = max(min(width * column, max(LARGEST_STACK, column)) for width, column in columns)
     outputs = samples * sum(widths)
     gradients = sum((inputs + 1) * width for inputs, width in pairwise(widths))
     return itemsize * (8 * stack + 8 * outputs + 4 * gradients) + max(widths) ** 2 + SPARE
@@ -117,9 +118,6 @@ def memory(samples: int, widths: Sequence[int], itemsize: int = 8) -> int:
 def through(backend: Any, steps: Iterable[Any], x: Any) -> Any:
     """`x` (..., D) through operations with their parameters."""
     for operation, parameters in steps:
-        if operation.fuses == "pointwise":
-            x = backend.run(operation, x, *parameters)
-        else:
-            rows = backend.run(operation, backend.xp.reshape(x, (-1, x.shape[-1])), *parameters)
-            x = backend.xp.reshape(rows, (*x.shape[:-1], rows.shape[-1]))
+        rows = backend.run(operation, backend.xp.reshape(x, (-1, x.shape[-1])), *parameters)
+        x = backend.xp.reshape(rows, (*x.shape[:-1], rows.shape[1]))
     return x
