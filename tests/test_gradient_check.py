@@ -5,6 +5,7 @@ import math
 import os
 import re
 import warnings
+from itertools import pairwise
 from types import MappingProxyType
 
 import numpy as np
@@ -35,6 +36,7 @@ from xnet.layers import (
     LayerNorm,
     ReLU,
     Sigmoid,
+    Softmax,
     SoftmaxWithLoss,
     layer_class,
 )
@@ -451,6 +453,30 @@ def alter(g, element, share):
     return g
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_rounding_that_normalizations_multiply_is_no_alarm(seed):
+    """Of one class the softmax is 1, and what follows is the same for every sample."""
+    rng, layers = np.random.default_rng(seed), []
+    for widths in pairwise((3, 1, 4, 3, 3)):
+        layers += [Affine(*widths, "he"), BatchNorm(widths[1]), Softmax()]
+    net = Altered(layers[:-1], seed=rng, backend="numpy")
+    x, t = rng.normal(size=(5, 3)), rng.integers(0, 3, 5)
+    with pytest.warns(xnet.NaiveGradientWarning):
+        check = gradient_check(net, x, t)
+    assert check.verdict != WRONG, str(check)
+    net.altered = {"W2": lambda name, g: g + 1e-7}
+    with pytest.warns(xnet.NaiveGradientWarning):
+        check = gradient_check(net, x, t)
+    assert check.parameters["W2"].verdict == WRONG, str(check)
+
+
+def test_a_gradient_that_is_drawn_is_wrong_for_all_that_it_moves(rng):
+    net = stack(2, Sigmoid, backend="numpy")
+    net.__class__ = Altered
+    net.altered = {"W2": lambda name, g: g * rng.uniform(0.9, 1.1, g.shape)}
+    assert gradient_check(net, rng.normal(size=(4, 5)), [0, 1, 2, 0]).verdict == WRONG
+
+
 @pytest.mark.parametrize("samples", [100, 200])
 def test_kinks_that_a_step_crosses_are_no_alarm(backend, samples):
     """Of the digits, ReLU: most seeds have samples within 1e-4 of a kink."""
@@ -555,7 +581,7 @@ def exact_network(x, b, r, loss=IdentityWithLoss):
 @pytest.mark.parametrize("kind", ["float64", "float32"])
 def test_what_rounding_may_explain(kind):
     """As the module says: 8 sqrt(K) u (|L| + max|s|) / h, and u max|w| / h and 8 sqrt(K) u of g."""
-    net, x, t = exact_network([1, 2, 1, 4], 4.0, [2, 2, 4, 4])
+    net, x, t = exact_network([1, 2, 1, 4], 0.0, [2, 2, 4, 4])
     net.params["W1"] = np.array([[-0.5]])
     t = t - 0.5 * x  # the same residuals
     right = {name: g.astype(kind) for name, g in net.gradient(x, t).items()}
@@ -564,8 +590,8 @@ def test_what_rounding_may_explain(kind):
     assert check.steps == (H,)
     g = {"W1": (1 * 2 + 2 * 2 + 1 * 4 + 4 * 4) / 4, "b1": 3.0}
     u, chain = 2.0**-53, 1 + 1  # inputs and outputs
-    size = (2 + 2 + 8 + 8) / 4 + 3.5  # 4 - 0.5 for an x of 1
-    for name, w in (("W1", 0.5), ("b1", 4.0)):
+    size = (2 + 2 + 8 + 8) / 4 + 2.0  # the score is -2 for an x of 4
+    for name, w in (("W1", 0.5), ("b1", 0.0)):
         of_loss = 8 * math.sqrt(chain) * u * size / H
         of_gradient = 8 * math.sqrt(chain) * np.finfo(kind).eps / 2 + u * w / H
         found = check.parameters[name]

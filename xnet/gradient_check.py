@@ -12,7 +12,9 @@ float64. It may differ from one by
   analysis), and 8 leaves such a bound to chance one time in many millions. The loss moves by no
   more than twice what a score does;
 - rounding of the perturbed weight w, u max|w| / h of g, and of backpropagation itself,
-  8 sqrt(K) u of g, with the largest g of the parameter for g;
+  8 sqrt(K) u of g, with the largest g of the parameter for g; or four times what backpropagation
+  itself moves by where all weights do by a rounding error, if that is more: a normalization of what
+  does not vary multiplies rounding by 1 / sqrt(eps);
 - a hundred-thousandth of g in any case: where the curvature of several samples jumps, g(2h) - g(h)
   may vanish by chance.
 
@@ -263,8 +265,9 @@ def gradient_check(
     with checked.held():
         x, t, left_out, smooth = _without_kinks(checked, x, t, steps)
         taken, largest = list[float](), 0.0
-        gradients = checked.gradient(x, t).items()
-        found = {name: _Comparison(checked, x, t, name, g) for name, g in gradients}
+        gradients = checked.gradient(x, t)
+        noise = _noise(checked, x, t, gradients)
+        found = {k: _Comparison(checked, x, t, k, g, noise[k]) for k, g in gradients.items()}
         for step in steps:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", RoundingWarning)  # the verdict says it
@@ -342,6 +345,28 @@ def _rounding(network: Differentiable, x: Array) -> float:
     return 8 * math.sqrt(chain + network.scores(x).shape[-1]) * 2.0**-53
 
 
+def _noise(
+    network: Differentiable, x: Array, t: Array, gradients: Mapping[str, Array]
+) -> dict[str, float]:
+    """By how much each gradient moves, at most, where all parameters do by a rounding error or two.
+
+    0 for one that moves by more than rounding would have it.
+    """
+    moved, found = copy.deepcopy(network), dict.fromkeys(gradients, 0.0)
+    backend = backend_of(x=x)
+    xp, largest = backend.xp, 0.0
+    with backend.running():
+        for error in (2.0**-52, -(2.0**-53), 2.0**-51):
+            for name, W in network.params.items():
+                moved.params[name] = W * (1 + error)
+            for name, g in moved.gradient(x, t).items():
+                apart = xp.abs(g - gradients[name])
+                apart = xp.where(xp.isfinite(apart), apart, xp.zeros_like(apart))
+                found[name] = max(found[name], float(xp.max(apart)))
+                largest = max(largest, float(xp.max(xp.abs(g))))
+    return {name: apart if apart <= UNSEEN * largest else 0.0 for name, apart in found.items()}
+
+
 def _losses(network: Differentiable, x: Array, t: Array) -> Array:
     """What each sample adds to the loss, (N,); or the loss itself, (1,).
 
@@ -378,8 +403,11 @@ class _Comparison:
     whether no sample bends within the step.
     """
 
-    def __init__(self, network: Differentiable, x: Array, t: Array, name: str, g: Array) -> None:
-        self.name, self.exact, self.backend = name, g, backend_of(gradient=g)
+    def __init__(
+        self, network: Differentiable, x: Array, t: Array, name: str, g: Array, noise: float
+    ) -> None:
+        self.name, self.exact, self.noise = name, g, 4 * noise
+        self.backend = backend_of(gradient=g)
         xp, W, scores = self.backend.xp, network.params[name], network.scores(x)
         with self.backend.running():
             rounding = _rounding(network, x)
@@ -398,7 +426,8 @@ class _Comparison:
             known = xp.isfinite(near) & xp.isfinite(far)
             zero, infinite = xp.zeros_like(near), xp.full_like(near, math.inf)
             slope = float(xp.max(xp.where(known, xp.abs(near), zero)))
-            rounding = self.of_loss / h + (self.of_backprop + self.of_weight / h) * slope
+            rounding = (self.of_loss + self.of_weight * slope) / h
+            rounding += max(self.of_backprop * slope, self.noise)
             apart = xp.where(known, xp.abs(self.exact - near), zero)
             apart = xp.where(xp.isnan(apart), infinite, apart)
             allowed = xp.where(known, 2 * xp.abs(far - near) + rounding, infinite)
