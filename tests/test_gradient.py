@@ -172,6 +172,7 @@ def test_float32_needs_a_step_that_suits_it(backend):
     for h in (1e-4, 9e-4):
         with pytest.raises(ValueError, match=f"x is float32, where h={h} gives noise"):
             numerical_gradient(lambda v: backend.sum(v * v), x, h)
+    numerical_gradient(lambda v: backend.sum(v * v), x, h=1e-3)
     gradient = numerical_gradient(lambda v: backend.sum(v * v), x, h=5e-3)
     assert dtype_name(gradient.dtype) == "float32"
     np.testing.assert_allclose(backend.to_numpy(gradient), [2, 4], rtol=2e-4)
@@ -241,7 +242,8 @@ def test_descent_of_no_steps(backend):
     path = []
     end = gradient_descent(parabola, backend.asarray([2.0, 0.0]), step_num=0, path=path)
     assert backend.to_numpy(end).tolist() == [2, 0]
-    assert len(path) == 1
+    end[0] = 7.0
+    assert [backend.to_numpy(point).tolist() for point in path] == [[2, 0]]
 
 
 def test_descent_refuses(backend):
@@ -480,10 +482,11 @@ def test_float32_numbers_are_said_of_a_difference(x):
 def test_float32_numbers_at_a_step_that_suits_them(backend):
     x = backend.asarray([2.0, 4.0])
     single = backend.xp.float32
-    gradient = numerical_gradient(
-        lambda v: backend.xp.astype(backend.sum(v * v), single), x, h=5e-3
-    )
-    np.testing.assert_allclose(backend.to_numpy(gradient), [4, 8], rtol=1e-3)
+    for h in (1e-3, 5e-3):
+        gradient = numerical_gradient(
+            lambda v: backend.xp.astype(backend.sum(v * v), single), x, h=h
+        )
+        np.testing.assert_allclose(backend.to_numpy(gradient), [4, 8], rtol=1e-3)
 
 
 @pytest.mark.parametrize("method", WAYS)
@@ -508,6 +511,122 @@ def test_one_drowned_among_many_of_an_elementwise_f_is_said():
     with pytest.warns(xnet.RoundingWarning, match="drowns the differences"):
         numerical_diff(lambda v: v + np.array([0.0, 1e13]), np.array([2.0, 2.0]))
     numerical_gradient(lambda v: v[0] + 1e-9 * v[1] + 1e6, np.array([2.0, 2.0]))
+
+
+@pytest.mark.parametrize(("x", "edge"), [(20.0, 19.9), (-20.0, -19.9)])
+def test_a_drowned_slope_is_looked_for_where_x_is(x, edge):
+    """Beyond the edge f is constant: a step from elsewhere would see nothing, or too much."""
+
+    def f(v):
+        return np.maximum(np.sign(x) * (v - edge), 0) + 1e12
+
+    for at in (x, np.array([x])):
+        with pytest.warns(xnet.RoundingWarning, match="drowns the differences"):
+            numerical_diff(f, at)
+        numerical_diff(f, 0.9 * at)  # warnings are errors here: it is constant there
+
+
+@pytest.mark.parametrize("kind", ["float64", "float32"])
+@pytest.mark.parametrize("evaluate", [numerical_diff, numerical_gradient])
+def test_how_many_roundings_drown_a_difference(evaluate, kind):
+    """Eight units of u |f|; f's own numbers are exact."""
+    u, h = np.finfo(kind).eps / 2, 2.0**-8
+
+    def f(units):  # 1 at h, and so many less at -h
+        return lambda v: np.sum(
+            1 + (np.round(v / h) - 1) * 4 * u + (v < 0) * (8 - units) * u
+        ).astype(kind)
+
+    x = 0.0 if evaluate is numerical_diff else np.zeros(1)
+    with pytest.warns(xnet.RoundingWarning, match="drowns the differences"):
+        evaluate(f(8), x, h)
+    evaluate(f(9), x, h)  # warnings are errors here
+
+
+@pytest.mark.parametrize("method", ["naive", "incremental"])
+def test_how_many_roundings_drown_a_networks_difference(backend, method):
+    """Losses of 2^40, whose u |L| is 2^-13, and slopes of 1."""
+    net = xnet.Network([Affine(1, 1, 0.0)], AbsoluteError())
+    x, t = np.ones((4, 1)), np.full((4, 1), -(2.0**40))
+    with pytest.warns(xnet.RoundingWarning, match="drowns the differences"):
+        net.numerical_gradient(x, t, 2.0**-11, method=method)  # by 8 units
+    for g in net.numerical_gradient(x, t, 2.0**-10, method=method).values():  # by 16: no warning
+        assert backend.to_numpy(g).ravel().tolist() == [1]
+
+
+@pytest.mark.parametrize("x", [0.0, 256.0])
+def test_how_far_a_slope_is_looked_for(x):
+    """By 32 steps and twice as many each time; to half of x, or 2048 steps if that is more."""
+    seen = []
+    numerical_diff(lambda v: seen.append(v) or 2.0**43, x, 2.0**-10)
+    up = sorted({v - x for v in seen if v > x})
+    assert sorted({x - v for v in seen if v < x}) == up
+    farthest = max(2048 * 2.0**-10, x / 2)
+    steps = [farthest / 2**k for k in range(20) if farthest / 2**k > 16 * 2.0**-10]
+    assert up == sorted([2.0**-10, *steps])
+
+
+def test_an_f_that_overflows_is_asked_no_farther():
+    seen = []
+    slope = numerical_diff(lambda v: seen.append(v) or (math.inf if v > 0 else 0.1), 0.0)
+    assert slope == math.inf
+    assert seen == [1e-4, -1e-4]
+
+
+def test_how_far_one_element_is_moved_among_others():
+    """By 32 steps at first, or less."""
+    x, h, seen = np.array([0.0, 300.0]), 2.0**-10, []
+    partial_derivative(lambda v: seen.append(v.tolist()) or 2.0**43, x, 0, h)
+    assert {v[1] for v in seen} == {300.0}
+    assert 16 * h <= min(v[0] for v in seen if v[0] > h) <= 32 * h
+    assert 1024 * h <= max(v[0] for v in seen) <= 2048 * h
+
+
+def test_a_slope_that_shows_at_the_farthest_only_is_said():
+    """By 2.5 times what may be rounding, 2^-7."""
+    with pytest.warns(xnet.RoundingWarning, match="drowns the differences"):
+        numerical_diff(lambda v: 2.0**43 + 1.25 * 2.0**-14 * v, 256.0, 2.0**-10)
+
+
+@pytest.mark.parametrize(
+    ("slope", "gap", "drowned"),
+    [
+        (0.5, 0.28 * 64, True),  # f rises by 46 between 64 steps, by 14 between 32
+        (0.5, 0.40 * 64, False),  # by 38, and by 6: that is a bend
+        (0.9, 2, True),
+        (1.2, 2, False),  # so steep a slope would show between one step
+    ],
+)
+def test_which_slopes_are_hidden(slope, gap, drowned):
+    """Of an f that is flat for some steps. What may be rounding is 2^-10, as is the step."""
+    h = 2.0**-10
+
+    def f(v):
+        return 2.0**40 + 2.0**-10 + slope * math.copysign(max(abs(v) - gap * h, 0.0), v)
+
+    if drowned:
+        with pytest.warns(xnet.RoundingWarning, match="drowns the differences"):
+            numerical_diff(f, 0.0, h)
+    else:
+        numerical_diff(f, 0.0, h)  # warnings are errors here
+
+
+@pytest.mark.parametrize("kind", ["float64", "float32"])
+def test_elements_that_are_moved_together_are_moved_unalike(backend, kind):
+    """Within 1/2 and 1, and in order of size no gap is over 2.62 times another: golden ratio."""
+    x = backend.asarray(np.zeros((3, 70)), kind)
+    with backend.running():
+        factors = backend.to_numpy(gradient_module.unlike(backend.xp, x, range(20, 200)))
+    assert factors.shape == (3, 70)
+    assert factors.dtype == kind
+    factors = factors.ravel()
+    assert not factors[:20].any()
+    assert not factors[200:].any()
+    ordered = np.sort(factors[20:200])
+    assert 0.5 <= ordered[0] < 0.51
+    assert 0.99 < ordered[-1] <= 1
+    gaps = np.diff(ordered)
+    assert gaps.max() <= 2.62 * gaps.min()
 
 
 def test_drowned_differences_of_float32_numbers_are_said():
@@ -627,6 +746,17 @@ def test_stacks_are_bounded_and_cover_every_element(backend, rng, monkeypatch):
     shapes.clear()
     numerical_gradient(f, x, method="stacked")
     assert shapes == [(1, 3, 7)] * 42
+
+
+def test_a_stack_takes_16_mib_at_most(rng):
+    x, sizes = rng.normal(size=2048), []
+
+    def f(stack):
+        sizes.append(stack.nbytes)
+        return stack[:, 0]
+
+    numerical_gradient(f, x, method="stacked")
+    assert sizes == [16 << 20] * 4  # twice half of x, for each sign
 
 
 def test_stacked_takes_x_that_cannot_be_written(rng):
@@ -824,6 +954,13 @@ def test_a_step_lost_in_x_is_said(backend, x):
         numerical_diff(lambda v: v, backend.asarray([x]))
 
 
+def test_a_step_that_is_wrong_by_a_tenth_is_not_lost():
+    """2^53 - 2 and 5 are 2^53 + 4, rounded; x - h is exact, so 2h is 11."""
+    numerical_diff(lambda v: v, 2.0**53 - 2, 5.0)  # warnings are errors here
+    with pytest.warns(xnet.RoundingWarning, match="in 1 of 1"):
+        numerical_diff(lambda v: v, 2.0**53 - 2, 3.0)
+
+
 @pytest.mark.parametrize(
     ("f", "x", "h"),
     [
@@ -883,6 +1020,18 @@ def test_what_is_not_finite_of_a_network_with_a_frozen_layer(backend):
     assert all(np.isnan(backend.to_numpy(g)).all() for g in found.values())
 
 
+@pytest.mark.parametrize("frozen", [0, 2])
+def test_a_frozen_layer_is_not_asked(backend, rng, frozen):
+    net = xnet.Network([Affine(2, 3, 0.7), ReLU(), Affine(3, 2, 0.7)])
+    x, t = rng.normal(size=(5, 2)), [0, 1, 1, 0, 1]
+    all_trained = net.numerical_gradient(x, t)
+    net.layers[frozen].trainable = False
+    found = net.numerical_gradient(x, t)
+    assert list(found) == (["W2", "b2"] if frozen == 0 else ["W1", "b1"])
+    for name, g in found.items():
+        np.testing.assert_array_equal(backend.to_numpy(g), backend.to_numpy(all_trained[name]))
+
+
 def test_a_number_gives_a_number():
     assert type(numerical_diff(lambda v: v * v, 3.0)) is float
     assert type(numerical_diff(lambda v: v * v, 3)) is float
@@ -902,7 +1051,7 @@ def test_a_number_gives_a_number():
 def test_a_warning_points_at_the_call(call):
     with pytest.warns(xnet.RoundingWarning) as warned:
         call(np.array([2.0, 3.0]))
-    assert {warning.filename for warning in warned} == {__file__}
+    assert {(w.filename, w.lineno) for w in warned} == {(__file__, call.__code__.co_firstlineno)}
 
 
 def test_descent_with_a_step_and_a_method(cubes):

@@ -1,8 +1,11 @@
 """`gradient_check`: no right gradient is called wrong, and no wrong one right."""
 
+import dataclasses
 import math
 import os
 import re
+import warnings
+from itertools import pairwise
 from types import MappingProxyType
 
 import numpy as np
@@ -12,17 +15,28 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import xnet
-from xnet.gradient_check import FINEST, NO_GRADIENT, Verdict, gradient_check
+from xnet.gradient_check import (
+    BENDS,
+    FINEST,
+    NO_GRADIENT,
+    GradientCheck,
+    ParameterCheck,
+    Verdict,
+    gradient_check,
+)
 from xnet.layers import (
     AbsoluteError,
     Affine,
     BatchNorm,
+    BinaryCrossEntropy,
     Dropout,
     Hinge,
     IdentityWithLoss,
+    Layer,
     LayerNorm,
     ReLU,
     Sigmoid,
+    Softmax,
     SoftmaxWithLoss,
     layer_class,
 )
@@ -189,6 +203,52 @@ def test_check_catches_a_wrong_backward(backend, rng, wrong):
     assert verdicts == {"W1": False, "b1": False, "W2": True, "b2": True}
 
 
+class Cube(Layer):
+    """A layer that nothing is known of."""
+
+    slope = 3
+
+    def __call__(self, x):
+        return x**3
+
+    def forward(self, x):
+        self.x = x
+        return self(x)
+
+    def backward(self, dout):
+        return self.slope * self.x**2 * dout
+
+
+class Distance(IdentityWithLoss):
+    """A loss of one's own with a kink, where it says that its slope is 1."""
+
+    def forward(self, x, t):
+        self.y, self.t = x, t
+        return float(np.abs(x - t).sum()) / x.shape[0]
+
+    def backward(self, dout=1.0):
+        return np.where(self.y >= self.t, dout, -dout) / self.y.shape[0]
+
+
+@a_layer_of_ones_own
+def test_a_layer_of_ones_own_is_checked(rng):
+    layer = Cube()
+    net = xnet.Network([Affine(5, 6, 0.7), layer, Affine(6, 3, 0.7)], backend="numpy")
+    x, t = rng.normal(size=(4, 5)), rng.integers(0, 3, 4)
+    assert gradient_check(net, x, t).passed
+    layer.slope = 3.03
+    assert gradient_check(net, x, t).parameters["W1"].verdict == WRONG
+
+
+@a_layer_of_ones_own
+def test_at_a_kink_of_a_loss_of_ones_own_there_is_no_verdict(rng):
+    net = xnet.Network([Affine(5, 3, 0.7)], Distance(), backend="numpy")
+    x, t = rng.normal(size=(4, 5)), rng.normal(size=(4, 3))
+    assert gradient_check(net, x, t).passed
+    t[2] = net.scores(x)[2]
+    assert gradient_check(net, x, t).verdict == INCONCLUSIVE
+
+
 def off_by_one_percent(cls):
     """A layer or loss like this one, but for its backward."""
 
@@ -253,6 +313,36 @@ def test_both_gradients_are_of_the_loss_in_training(backend, rng, between):
     assert check.passed, str(check)
     for name, array in net.state.items():
         np.testing.assert_array_equal(backend.to_numpy(array), state[name])
+
+
+@pytest.mark.parametrize("between", [BatchNorm(6), Dropout(0.4)], ids=repr)
+def test_a_wrong_gradient_of_the_loss_in_training_is_caught(rng, between):
+    layers = [Affine(5, 6, 0.7), between.copy(), Sigmoid(), Affine(6, 3, 0.7)]
+    net = Altered(layers, seed=4, backend="numpy")
+    net.altered = {"W2": lambda name, g: 1.01 * g}
+    with pytest.warns(xnet.NaiveGradientWarning):
+        check = gradient_check(net, rng.normal(size=(8, 5)), rng.integers(0, 3, 8))
+    assert {name for name, c in check.parameters.items() if c.verdict == WRONG} == {"W2"}
+
+
+def test_a_kink_of_the_loss_in_training_gives_no_verdict(rng):
+    """One of eight samples lies there; which, the loss of a batch does not say."""
+    layers = [Affine(5, 6, 0.7), ReLU(), Affine(6, 3, 0.7), Dropout(0.4)]
+    net, x = xnet.Network(layers, seed=4, backend="numpy"), rng.normal(size=(8, 5))
+    x[3] = 0
+    with pytest.warns(xnet.NaiveGradientWarning):
+        check = gradient_check(net, x, rng.integers(0, 3, 8))
+    assert check.left_out == ()
+    assert check.verdict == INCONCLUSIVE
+
+
+def test_a_wrong_gradient_where_loss_and_scores_are_0_is_caught():
+    net, x, t = exact_network([1, 2], 0.0, [0, 0])
+    right = gradient_check(net, x, t)
+    assert right.passed
+    assert right.steps == (1e-4,)
+    net.gradient = lambda x, t: {"W1": np.zeros((1, 1)), "b1": np.ones(1)}
+    assert gradient_check(net, x, t).parameters["b1"].verdict == WRONG
 
 
 def test_check_catches_nan(backend, rng, monkeypatch):
@@ -363,6 +453,30 @@ def alter(g, element, share):
     return g
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_rounding_that_normalizations_multiply_is_no_alarm(seed):
+    """Of one class the softmax is 1, and what follows is the same for every sample."""
+    rng, layers = np.random.default_rng(seed), []
+    for widths in pairwise((3, 1, 4, 3, 3)):
+        layers += [Affine(*widths, "he"), BatchNorm(widths[1]), Softmax()]
+    net = Altered(layers[:-1], seed=rng, backend="numpy")
+    x, t = rng.normal(size=(5, 3)), rng.integers(0, 3, 5)
+    with pytest.warns(xnet.NaiveGradientWarning):
+        check = gradient_check(net, x, t)
+    assert check.verdict != WRONG, str(check)
+    net.altered = {"W2": lambda name, g: g + 1e-7}
+    with pytest.warns(xnet.NaiveGradientWarning):
+        check = gradient_check(net, x, t)
+    assert check.parameters["W2"].verdict == WRONG, str(check)
+
+
+def test_a_gradient_that_is_drawn_is_wrong_for_all_that_it_moves(rng):
+    net = stack(2, Sigmoid, backend="numpy")
+    net.__class__ = Altered
+    net.altered = {"W2": lambda name, g: g * rng.uniform(0.9, 1.1, g.shape)}
+    assert gradient_check(net, rng.normal(size=(4, 5)), [0, 1, 2, 0]).verdict == WRONG
+
+
 @pytest.mark.parametrize("samples", [100, 200])
 def test_kinks_that_a_step_crosses_are_no_alarm(backend, samples):
     """Of the digits, ReLU: most seeds have samples within 1e-4 of a kink."""
@@ -424,7 +538,9 @@ def test_samples_at_a_kink_of_the_loss_are_left_out(backend, rng, loss):
 
 def test_where_all_lie_at_a_kink_there_is_no_verdict(rng):
     net = xnet.Network([Affine(5, 6, 0.0), ReLU(), Affine(6, 3, 0.7)])
-    assert gradient_check(net, rng.normal(size=(4, 5)), [0, 1, 2, 0]).verdict == INCONCLUSIVE
+    check = gradient_check(net, rng.normal(size=(4, 5)), [0, 1, 2, 0])
+    assert check.verdict == INCONCLUSIVE
+    assert check.steps == (1e-4, 1e-6, 1e-2, 1e-5, 1e-3)  # each was tried
 
 
 def test_what_is_not_finite_gives_no_verdict(backend, rng):
@@ -447,3 +563,222 @@ def test_check_of_one_sample_and_of_tensors(backend, rng):
     assert gradient_check(net, rng.normal(size=5), 1).passed
     net = xnet.Network([Affine(6, 3, 0.7), ReLU()])
     assert gradient_check(net, rng.normal(size=(4, 2, 3)), [0, 1, 2, 0]).passed
+
+
+# -- what is allowed, where all numbers are exact: parabolas, and steps that are powers of two
+
+H = 2.0**-10
+
+
+def exact_network(x, b, r, loss=IdentityWithLoss):
+    """A weight of 0 and a bias of b, and samples x whose residuals are r."""
+    net = xnet.Network([Affine(1, 1, 0.0)], loss(), backend="numpy")
+    net.params["b1"] = np.array([b])
+    x, r = np.array(x, float)[:, None], np.array(r, float)[:, None]
+    return net, x, b - r
+
+
+@pytest.mark.parametrize("kind", ["float64", "float32"])
+def test_what_rounding_may_explain(kind):
+    """As the module says: 8 sqrt(K) u (|L| + max|s|) / h, and u max|w| / h and 8 sqrt(K) u of g."""
+    net, x, t = exact_network([1, 2, 1, 4], 0.0, [2, 2, 4, 4])
+    net.params["W1"] = np.array([[-0.5]])
+    t = t - 0.5 * x  # the same residuals
+    right = {name: g.astype(kind) for name, g in net.gradient(x, t).items()}
+    net.gradient = lambda x, t: right
+    check = gradient_check(net, x, t, H)
+    assert check.steps == (H,)
+    g = {"W1": (1 * 2 + 2 * 2 + 1 * 4 + 4 * 4) / 4, "b1": 3.0}
+    u, chain = 2.0**-53, 1 + 1  # inputs and outputs
+    size = (2 + 2 + 8 + 8) / 4 + 2.0  # the score is -2 for an x of 4
+    for name, w in (("W1", 0.5), ("b1", 0.0)):
+        of_loss = 8 * math.sqrt(chain) * u * size / H
+        of_gradient = 8 * math.sqrt(chain) * np.finfo(kind).eps / 2 + u * w / H
+        found = check.parameters[name]
+        assert found.backprop == found.numerical == g[name]
+        assert found.tolerance == pytest.approx(of_loss + of_gradient * g[name], rel=1e-9)
+
+
+def test_truncation_allows_twice_the_difference_of_two_steps():
+    """Of a loss whose third derivative is known: g(h) is off by h^2 f''' / 6."""
+    net, x, _ = exact_network([1], 1.0, [0], BinaryCrossEntropy)
+    found = gradient_check(net, x, np.zeros((1, 1)), H).parameters["b1"]
+    y = 1 / (1 + math.exp(-1))
+    off = H * H * y * (1 - y) * (1 - 2 * y) / 6
+    assert found.numerical - y == pytest.approx(off, rel=1e-3)
+    assert found.tolerance == pytest.approx(2 * 3 * abs(off), rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("h", "share", "verdict"), [(0.2016, 4.986, AGREES), (0.2021, 5.011, INCONCLUSIVE)]
+)
+def test_half_a_percent_of_the_gradient_may_be_allowed(h, share, verdict):
+    """More, and one percent off might pass."""
+    net, x, _ = exact_network([1], 1.0, [0], BinaryCrossEntropy)
+    found = gradient_check(net, x, np.zeros((1, 1)), h).parameters["b1"]
+    assert found.tolerance / found.numerical == pytest.approx(share / 1000, rel=1e-4)
+    assert found.verdict == verdict
+
+
+def test_one_step_does_where_it_is_off_by_little_of_the_largest_element():
+    """By a good deal more of the loss, or of the element that is 0."""
+    net = xnet.Network([Affine(2, 1, 0.0)], BinaryCrossEntropy(), backend="numpy")
+    net.params["b1"] = np.array([1.0])
+    check = gradient_check(net, np.array([[40.0, 0.0]]), np.zeros((1, 1)))
+    assert check.passed
+    assert check.steps == (1e-4,)
+
+
+@pytest.mark.parametrize(("share", "verdict"), [(0.5, AGREES), (1.5, WRONG)])
+def test_what_of_the_largest_slope_counts_as_none(share, verdict):
+    """A bias whose gradient is 0, as before a normalization, and that of the weight is 1024."""
+    net, x, t = exact_network([1024, -1024], 0.0, [1, -1])
+    right = net.gradient(x, t)
+    assert (right["W1"], right["b1"]) == (1024, 0)
+    net.gradient = lambda x, t: right | {"b1": np.array([share * 1e-10 * 1024])}
+    assert gradient_check(net, x, t, H).parameters["b1"].verdict == verdict
+
+
+def relu_between(x, **parameters):
+    """One unit between one input and one score, for samples x; weights are 1 and biases 0."""
+    net = xnet.Network([Affine(1, 1), ReLU(), Affine(1, 1)], IdentityWithLoss(), backend="numpy")
+    parameters = {"W1": 1.0, "b1": 0.0, "W2": 1.0, "b2": 0.0} | parameters
+    for name, value in parameters.items():
+        net.params[name] = np.full(net.params[name].shape, value)
+    return net, np.array(x, float)[:, None]
+
+
+def left_out_of(net, x, t, h=None):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", xnet.KinkWarning)
+        return gradient_check(net, x, t, h).left_out
+
+
+@pytest.mark.parametrize(("distance", "left_out"), [(1.5, (1,)), (1.75, ())])
+def test_how_near_a_kink_a_sample_lies(distance, left_out):
+    """Within half of four steps, of which the bias is moved by its own share, 0.8."""
+    net, x = relu_between([2, 0, 3], b1=distance * H)
+    assert left_out_of(net, x, 1 + x, H) == left_out
+
+
+@pytest.mark.parametrize("let_through", [1e-9, 3e-9])
+def test_no_step_that_crosses_a_kink_calls_a_right_gradient_wrong(let_through):
+    """By 1e-4 the bias crosses one, a tenth of that away; by 1e-6 rounding shows as much."""
+    net, x = relu_between([0, 2], b1=1e-5, W2=let_through)
+    check = gradient_check(net, x, np.ones((2, 1)))
+    assert check.left_out == ()
+    assert check.verdict == INCONCLUSIVE, str(check)
+
+
+@pytest.mark.parametrize(("share", "left_out"), [(0.9, ()), (1.1, (2,))])
+def test_a_bend_that_rounding_explains_is_no_kink(share, left_out):
+    """The third sample lies at a kink, of which the last weight lets so much through to the loss.
+
+    Rounded are four losses, of 1/2 and of a score of 2, in chains of three numbers.
+    """
+    samples, moved = 4, (1 + (math.sqrt(5) - 1) / 2) / 2 * BENDS * H
+    rounding = 4 * 8 * math.sqrt(1 + 1 + 1) * 2.0**-53 * (0.5 + 2.0) / samples
+    net, x = relu_between([2, 3, 0, 4], W2=share * rounding / (moved * 1.0 / samples), b2=2.0)
+    assert left_out_of(net, x, np.ones((samples, 1)), H) == left_out
+
+
+@pytest.mark.parametrize("blank", [4, 5])
+def test_up_to_half_of_the_samples_may_lie_at_a_kink(rng, blank):
+    net = stack(2, ReLU, seed=1)
+    x, t = rng.normal(size=(8, 5)), rng.integers(0, 3, 8)
+    x[:blank] = 0
+    if blank > 4:
+        assert gradient_check(net, x, t).left_out == ()  # warnings are errors here
+    else:
+        with pytest.warns(xnet.KinkWarning, match="leaves out 4 of 8 samples") as warned:
+            assert gradient_check(net, x, t).left_out == (0, 1, 2, 3)
+        assert warned[0].filename == __file__
+
+
+# -- what is said
+
+
+def test_the_table_of_a_check():
+    shown = ParameterCheck("W1", (2, 3), AGREES, 1e-10, 2e-9, 3e-8, (1, 2), 0.5, 0.25, 1e-7)
+    other = ParameterCheck("b1", (3,), INCONCLUSIVE, 0.0, 0.0, 0.0, (0,), -1.0, -1.0, math.inf)
+    text = str(GradientCheck({"W1": shown, "b1": other}, (3, 5), (1e-4, 1e-6)))
+    assert text == "\n".join(
+        [
+            "parameter  mean diff  max diff  relative  worst element  backprop          "
+            "numerical         apart    allowed  verdict",
+            "W1 2x3     1.0e-10    2.0e-09   3.0e-08   W1[1, 2]        5.000000000e-01   "
+            "2.500000000e-01  2.5e-01  1.0e-07  ok",
+            "b1 3       0.0e+00    0.0e+00   0.0e+00   b1[0]          -1.000000000e+00  "
+            "-1.000000000e+00  0.0e+00  inf      inconclusive",
+            "2 sample(s) left out, which lie at a kink",
+            "inconclusive: rounding or kinks leave too little of the numerical gradient "
+            "(h=0.0001, 1e-06)",
+        ]
+    )
+    assert str(GradientCheck({"W1": shown}, (), (1e-4,))).splitlines()[2:] == [
+        "backpropagation agrees with the numerical gradient (h=0.0001)"
+    ]
+
+
+def test_what_a_check_found_stays_as_it_is():
+    found = ParameterCheck("b1", (1,), AGREES, 1e-10, 2e-9, 3e-8, (0,), 0.5, 0.25, 1e-7)
+    check = GradientCheck({"b1": found}, (), (1e-4, 1e-6))
+    assert (check.h, len(check), list(check), check["b1"]) == (1e-4, 1, ["b1"], 1e-10)
+    for record in (found, check):
+        assert record.passed
+        for name in dataclasses.asdict(record):
+            with pytest.raises(dataclasses.FrozenInstanceError):
+                setattr(record, name, None)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 2.0])
+def test_errors_are_relative_to_the_larger_gradient(share):
+    net, x, t = exact_network([1, 3], 0.0, [1, 1])
+    right = net.gradient(x, t)
+    net.gradient = lambda x, t: {name: share * g for name, g in right.items()}
+    for name, g in {"W1": 2.0, "b1": 1.0}.items():
+        found, apart = gradient_check(net, x, t, H).parameters[name], abs(1 - share)
+        assert found.absolute_error == apart * g
+        assert found.relative_error == apart / max(1.0, share)
+
+
+def test_where_nothing_has_a_slope_the_gradients_agree():
+    """The right score leads by more than the margin."""
+    net = xnet.Network([Affine(1, 2, 0.0)], Hinge(), backend="numpy")
+    net.params["b1"] = np.array([3.0, 0.0])
+    check = gradient_check(net, np.ones((2, 1)), [0, 0])
+    assert check.passed
+    assert [found.relative_error for found in check.parameters.values()] == [0, 0]
+
+
+@pytest.mark.parametrize("x", [1e200, 1.2e154 / H])
+def test_the_worst_element_may_be_one_of_which_nothing_is_known(x):
+    """Its loss overflows; of the second by the doubled step only."""
+    net = xnet.Network([Affine(2, 1, 0.0)], IdentityWithLoss(), backend="numpy")
+    check = gradient_check(net, np.array([[1.0, x]]), np.array([[1.0]]), H)
+    assert check.verdict == INCONCLUSIVE
+    found = check.parameters["W1"]
+    assert found.worst == (1, 0)
+    assert found.tolerance == math.inf
+
+
+def test_no_slope_is_not_said_where_nothing_is_known_of_an_element():
+    """By either weight there is none; by the second, the doubled step overflows."""
+    net = xnet.Network([Affine(2, 1, 0.0)], IdentityWithLoss(), backend="numpy")
+    x, t = np.array([[0.0, 1.2e154 / H], [0.0, 0.0]]), np.array([[0.0], [1.0]])
+    check = gradient_check(net, x, t, H)
+    assert check.parameters["b1"].passed
+    assert check.parameters["W1"].verdict == INCONCLUSIVE
+
+
+def test_the_worst_element_is_the_one_that_most_exceeds_its_tolerance():
+    """Not the one that is most off, where as much is allowed."""
+    net = xnet.Network([Affine(2, 1, 0.0)], BinaryCrossEntropy(), backend="numpy")
+    net.params["b1"] = np.array([1.0])
+    x, t = np.array([[0.5, 8.0]]), np.zeros((1, 1))
+    right, steep = net.gradient(x, t), np.array([[0.0], [1e-4]])
+    net.gradient = lambda x, t: right | {"W1": right["W1"] + steep}
+    found = gradient_check(net, x, t, 1e-2).parameters["W1"]
+    assert found.verdict == AGREES
+    assert found.worst == (0, 0)
+    assert found.absolute_error > 5e-5

@@ -227,20 +227,64 @@ def test_small_stacks_give_the_same(monkeypatch, rng):
         np.testing.assert_allclose(found, expected[name], rtol=0, atol=1e-11)
 
 
-def test_stacks_stay_within_their_bound(monkeypatch, rng):
+@pytest.mark.parametrize(
+    ("widths", "largest_stack", "largest"),
+    [
+        ((5, 90, 40), 2000, 4 * 2 * 6 * 40),  # as many of its units as fit
+        ((5, 90, 40, 3), 2000, 4 * 2 * 6 * 40),
+        ((5, 9, 7, 200), 5000, 2 * 2 * 6 * 200),
+        ((5, 9, 40), 100, 2 * 6 * 40),  # one unit at least
+    ],
+)
+def test_stacks_stay_within_their_bound(monkeypatch, rng, widths, largest_stack, largest):
     """No array that goes through the network holds more than LARGEST_STACK numbers."""
     from xnet_numpy import NumpyBackend
 
-    monkeypatch.setattr(perturbation, "LARGEST_STACK", 2000)
-    seen, row_losses = [], NumpyBackend.row_losses
+    monkeypatch.setattr(perturbation, "LARGEST_STACK", largest_stack)
+    seen, run = [], NumpyBackend.run
+
+    def seeing(self, operation, x, *parameters):
+        found = run(self, operation, x, *parameters)
+        seen.append(found.size)
+        return found
+
+    monkeypatch.setattr(NumpyBackend, "run", seeing)
+    layers = []
+    for inputs, outputs in pairwise(widths):
+        layers += [Affine(inputs, outputs, "he"), ReLU()]
+    network = Network(layers, IdentityWithLoss(), backend="numpy")
+    network.numerical_gradient(rng.standard_normal((6, 5)), rng.standard_normal((6, widths[-1])))
+    assert max(seen) == largest
+
+
+def test_nothing_before_the_next_products_output_is_computed_anew(monkeypatch, rng):
+    """Of that, one column changes, by one row of the weights."""
+    from xnet_numpy import NumpyBackend
+
+    rows, run = [], NumpyBackend.run
+
+    def seeing(self, operation, x, *parameters):
+        rows.extend([x.shape[0]] if operation.fuses == "product" else [])
+        return run(self, operation, x, *parameters)
+
+    monkeypatch.setattr(NumpyBackend, "run", seeing)
+    layers = [Affine(20, 30, "he"), Sigmoid(), ReLU(), Affine(30, 4, "he"), Sigmoid()]
+    network = Network(layers, IdentityWithLoss(), backend="numpy")
+    network.numerical_gradient(rng.standard_normal((6, 20)), rng.standard_normal((6, 4)))
+    assert set(rows) == {6}
+
+
+def test_weights_are_perturbed_together(monkeypatch, rng):
+    """All that lead from one input at once: losses for 420 parameters are asked in 22 calls."""
+    from xnet_numpy import NumpyBackend
+
+    calls, row_losses = [], NumpyBackend.row_losses
     monkeypatch.setattr(
-        NumpyBackend,
-        "row_losses",
-        lambda self, loss, scores, t: seen.append(scores.size) or row_losses(self, loss, scores, t),
+        NumpyBackend, "row_losses", lambda *args: calls.append(None) or row_losses(*args)
     )
-    network = Network([Affine(5, 90, "he"), ReLU(), Affine(90, 40, "he")], backend="numpy")
-    network.numerical_gradient(rng.standard_normal((6, 5)), rng.integers(0, 40, 6))
-    assert max(seen) <= 2000
+    network = Network([Affine(20, 20, "he")], backend="numpy")
+    network.numerical_gradient(rng.standard_normal((6, 20)), rng.integers(0, 20, 6))
+    assert len(calls) <= 22  # and once where nothing is perturbed
 
 
 def assert_within_memory(monkeypatch, rng, largest_stack, samples, widths, activation, loss):
@@ -280,6 +324,27 @@ def test_memory_whatever_the_activation(monkeypatch, rng, operation):
 def test_memory_whatever_the_loss(monkeypatch, rng, loss):
     for shape in SHAPES:
         assert_within_memory(monkeypatch, rng, 100_000, *shape, ACTIVATIONS[0], loss)
+
+
+@pytest.mark.parametrize(
+    ("samples", "widths", "stack"),
+    [
+        (100, (784, 50, 10), 50 * 2 * 100 * 10),  # each hidden unit perturbed, up and down
+        (10, (20, 30, 40, 5), 30 * 2 * 10 * 40),  # before the widest of what lies behind
+        (10, (20, 40, 5, 30), 40 * 2 * 10 * 30),
+        (10, (3, 4), 4 * 2 * 10 * 4),
+        (3000, (20, 4000, 10), perturbation.LARGEST_STACK),
+        (3000, (20, 30, 4000), 2 * 3000 * 4000),  # one column: it cannot be less
+    ],
+)
+def test_what_the_bound_of_memory_consists_of(samples, widths, stack):
+    """As its docstring says: stacks, outputs, gradients, pairs of units, and objects."""
+    outputs = samples * sum(widths)
+    gradients = sum(inputs * units + units for inputs, units in pairwise(widths))
+    numbers = 8 * stack + 8 * outputs + 4 * gradients
+    other = max(widths) ** 2 + 1_048_576
+    assert perturbation.memory(samples, widths) == 8 * numbers + other
+    assert perturbation.memory(samples, widths, itemsize=4) == 4 * numbers + other
 
 
 def test_float32_with_an_h_that_suits_it(backend, rng):

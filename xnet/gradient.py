@@ -201,11 +201,12 @@ def partial_derivative(
     backend = backend_of(x=x)
     h = checked_step(h, dtype_name(x.dtype))
     place = index if isinstance(index, tuple) else (index,)
-    if len(place) != x.ndim or not all(-n <= k < n for k, n in zip(place, x.shape, strict=True)):
-        raise IndexError(f"index is {index}, x has shape {tuple(x.shape)}")
     flat = 0
-    for k, n in zip(place, x.shape, strict=True):
-        flat = flat * n + k % n
+    try:
+        for k, n in zip(place, x.shape, strict=True):
+            flat = flat * n + range(n)[k]
+    except (IndexError, ValueError):
+        raise IndexError(f"index is {index}, x has shape {tuple(x.shape)}") from None
     values = partial(_looped, backend, f, x)
     slopes = _slopes(backend, values, x, h, range(flat, flat + 1))
     with backend.running():
@@ -240,7 +241,8 @@ def _slopes(backend: Backend, values: Values, x: Array, h: float, span: range) -
         above, below = values(x, up, down, span)
 
         def at(z: Array) -> Array:
-            return values(z, z, z, range(1))[0][0, ...]
+            above, _ = values(z, z, z, range(1))
+            return above[0, ...]
 
         if span and not lost:
             _warn_of_rounding(backend, at, x, span, above, below, h, stacklevel=4)

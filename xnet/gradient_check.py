@@ -12,7 +12,9 @@ float64. It may differ from one by
   analysis), and 8 leaves such a bound to chance one time in many millions. The loss moves by no
   more than twice what a score does;
 - rounding of the perturbed weight w, u max|w| / h of g, and of backpropagation itself,
-  8 sqrt(K) u of g, with the largest g of the parameter for g;
+  8 sqrt(K) u of g, with the largest g of the parameter for g; or four times what backpropagation
+  itself moves by where all weights do by a rounding error, if that is more: a normalization of what
+  does not vary multiplies rounding by 1 / sqrt(eps);
 - a hundred-thousandth of g in any case: where the curvature of several samples jumps, g(2h) - g(h)
   may vanish by chance.
 
@@ -21,8 +23,8 @@ kink crossed by a long step, as ReLU's at 0, is not by a short one.
 
 Samples that lie at a kink have no derivative, and are left out. They are found by moving all of a
 parameter at once, both ways: f(w + hv) + f(w - hv) - 2 f(w) falls as h^2 for the loss f of a
-sample where it is smooth, and as h at a kink, by the shortest step. What is wrong is said by steps
-within which no sample bends.
+sample where it is smooth, and as h at a kink, by the shortest step; what four roundings of its loss
+explain shows nothing. What is wrong is said by steps within which no sample bends.
 
 There is no verdict where what is allowed nears the gradient itself, or where such steps are
 wanting.
@@ -263,16 +265,16 @@ def gradient_check(
     with checked.held():
         x, t, left_out, smooth = _without_kinks(checked, x, t, steps)
         taken, largest = list[float](), 0.0
-        gradients = checked.gradient(x, t).items()
-        found = {name: _Comparison(checked, x, t, name, g) for name, g in gradients}
+        gradients = checked.gradient(x, t)
+        noise = _noise(checked, x, t, gradients)
+        found = {k: _Comparison(checked, x, t, k, g, noise[k]) for k, g in gradients.items()}
         for step in steps:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", RoundingWarning)  # the verdict says it
                 near, far = (checked.numerical_gradient(x, t, k) for k in (step, 2 * step))
             taken.append(step)
-            for name, comparison in found.items():
-                comparison.add(step, near[name], far[name], smooth[step])
-            largest = max((comparison.slope for comparison in found.values()), default=0.0)
+            slopes = [c.add(step, near[k], far[k], smooth[step]) for k, c in found.items()]
+            largest = max(slopes, default=0.0)
             verdicts = {comparison.verdict(largest) for comparison in found.values()}
             settled = all(comparison.is_settled() for comparison in found.values())
             # A second opinion, before anything is called wrong.
@@ -326,7 +328,7 @@ def _without_kinks(
             moved.params[name] = W
         lies = bends[min(steps)]
         count = int(xp.count_nonzero(lies))
-        if 2 * count > lies.shape[0] or (count and lies.shape[0] < x.shape[0]):
+        if 2 * count > lies.shape[0]:
             return x, t, (), dict.fromkeys(steps, False)
         smooth = {step: not bool(xp.any(bent & ~lies)) for step, bent in bends.items()}
         if not count:
@@ -341,6 +343,28 @@ def _rounding(network: Differentiable, x: Array) -> float:
     widths = (v.operation.widths[0] for v in network.layers if v.operation is not None)
     chain = sum(width for width in widths if width is not None)
     return 8 * math.sqrt(chain + network.scores(x).shape[-1]) * 2.0**-53
+
+
+def _noise(
+    network: Differentiable, x: Array, t: Array, gradients: Mapping[str, Array]
+) -> dict[str, float]:
+    """By how much each gradient moves, at most, where all parameters do by a rounding error or two.
+
+    0 for one that moves by more than rounding would have it.
+    """
+    moved, found = copy.deepcopy(network), dict.fromkeys(gradients, 0.0)
+    backend = backend_of(x=x)
+    xp, largest = backend.xp, 0.0
+    with backend.running():
+        for error in (2.0**-52, -(2.0**-53), 2.0**-51):
+            for name, W in network.params.items():
+                moved.params[name] = W * (1 + error)
+            for name, g in moved.gradient(x, t).items():
+                apart = xp.abs(g - gradients[name])
+                apart = xp.where(xp.isfinite(apart), apart, xp.zeros_like(apart))
+                found[name] = max(found[name], float(xp.max(apart)))
+                largest = max(largest, float(xp.max(xp.abs(g))))
+    return {name: apart if apart <= UNSEEN * largest else 0.0 for name, apart in found.items()}
 
 
 def _losses(network: Differentiable, x: Array, t: Array) -> Array:
@@ -379,8 +403,11 @@ class _Comparison:
     whether no sample bends within the step.
     """
 
-    def __init__(self, network: Differentiable, x: Array, t: Array, name: str, g: Array) -> None:
-        self.name, self.exact, self.backend = name, g, backend_of(gradient=g)
+    def __init__(
+        self, network: Differentiable, x: Array, t: Array, name: str, g: Array, noise: float
+    ) -> None:
+        self.name, self.exact, self.noise = name, g, 4 * noise
+        self.backend = backend_of(gradient=g)
         xp, W, scores = self.backend.xp, network.params[name], network.scores(x)
         with self.backend.running():
             rounding = _rounding(network, x)
@@ -391,16 +418,16 @@ class _Comparison:
             self.numerical = xp.full_like(g, math.nan)
             self.apart, self.allowed = (xp.full_like(g, math.inf) for _ in range(2))
             self.smooth = xp.zeros_like(g) > 0
-        self.slope = 0.0
 
-    def add(self, h: float, near: Array, far: Array, smooth: bool) -> None:
-        """Take notice of the central differences for h and for 2h."""
+    def add(self, h: float, near: Array, far: Array, smooth: bool) -> float:
+        """Take notice of the central differences for h and for 2h; the largest slope."""
         xp = self.backend.xp
         with self.backend.running():
             known = xp.isfinite(near) & xp.isfinite(far)
             zero, infinite = xp.zeros_like(near), xp.full_like(near, math.inf)
-            self.slope = float(xp.max(xp.where(known, xp.abs(near), zero)))
-            rounding = self.of_loss / h + (self.of_backprop + self.of_weight / h) * self.slope
+            slope = float(xp.max(xp.where(known, xp.abs(near), zero)))
+            rounding = (self.of_loss + self.of_weight * slope) / h
+            rounding += max(self.of_backprop * slope, self.noise)
             apart = xp.where(known, xp.abs(self.exact - near), zero)
             apart = xp.where(xp.isnan(apart), infinite, apart)
             allowed = xp.where(known, 2 * xp.abs(far - near) + rounding, infinite)
@@ -409,6 +436,7 @@ class _Comparison:
             self.apart = xp.where(better, apart, self.apart)
             self.allowed = xp.where(better, allowed, self.allowed)
             self.smooth = (better & (zero == float(not smooth))) | (~better & self.smooth)
+        return slope
 
     def _refuted(self, largest: float) -> Array:
         """Of which elements backpropagation is known to be wrong."""

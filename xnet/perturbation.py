@@ -102,12 +102,14 @@ def memory(samples: int, widths: Sequence[int], itemsize: int = 8) -> int:
     columns of a layer for one of its inputs, with the widest of what lies behind for each; or
     LARGEST_STACK numbers if that is less; or one column if that is more. At most eight are alive at
     a time: a layer's input and output and what an activation, or the softmax, makes on the way.
-    Beside them: a few copies of each layer's output and gradient, and Python's objects.
+    Beside them: eight copies of each layer's output and four of its gradient, a byte for each pair
+    of units of the widest layer, and Python's objects.
     """
-    stack = 0
-    for k, width in enumerate(widths[1:], start=1):
-        column = 2 * samples * max(widths[k + 1 :], default=width)
-        stack = max(stack, min(width * column, max(LARGEST_STACK, column)))
+    columns = [
+        (width, 2 * samples * max(widths[k + 1 :], default=width))
+        for k, width in enumerate(widths[1:], start=1)
+    ]
+    stack = max(min(width * column, max(LARGEST_STACK, column)) for width, column in columns)
     outputs = samples * sum(widths)
     gradients = sum((inputs + 1) * width for inputs, width in pairwise(widths))
     return itemsize * (8 * stack + 8 * outputs + 4 * gradients) + max(widths) ** 2 + SPARE
@@ -116,9 +118,6 @@ def memory(samples: int, widths: Sequence[int], itemsize: int = 8) -> int:
 def through(backend: Any, steps: Iterable[Any], x: Any) -> Any:
     """`x` (..., D) through operations with their parameters."""
     for operation, parameters in steps:
-        if operation.fuses == "pointwise":
-            x = backend.run(operation, x, *parameters)
-        else:
-            rows = backend.run(operation, backend.xp.reshape(x, (-1, x.shape[-1])), *parameters)
-            x = backend.xp.reshape(rows, (*x.shape[:-1], rows.shape[-1]))
+        rows = backend.run(operation, backend.xp.reshape(x, (-1, x.shape[-1])), *parameters)
+        x = backend.xp.reshape(rows, (*x.shape[:-1], rows.shape[1]))
     return x
