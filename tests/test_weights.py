@@ -427,6 +427,24 @@ def test_new_file_is_whole_before_it_takes_the_old_ones_place(monkeypatch, tmp_p
     assert bits(weights.load_network(path)) == bits(make_network())
 
 
+def test_all_of_a_file_is_on_the_disk_before_it_takes_the_old_ones_place(monkeypatch, tmp_path):
+    """So that a power cut leaves the one or the other, too."""
+    fsync, replace, seen = os.fsync, os.replace, []
+
+    def synced(file):
+        seen.append(os.fstat(file).st_size)
+        fsync(file)
+
+    def replaced(source, target):
+        seen.append("replaced")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", replaced)
+    weights.save(make_network(), tmp_path / "net")
+    assert seen == [(tmp_path / "net").stat().st_size, "replaced"]
+
+
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no umask")
 @pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
 def test_file_is_an_ordinary_one(tmp_path, umask):
