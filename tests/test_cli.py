@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import pickle
+import platform
 import re
 import signal
 import subprocess
@@ -12,6 +13,7 @@ import time
 import tomllib
 from collections import namedtuple
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -146,6 +148,9 @@ def test_info(good):
 def test_info_as_json(good):
     facts = parsed(good("info", "--json"))
     assert facts["xnet"] == xnet.__version__
+    assert facts["python"] == platform.python_version()
+    assert facts["platform"] == platform.platform()
+    assert (facts["current"], facts["reproducible"]) == ("numpy", False)
     assert facts["versions"]["numpy"] == np.__version__
     assert facts["cpus"] == os.cpu_count()
     assert [{k: b[k] for k in ("name", "usable", "reason")} for b in facts["backends"]] == [
@@ -513,6 +518,22 @@ def test_demo(good, as_json):
     for name in USABLE:
         assert re.search(rf"^\W*{name}\S*\W+yes\W", comparison, re.MULTILINE)
     assert re.search(r"\d+x", comparison)
+
+
+def test_speeds_are_of_one_image_at_a_time_and_of_all_at_once(monkeypatch):
+    """By a clock that each prediction takes a second of."""
+    network, seen = Network([Affine(3, 2)]), []
+    predict = network.predict
+
+    def watched(x):
+        seen.append(x.shape)
+        return predict(x)
+
+    monkeypatch.setattr(network, "predict", watched)
+    clock = SimpleNamespace(perf_counter=lambda: float(len(seen)))
+    monkeypatch.setattr(cli, "time", clock)
+    assert cli._rates(network, np.ones((5, 3))) == (1.0, 5.0)
+    assert set(seen) == {(3,), (5, 3)}
 
 
 def test_demo_finds_a_backend_that_is_wrong(monkeypatch, bad):
