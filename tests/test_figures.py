@@ -42,12 +42,14 @@ def test_training_curves(tmp_path):
     png(figure, tmp_path / "curves.png")
 
 
-def test_equal_training_curves_both_show():
+def test_equal_training_curves_both_show(tmp_path):
     figure = figures.training_curves({str(k): history(4) for k in range(8)})
+    png(figure, tmp_path / "curves.png")
     for axis in figure.axes:
         lines = axis.get_lines()
         assert [line.get_linestyle() for line in lines] == ["-"] + ["--"] * 7
         assert len({(line.get_color(), str(line._dash_pattern)) for line in lines}) == 8
+        assert all(gap > 0 for line in lines[1:] for gap in line._dash_pattern[1])
         widths = [line.get_linewidth() for line in lines]
         assert widths[:5] == sorted(set(widths), reverse=True)  # what is below shows beside
         assert (max(widths), min(widths)) == (3, 1)
@@ -133,17 +135,19 @@ def test_slices_are_told_apart():
         x, y = texts[f"{number:+.2e}"]
         assert x < 0  # left of the axis
         assert y == line
-    assert texts["slice 1: an integer of 21 bits"][0] == 10.5
-    assert texts["slice 2: an integer of 21 bits"][0] == 31.5
+    above = texts["cut off"][1]
+    assert texts["slice 1: an integer of 21 bits"] == (10.5, above)
+    assert texts["slice 2: an integer of 21 bits"] == (31.5, above)
     assert texts["cut off"][0] > 42
     assert len(texts) == len(numbers) + 3
     bottom, top = axis.get_ylim()
-    assert top < texts["cut off"][1] < -0.35  # above the bars, the first number on top
+    assert top < above < -0.35  # above the bars, the first number on top
     assert bottom > 3.35
+    assert all(0 < bar.get_height() < 1 for bar in axis.patches)  # beside its neighbours
     assert (axis.get_xlim()[0], axis.get_yticks().tolist()) == (0, [])
     assert axis.get_xlabel() == "bits below the largest number of the row"
     (axis,) = figures.slices([1.0], 784).axes  # no bar is long: what is cut off has its place
-    assert axis.get_xlim()[1] > 42
+    assert axis.get_xlim()[1] > 45
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.PDF", "b.c/a.svg"])
