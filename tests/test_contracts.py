@@ -425,6 +425,67 @@ def scaled(self, a, axis=None, keepdims=False):
     return Backend.sum(self, a * 2.0**-20, axis, keepdims) * 2.0**20
 
 
+def erring(ufunc, when=lambda *_: True):
+    """An `asarray` of arrays whose operator of this function's name errs, in one bit of one."""
+
+    def wrong(self, *others):
+        plain = [np.asarray(v) if isinstance(v, np.ndarray) else v for v in (self, *others)]
+        found = np.array(ufunc(*plain))
+        if when(*others):
+            one = found.flat[:1]
+            found.flat[:1] = ~one if found.dtype == bool else np.nextafter(one, np.inf)
+        return found.view(type(self))
+
+    name = {"divide": "truediv", "less": "lt", "greater_equal": "ge", "equal": "eq"}
+    name |= {"not_equal": "ne", "negative": "neg", "subtract": "sub", "multiply": "mul"}
+    cls = type("Erring", (np.ndarray,), {f"__{name.get(ufunc.__name__, ufunc.__name__)}__": wrong})
+
+    def asarray(self, values, dtype=None, name="values"):
+        return Backend.asarray(self, values, dtype, name).view(cls)
+
+    return {"asarray": asarray}
+
+
+def off(f):
+    """A function that errs in one bit of each number."""
+    return lambda *arrays: np.nextafter(f(*arrays), np.inf)
+
+
+@pytest.mark.parametrize(
+    ("row", "members"),
+    [
+        *(("+ - * / sqrt", erring(f)) for f in (np.add, np.subtract, np.multiply, np.divide)),
+        ("+ - * / sqrt", erring(np.divide, lambda other: isinstance(other, float))),
+        *(
+            ("comparisons, where, max", erring(f))
+            for f in (np.less, np.equal, np.greater_equal, np.not_equal, np.negative)
+        ),
+        ("comparisons, where, max", {"xp": Namespace(where=off(np.where))}),
+    ],
+)
+def test_a_fault_of_one_operator_is_found(broken, row, members):
+    assert broken({}, trials=[TRIALS[row]]) == []
+    assert broken(members, trials=[TRIALS[row]])
+
+
+def test_results_that_are_missing_are_found(broken):
+    """The last ones, so that those before them agree."""
+
+    def short(self, operation, *arrays):
+        return Backend.parameter_gradients(self, operation, *arrays)[:-1]
+
+    found = broken({"parameter_gradients": short}, trials=[TRIALS["Affine"]])
+    assert all("zip()" in v.error for v in found)
+    assert len(found) == 2 * len(parity.NUMBERS)
+
+
+def test_what_is_equal_differs_by_nothing():
+    numpy = xnet.resolve("numpy")
+    for name in ("threads", "Softmax", "sum"):  # the first gives no arrays
+        v = parity.verdict(TRIALS[name], numpy, numpy, "float32", parity.standard_normal())
+        assert (v.equal, v.ulps, v.share, v.error) == (True, 0, 0, None)
+
+
 @pytest.mark.parametrize(
     ("row", "kinds", "members"),
     [
