@@ -1155,11 +1155,14 @@ def test_a_training_run_that_fails_breaks_the_fast_modes_promise(run, monkeypatc
 
 
 def test_parity_of_what_is_tried_in_one_dtype_alone(good, monkeypatch):
-    trials = [t for t in parity.trials({}, {}) if t.name == "sum"]
-    one = [dataclasses.replace(trial, dtypes=("float64",)) for trial in trials]
-    monkeypatch.setattr(parity, "trials", lambda: one)
+    (both,) = [t for t in parity.trials({}, {}) if t.name == "sum"]
+    one = dataclasses.replace(both, name="sum of doubles", dtypes=("float64",))
+    monkeypatch.setattr(parity, "trials", lambda: [both, one])
     shown = good("parity", "--backend", "strict", "--dtype", "float32", "--dtype", "float64")
     assert "every promise kept" in shown
+    bits, *fast = cell_of(shown, "sum of doubles")
+    assert (bits, fast[0]) == ("equal", "")
+    assert fast[1]
 
 
 def test_parity_where_nothing_is_finite(run, monkeypatch, few_trials):
