@@ -4,14 +4,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import pytest
 from typer.testing import CliRunner
 from xnet_numpy import NumpyBackend
 
 from xnet.network import Network
-from xnet.tools import figures
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 sys.path.append(str(FOLDER))
@@ -185,15 +183,3 @@ def test_every_blas_is_named_with_its_kernel_and_threads():
     assert lines
     assert all(re.fullmatch(r"\S+: \S+, \d+ thread\(s\)", line) for line in lines)
     assert bench.machine()["blas"] == lines
-
-
-def test_throughput_has_a_line_for_each_contender_and_the_floor():
-    summary = {"median": 1e-3}
-    found = {"1": {"a": summary, "b": summary}, "10": {"a": summary, "b": summary}}
-    figure = figures.throughput(found, 1e-6)
-    assert isinstance(figure, matplotlib.figure.Figure)
-    a, b, floor = figure.axes[0].lines
-    assert list(a.get_ydata()) == list(b.get_ydata()) == [1000, 10_000]
-    assert floor.get_ydata()[0] == pytest.approx(1e6)
-    with pytest.raises(ValueError, match="found is empty"):
-        figures.throughput({})

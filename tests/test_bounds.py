@@ -155,6 +155,9 @@ def test_errors_that_came_along_are_carried_on(v, other, e, f, sign):
     check(a - b, near - beside)
     check(a * b, near * beside)
     check(a / b, near / beside)
+    check(1 + b, 1 + beside)
+    check(1 - b, 1 - beside)
+    check(3 * b, 3 * beside)
     check(1 / b, 1 / beside)
     check(m.abs(a), abs(near))
     check(-a, -near)
@@ -182,12 +185,79 @@ def test_what_rounding_may_decide_otherwise():
         (~(x > 2), [True, True, False], [False, True, False]),
         (x != x, [False, False, False], [False, False, False]),
         (x == 1, [True, False, False], [False, False, False]),
+        (x != 2, [True, False, True], [False, True, False]),
     ]:
         assert truth.holds.tolist() == holds
         assert truth.unsure.tolist() == unsure
     jump = m.where(x > 2, 10 * x, -x)
     assert jump.e[1] >= 22  # either branch may be taken
     assert jump.e[2] < 0.011
+    kink = m.maximum(m.take(np.array([0.0, 0.0]), np.array([0.0, 1e-3])), 0.0)
+    np.testing.assert_allclose(kink.e, [0, 1e-3])
+
+
+def test_what_is_rounded_is_what_the_numbers_may_be(rng):
+    """Which is far more here than what they are said to be."""
+    m = Bounds(np, U)
+
+    def far(shape):
+        near, there = 1e-3 * rng.random(shape), 1 + rng.random(shape)
+        there = there.astype(np.float32)
+        return m.take(near, wide(there) - near), there
+
+    (a, A), (b, B) = far((50, 50)), far((50, 50))
+    for bound, found in [
+        (a + b, A + B),
+        (a - -b, A - -B),
+        (a * b, A * B),
+        (m.exp(a), np.exp(A)),
+        (m.sum(a), A.sum(axis=-1, keepdims=True)),
+        (m.total(a), A.sum(axis=0)),
+        (m.matmul(a, b), A @ B),
+    ]:
+        assert found.dtype == np.float32
+        assert (abs(wide(found) - bound.v) <= bound.e).all()
+
+
+def test_exact_numbers_have_no_error_but_that_of_rounding():
+    m = Bounds(np, 0.0)
+    x = m.take(np.array([0.0, 1e-320, 4.0]))
+    for y in (x, x + x, x - x, x * x, m.sqrt(x), m.sum(x), m.exp(x)):
+        assert (y.e == 0).all()
+    m = Bounds(np, U)
+    four = m.take(np.array([4.0]))
+    assert (m.sqrt(four).e / U, m.sqrt(m.take(np.zeros(1))).e) == (2, 0)
+    assert m.exp(four).e == pytest.approx(
+        2 * 4 * U * np.exp(4), rel=1e-6
+    )  # 4 ulps, each 2 u or less
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_out_of_range_a_number_may_be_taken_for_0_and_has_no_bound_above(dtype):
+    limits = np.finfo(dtype)
+    m, tiny = Bounds(np, float(limits.eps) / 2), float(limits.smallest_normal)
+    assert m.take(np.array([0.0, 0.9 * tiny, tiny, -tiny / 2])).e.tolist() == (
+        [0, 0.9 * tiny, 0, tiny / 2]
+    )
+    eta = (m.take(np.array([tiny])) * 0.5).e
+    assert tiny / 2 <= eta <= tiny * 1.001
+    subnormal = m.take(np.full((3, 8), tiny / 2))
+    for found, largest in [
+        (m.sum(subnormal), 4 * tiny),
+        (m.total(subnormal), 1.5 * tiny),
+        (m.exp(m.take(np.array([np.log(tiny) - 1]))), tiny / np.e),
+    ]:
+        assert (found.e >= largest).all()
+        assert (found.e <= 5 * largest).all()
+    largest = float(limits.max)
+    step = largest - float(np.nextafter(limits.max, limits.dtype.type(0)))
+    ends = m.take(np.array([largest, largest])) + m.take(np.array([0.0, step / 2]))
+    assert np.isfinite(ends.e).tolist() == [True, False]  # the second is rounded to infinity
+
+
+def test_bounds_are_of_predictions_unless_they_are_to_be_of_training():
+    m, x = Bounds(np, U), np.ones((2, 3))
+    assert xnet.operations.Dropout(0.5).forward(m, m.take(x)).v.tolist() == x.tolist()
 
 
 def test_a_divisor_that_may_be_zero_has_no_bound():
@@ -203,7 +273,8 @@ def test_python_numbers_are_rounded_unless_they_are_whole():
     one = m.take(np.array(1.0))
     for number, rounded in [(0.1, True), (2, False), (2.0, False), (1e-30, True)]:
         exactly = Bounded(number, 0.0, U)
-        assert ((one * number).e > (one * exactly).e) == rounded
+        for product in (one * number, number * one, np.float64(number) * one):
+            assert (product.e > (one * exactly).e) == rounded
 
 
 def test_bounds_of_sums_and_products(rng):

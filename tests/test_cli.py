@@ -1,9 +1,11 @@
 """The `xnet` command: what it prints, what it writes, and how it refuses."""
 
+import dataclasses
 import itertools
 import json
 import os
 import pickle
+import platform
 import re
 import signal
 import subprocess
@@ -12,6 +14,7 @@ import time
 import tomllib
 from collections import namedtuple
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -146,6 +149,9 @@ def test_info(good):
 def test_info_as_json(good):
     facts = parsed(good("info", "--json"))
     assert facts["xnet"] == xnet.__version__
+    assert facts["python"] == platform.python_version()
+    assert facts["platform"] == platform.platform()
+    assert (facts["current"], facts["reproducible"]) == ("numpy", False)
     assert facts["versions"]["numpy"] == np.__version__
     assert facts["cpus"] == os.cpu_count()
     assert [{k: b[k] for k in ("name", "usable", "reason")} for b in facts["backends"]] == [
@@ -482,6 +488,7 @@ def test_gradcheck_that_can_tell_nothing(run):
     assert done.status == 3
     facts = parsed(done.out)
     assert (facts["verdict"], facts["passed"]) == ("inconclusive", False)
+    assert facts["left_out"] == 0
 
 
 def test_gradcheck_of_many_samples_raises_no_false_alarm(good):
@@ -508,11 +515,28 @@ def test_demo(good, as_json):
         return
     shown = good("demo", "--backend", "numpy")
     assert float(re.search(r"^test accuracy (0\.\d{4})$", shown, re.MULTILINE)[1]) >= 0.95
-    assert "on numpy" in shown
+    assert "training 64-50-10 on 1437 handwritten digits on numpy" in shown
+    assert re.search(r"backend\W+usable\W+why not / devices", shown)
     comparison = shown[shown.index("test accuracy") :]
     for name in USABLE:
         assert re.search(rf"^\W*{name}\S*\W+yes\W", comparison, re.MULTILINE)
     assert re.search(r"\d+x", comparison)
+
+
+def test_speeds_are_of_one_image_at_a_time_and_of_all_at_once(monkeypatch):
+    """By a clock that each prediction takes a second of."""
+    network, seen = Network([Affine(3, 2)]), []
+    predict = network.predict
+
+    def watched(x):
+        seen.append(x.shape)
+        return predict(x)
+
+    monkeypatch.setattr(network, "predict", watched)
+    clock = SimpleNamespace(perf_counter=lambda: float(len(seen)))
+    monkeypatch.setattr(cli, "time", clock)
+    assert cli._rates(network, np.ones((5, 3))) == (1.0, 5.0)
+    assert set(seen) == {(3,), (5, 3)}
 
 
 def test_demo_finds_a_backend_that_is_wrong(monkeypatch, bad):
@@ -1095,6 +1119,50 @@ def few_trials(monkeypatch):
 def cell_of(printed: str, name: str) -> list[str]:
     (line,) = [line for line in printed.splitlines() if re.match(rf"│ {name} +│", line)]
     return [cell.strip() for cell in line.strip("│").split("│")][1:]
+
+
+def test_a_training_run_of_other_bits_breaks_the_reproducible_modes_promise(
+    run, monkeypatch, few_trials
+):
+    def digest(backend, dtype, steps):
+        return ("a" if backend.name == "numpy" else "b") * 64
+
+    monkeypatch.setattr(parity, "training_hash", digest)
+    done = run(*PARITY)
+    assert done.status == 1
+    assert "a promise is broken" in done.out
+    broken = [line for line in done.out.splitlines() if "!" in line and "│" in line]
+    assert len(broken) == 1
+    assert re.search(r"reproducible\W+float32\W+strict\W+! b{16}…", broken[0])
+    assert len(re.findall(r"│ (?:a{16}|b{16})…", done.out)) == 3
+    facts = parsed(run(*PARITY, "--seed", 3, "--json").out)
+    assert (facts["kept"], facts["steps"], facts["seed"]) == (False, 5, 3)
+    assert facts["training_sha256"]["fast"]["float32"] == {"numpy": "a" * 64, "strict": "b" * 64}
+
+
+def test_a_training_run_that_fails_breaks_the_fast_modes_promise(run, monkeypatch, few_trials):
+    right = parity.training_hash
+
+    def failing(backend, dtype, steps):
+        if backend.name == "strict" and not backend.reproducible:
+            raise OSError("no such device")
+        return right(backend, dtype, steps)
+
+    monkeypatch.setattr(parity, "training_hash", failing)
+    done = run(*PARITY)
+    assert done.status == 1
+    assert "! error: OSError: no such device" in re.sub(r"[\s│]+", " ", done.out)
+
+
+def test_parity_of_what_is_tried_in_one_dtype_alone(good, monkeypatch):
+    (both,) = [t for t in parity.trials({}, {}) if t.name == "sum"]
+    one = dataclasses.replace(both, name="sum of doubles", dtypes=("float64",))
+    monkeypatch.setattr(parity, "trials", lambda: [both, one])
+    shown = good("parity", "--backend", "strict", "--dtype", "float32", "--dtype", "float64")
+    assert "every promise kept" in shown
+    bits, *fast = cell_of(shown, "sum of doubles")
+    assert (bits, fast[0]) == ("equal", "")
+    assert fast[1]
 
 
 def test_parity_where_nothing_is_finite(run, monkeypatch, few_trials):

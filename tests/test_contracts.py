@@ -1,6 +1,7 @@
 """Each contract of a backend is caught where one backend breaks just that one."""
 
 import contextlib
+import warnings
 from types import SimpleNamespace
 
 import numpy as np
@@ -83,12 +84,52 @@ def test_a_sound_backend_breaks_nothing(broken):
     assert broken({}, trials=TRIALS.values(), dtypes=("float32", "float64")) == []
 
 
+@pytest.mark.parametrize(
+    "members",
+    [
+        {"threads": lambda self: 1},
+        {"writable": lambda self, array: False},  # as of arrays that nothing can change
+        {"takes": lambda self, run: 1},
+    ],
+)
+def test_a_backend_may_answer_otherwise_than_that(broken, members):
+    assert broken(members) == []
+
+
 def forgets_its_mode(self, device=None, *, reproducible=False):
     Backend.__init__(self, device)
 
 
 def forgets_its_device(self, device=None, *, reproducible=False):
     Backend.__init__(self, None, reproducible=reproducible)
+
+
+def of_one_mode(self, device=None, *, reproducible=False):
+    Backend.__init__(self, device, reproducible=True)
+
+
+@classmethod
+def taken_by_now(cls):
+    """As a device that serves so many and no more: there are two modes of two backends."""
+    return "it is taken" if len(registry._instances) == 4 else None
+
+
+OTHER_DEVICE = {
+    "device_count": classmethod(lambda cls: 2),
+    "label": property(lambda self: f"plug-in:{1 - self.device}"),
+}
+
+
+class Other(np.ndarray):
+    """What another library may make."""
+
+
+def owned_where(holds):
+    """An `owns` that knows its own arrays only where `holds` does, too."""
+    return lambda self, array: Sound.owns(self, array) and bool(holds(array))
+
+
+NO_OTHER = owned_where(lambda array: not isinstance(array, Other))
 
 
 def copies(self, values, dtype=None, name="values"):
@@ -105,6 +146,47 @@ def of_real_parts(self, values, dtype=None, name="values"):
 
 def of_nobody(self, values, dtype=None, name="values"):
     return Backend.asarray(self, values, dtype)
+
+
+def spoilt_where(holds, spoil=lambda found: found + 1):
+    """An `asarray` that gives other numbers of such values as these."""
+
+    def asarray(self, values, dtype=None, name="values"):
+        found = Backend.asarray(self, values, dtype, name)
+        return spoil(found) if holds(values) else found
+
+    return asarray
+
+
+def backwards(values):
+    return isinstance(values, np.ndarray) and min(values.strides, default=0) < 0
+
+
+def with_gaps(values):
+    return isinstance(values, np.ndarray) and values.strides[-1:] > (values.itemsize,)
+
+
+def empty(values):
+    return isinstance(values, np.ndarray) and not values.size
+
+
+def fails(found):
+    raise ValueError("min() of nothing")
+
+
+def listed(values):
+    return isinstance(values, list)
+
+
+def taken_where(holds):
+    """An `asarray` that leaves it to NumPy what such values are."""
+
+    def asarray(self, values, dtype=None, name="values"):
+        if holds(values):
+            return np.asarray(np.asarray(values), dtype)
+        return Backend.asarray(self, values, dtype, name)
+
+    return asarray
 
 
 def in_float32(self, values, dtype=None, name="values"):
@@ -137,6 +219,26 @@ def unavailable(self):
     raise OSError("the device is gone")
 
 
+def of_some(self, array):
+    return np.asarray(array) if array.size else fails(array)
+
+
+class Ignoring(np.ndarray):
+    """Writing to it is no error, and does nothing."""
+
+    def __setitem__(self, where, values):
+        pass
+
+
+def ignoring_copies(values, *, copy=None, **options):
+    found = np.asarray(values, copy=copy, **options)
+    return found.view(Ignoring) if copy else found
+
+
+def not_silent(kind):
+    return lambda self: np.errstate(**{"all": "ignore", kind: "raise"})
+
+
 @contextlib.contextmanager
 def silent_for_ever(self):
     np.seterr(all="ignore")
@@ -151,7 +253,63 @@ def one_hot_of_one_more(self, t, classes, dtype):
     return Backend.one_hot(self, t, classes + 1, dtype)[..., :-1]
 
 
+def one_hot_of_flat_labels(self, t, classes, dtype):
+    return Backend.one_hot(self, t.ravel(), classes, dtype)
+
+
+def one_hot_in_bytes(self, t, classes, dtype):
+    """The classes in the labels' own dtype, which may not hold so many."""
+    Backend.one_hot(self, t, classes, dtype)
+    return (t[..., None] == np.arange(classes).astype(t.dtype)).astype(dtype)
+
+
+def views(self, found, given):
+    return tuple(v.view() if any(v is one for one in given) else v for v in found)
+
+
 BREAKS = [
+    ("label, device, mode", {"why_unusable": taken_by_now}, "says 'it is taken' where it is in"),
+    ("label, device, mode", {"__init__": of_one_mode}, "reproducible=False selects"),
+    ("label, device, mode", OTHER_DEVICE, "'plug-in:1' with reproducible=False selects"),
+    *(
+        ("owns: its own, no others", {"owns": owned_where(holds)}, f"denies what {source} gave")
+        for source, holds in {
+            "asarray": lambda array: array.shape != (1,),
+            "a slice": lambda array: array.base is None,
+            "a comparison": lambda array: array.dtype != bool,
+        }.items()
+    ),
+    (
+        "owns: its own, no others",
+        {"owns": NO_OTHER, "matmul": lambda self, a, b: Backend.matmul(self, a, b).view(Other)},
+        "denies what matmul gave",
+    ),
+    (
+        "owns: its own, no others",
+        {"owns": NO_OTHER, "xp": Namespace(zeros=lambda *a, **o: np.zeros(*a, **o).view(Other))},
+        "denies what xp.zeros gave",
+    ),
+    ("asarray", {"owns": owned_where(lambda a: a.dtype.kind in "fb")}, "denies what asarray gave"),
+    ("asarray", {"asarray": spoilt_where(backwards)}, None),
+    ("asarray", {"asarray": spoilt_where(with_gaps)}, None),
+    ("asarray", {"asarray": spoilt_where(empty, fails)}, "min() of nothing"),
+    ("asarray", {"asarray": spoilt_where(listed, lambda found: found + 0)}, None),  # -0 is 0 then
+    (
+        "asarray",
+        {"asarray": taken_where(lambda v: getattr(v, "dtype", np.dtype("f8")).kind == "U")},
+        "asarray takes array(['1']",
+    ),
+    ("asarray", {"asarray": taken_where(np.ma.isMaskedArray)}, "asarray takes masked_array"),
+    ("to_numpy, synchronize", {"to_numpy": of_some}, "min() of nothing"),
+    ("writable", {"xp": Namespace(asarray=ignoring_copies)}, None),
+    ("running: in silence", {"running": lambda self: np.errstate(all="warn")}, "RuntimeWarning"),
+    *(
+        ("running: in silence", {"running": not_silent(kind)}, "FloatingPointError")
+        for kind in ("divide", "invalid", "over", "under")
+    ),
+    ("one_hot", {"one_hot": one_hot_of_flat_labels}, None),
+    ("one_hot", {"one_hot": one_hot_in_bytes}, None),
+    ("step: new arrays", {"apart": views}, None),
     ("label, device, mode", {"label": "numpy"}, "selects"),
     ("label, device, mode", {"__init__": forgets_its_mode}, "reproducible=True selects"),
     ("label, device, mode", {"__reduce__": lambda self: (str, ())}, "pickled"),
@@ -160,7 +318,7 @@ BREAKS = [
         {"device_count": classmethod(lambda cls: 1), "__init__": forgets_its_device},
         "device is None, device_count says 1",
     ),
-    ("owns: its own, no others", {"owns": lambda self, array: False}, "denies what asarray"),
+    ("owns: its own, no others", {"owns": lambda self, array: False}, "denies what asarray gave"),
     ("owns: its own, no others", {"owns": lambda self, array: True}, None),
     (
         "owns: its own, no others",
@@ -210,7 +368,8 @@ FUNDAMENTAL = (
 
 @pytest.mark.parametrize(("row", "members", "said"), BREAKS)
 def test_a_broken_contract_is_a_row_of_its_own(broken, row, members, said):
-    with np.errstate():
+    with np.errstate(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # as it may be where no test turns them into errors
         every = broken(members)
     found = [v for v in every if v.operation == row]
     assert found
@@ -264,6 +423,67 @@ def matmul_of_limited_range(self, a, b):
 def scaled(self, a, axis=None, keepdims=False):
     """As one would scale in order to be safe from overflow: subnormals are lost."""
     return Backend.sum(self, a * 2.0**-20, axis, keepdims) * 2.0**20
+
+
+def erring(ufunc, when=lambda *_: True):
+    """An `asarray` of arrays whose operator of this function's name errs, in one bit of one."""
+
+    def wrong(self, *others):
+        plain = [np.asarray(v) if isinstance(v, np.ndarray) else v for v in (self, *others)]
+        found = np.array(ufunc(*plain))
+        if when(*others):
+            one = found.flat[:1]
+            found.flat[:1] = ~one if found.dtype == bool else np.nextafter(one, np.inf)
+        return found.view(type(self))
+
+    name = {"divide": "truediv", "less": "lt", "greater_equal": "ge", "equal": "eq"}
+    name |= {"not_equal": "ne", "negative": "neg", "subtract": "sub", "multiply": "mul"}
+    cls = type("Erring", (np.ndarray,), {f"__{name.get(ufunc.__name__, ufunc.__name__)}__": wrong})
+
+    def asarray(self, values, dtype=None, name="values"):
+        return Backend.asarray(self, values, dtype, name).view(cls)
+
+    return {"asarray": asarray}
+
+
+def off(f):
+    """A function that errs in one bit of each number."""
+    return lambda *arrays: np.nextafter(f(*arrays), np.inf)
+
+
+@pytest.mark.parametrize(
+    ("row", "members"),
+    [
+        *(("+ - * / sqrt", erring(f)) for f in (np.add, np.subtract, np.multiply, np.divide)),
+        ("+ - * / sqrt", erring(np.divide, lambda other: isinstance(other, float))),
+        *(
+            ("comparisons, where, max", erring(f))
+            for f in (np.less, np.equal, np.greater_equal, np.not_equal, np.negative)
+        ),
+        ("comparisons, where, max", {"xp": Namespace(where=off(np.where))}),
+    ],
+)
+def test_a_fault_of_one_operator_is_found(broken, row, members):
+    assert broken({}, trials=[TRIALS[row]]) == []
+    assert broken(members, trials=[TRIALS[row]])
+
+
+def test_results_that_are_missing_are_found(broken):
+    """The last ones, so that those before them agree."""
+
+    def short(self, operation, *arrays):
+        return Backend.parameter_gradients(self, operation, *arrays)[:-1]
+
+    found = broken({"parameter_gradients": short}, trials=[TRIALS["Affine"]])
+    assert all("zip()" in v.error for v in found)
+    assert len(found) == 2 * len(parity.NUMBERS)
+
+
+def test_what_is_equal_differs_by_nothing():
+    numpy = xnet.resolve("numpy")
+    for name in ("threads", "Softmax", "sum"):  # the first gives no arrays
+        v = parity.verdict(TRIALS[name], numpy, numpy, "float32", parity.standard_normal())
+        assert (v.equal, v.ulps, v.share, v.error) == (True, 0, 0, None)
 
 
 @pytest.mark.parametrize(

@@ -656,6 +656,11 @@ LOSSY = {
     "dim paper": ("png", (20 + BLACK_ON_WHITE // 3).astype(np.uint8), {}),
     "shade": ("png", shaded(BLACK_ON_WHITE, tilt=30, grain=0), {}),
     "shade and grain": ("png", shaded(BLACK_ON_WHITE, tilt=30, grain=5), {}),
+    "brighter than 16 bits": (
+        "tiff",
+        Image.fromarray(np.where(BLACK_ON_WHITE > 127, 10**6, 0).astype(np.int32)),
+        {},
+    ),
     "a photo's size": ("png", Image.fromarray(BLACK_ON_WHITE).resize((3000, 3000)), {}),
 }
 
@@ -810,6 +815,37 @@ def test_64_features_fill_the_height_and_six_columns(tmp_path):
     expected = np.zeros((8, 8))
     expected[:, 3:5] = 1
     np.testing.assert_array_equal(loaded, expected)
+
+
+def test_64_features_keep_the_proportions_up_to_that(tmp_path):
+    sheet = np.full((300, 300), 255, np.uint8)
+    sheet[50:250, 30:150] = 0  # three fifths as wide as high: 19 of 32 columns
+    loaded = load_image(save(tmp_path / "block.png", sheet), 64)
+    assert loaded.sum() == 8 * 19 / 4
+
+
+@pytest.mark.parametrize("light", [False, True])
+def test_a_faint_shade_over_much_of_the_sheet_is_not_the_ink(tmp_path, light):
+    sheet = np.full((280, 280), 200, np.uint8)
+    sheet[5:-5, 5:-5] = 209
+    sheet[BLACK_ON_WHITE < 128] = 20
+    sheet = 255 - sheet if light else sheet
+    assert difference(load_image(save(tmp_path / "shaded.png", sheet))) < 0.03
+
+
+def test_ink_of_as_many_grey_levels_as_the_refusal_asks_for_is_read(tmp_path):
+    sheet = np.full((60, 60), 128, np.uint8)
+    sheet[20:40, 20:40] = 120
+    assert load_image(save(tmp_path / "just.png", sheet)).max() == 1
+    sheet[20:40, 20:40] = 121
+    with pytest.raises(DatasetError, match=r"differs from the paper by 7 of 255 .* where 8 are"):
+        load_image(save(tmp_path / "faint.png", sheet))
+
+
+def test_a_picture_of_too_many_pixels_is_refused(tmp_path):
+    path = save(tmp_path / "large.png", Image.new("1", (5001, 5000)))
+    with pytest.raises(DatasetError, match="5001×5000 pixels, at most 25,000,000 are read"):
+        load_image(path)
 
 
 @pytest.mark.parametrize("features", [0, 28, 100, 65])

@@ -1,3 +1,4 @@
+import dataclasses
 import subprocess
 import sys
 
@@ -41,6 +42,37 @@ def test_training_curves(tmp_path):
     png(figure, tmp_path / "curves.png")
 
 
+def test_equal_training_curves_both_show(tmp_path):
+    figure = figures.training_curves({str(k): history(4) for k in range(8)})
+    png(figure, tmp_path / "curves.png")
+    for axis in figure.axes:
+        lines = axis.get_lines()
+        assert [line.get_linestyle() for line in lines] == ["-"] + ["--"] * 7
+        assert len({(line.get_color(), str(line._dash_pattern)) for line in lines}) == 8
+        assert all(gap > 0 for line in lines[1:] for gap in line._dash_pattern[1])
+        widths = [line.get_linewidth() for line in lines]
+        assert widths[:5] == sorted(set(widths), reverse=True)  # what is below shows beside
+        assert (max(widths), min(widths)) == (3, 1)
+        assert [text.get_text() for text in axis.get_legend().get_texts()] == [*"01234567"]
+
+
+def test_axes_of_training_curves_say_what_they_show():
+    run = history(4)
+    for smooth, label in {1: "loss", 2: "loss, mean of 2"}.items():
+        loss, accuracy = figures.training_curves({"run": run}, smooth).axes
+        assert (loss.get_xlabel(), loss.get_ylabel()) == ("iteration", label)
+        assert (accuracy.get_xlabel(), accuracy.get_ylabel()) == ("iteration", "test accuracy")
+        assert loss.get_ylim()[0] == 0
+    loss, _ = figures.training_curves({"run": run}).axes
+    assert loss.get_lines()[0].get_ydata().tolist() == run.loss
+    validated = dataclasses.replace(run, validation_accuracy=[0.1, 0.2])
+    _, accuracy = figures.training_curves({"run": run, "validated": validated}).axes
+    assert accuracy.get_ylabel() == "accuracy"  # one shows the test's, one the validation's
+    assert accuracy.get_lines()[1].get_ydata().tolist() == [0.1, 0.2]
+    _, accuracy = figures.training_curves({"before the first epoch's end": history(1)}).axes
+    assert accuracy.get_lines()[0].get_ydata().tolist() == []
+
+
 def test_training_curves_without_test_data():
     figure = figures.training_curves({"run": history(4, test=False)})
     assert figure.axes[1].get_ylabel() == "accuracy"
@@ -52,6 +84,7 @@ def test_training_curves_without_test_data():
     [
         (({},), "expected at least one"),
         (({"run": History()},), "each with at least one loss"),
+        (({"run": history(3), "other": History()},), "each with at least one loss"),
         (({"run": history(3)}, 0), "smooth is 0, expected at least 1"),
     ],
 )
@@ -71,6 +104,78 @@ def test_growth(tmp_path):
     png(figure, tmp_path / "growth.png")
     with pytest.raises(ValueError, match="panels is empty"):
         figures.growth({})
+
+
+def test_axes_of_growth_say_what_they_show():
+    points = [(n, n * 1e-3, n * 1e-3) for n in (1, 3, 10)]
+    figure = figures.growth({"samples": {"numpy": points}, "units": {"numba": points}}, "a step")
+    first, second = figure.axes
+    assert (first.get_ylabel(), second.get_ylabel()) == ("a step, ms", "")
+    assert [text.get_text() for text in second.get_legend().get_texts()] == ["numba"]
+    assert [text.get_text() for text in first.get_xticklabels()] == ["1", "3", "10"]
+    assert first.get_xticks().tolist() == [1, 3, 10]
+    assert first.get_xticks(minor=True).tolist() == []
+    for count, shown in {8: 8, 9: 5, 40: 8}.items():  # what is labelled: more would run together
+        many = [(n, 1.0, 1.0) for n in range(1, count + 1)]
+        (axis,) = figures.growth({"samples": {"numpy": many}}).axes
+        assert len(axis.get_xticks()) == shown
+
+
+def test_slices_are_told_apart():
+    numbers = [1.0, 0.0, -(2.0**-10), 2.0**-40]
+    (axis,) = figures.slices(numbers, 784).axes
+    cut_off = [bar.get_x() >= 42 for bar in axis.patches]
+    colours = {(bar.get_facecolor(), bar.get_x() // 21) for bar in axis.patches if bar.get_x() < 42}
+    assert len({colour for colour, _ in colours}) == len(colours) == 2
+    assert len({bar.get_facecolor() for bar in axis.patches}) == 3
+    assert sum(cut_off) == 1
+    assert [line.get_xdata()[0] for line in axis.get_lines()] == [0, 21, 42]
+    texts = {text.get_text(): text.get_position() for text in axis.texts}
+    for line, number in enumerate(numbers):
+        x, y = texts[f"{number:+.2e}"]
+        assert x < 0  # left of the axis
+        assert y == line
+    above = texts["cut off"][1]
+    assert texts["slice 1: an integer of 21 bits"] == (10.5, above)
+    assert texts["slice 2: an integer of 21 bits"] == (31.5, above)
+    assert texts["cut off"][0] > 42
+    assert len(texts) == len(numbers) + 3
+    bottom, top = axis.get_ylim()
+    assert top < above < -0.35  # above the bars, the first number on top
+    assert bottom > 3.35
+    assert all(0 < bar.get_height() < 1 for bar in axis.patches)  # beside its neighbours
+    assert (axis.get_xlim()[0], axis.get_yticks().tolist()) == (0, [])
+    assert axis.get_xlabel() == "bits below the largest number of the row"
+    (axis,) = figures.slices([1.0], 784).axes  # no bar is long: what is cut off has its place
+    assert axis.get_xlim()[1] > 45
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.PDF", "b.c/a.svg"])
+def test_formats_that_matplotlib_writes(name):
+    figures.check_format(name)
+
+
+@pytest.mark.parametrize(("name", "suffix"), [("a.docx", ".docx"), ("a", ""), ("png", "")])
+def test_other_formats_are_refused(name, suffix):
+    with pytest.raises(ValueError, match=rf"{name} ends in '{suffix}', expected one of .*\.png, "):
+        figures.check_format(name)
+
+
+def test_throughput():
+    names = [str(k) for k in range(8)]
+    found = {n: {name: {"median": 1e-3 * int(n)} for name in names} for n in ("1", "10")}
+    (axis,) = figures.throughput(found).axes
+    lines = axis.get_lines()
+    assert len({(v.get_color(), v.get_linestyle(), v.get_marker()) for v in lines}) == len(names)
+    assert [line.get_xdata().tolist() for line in lines] == [[1, 10]] * 8
+    assert [line.get_ydata().tolist() for line in lines] == [[1000, 1000]] * 8
+    assert (axis.get_xscale(), axis.get_yscale()) == ("log", "log")
+    assert (axis.get_xlabel(), axis.get_ylabel()) == ("batch size", "images a second")
+    assert [text.get_text() for text in axis.get_legend().get_texts()] == names
+    floor = figures.throughput(found, 1e-4).axes[0].get_lines()[-1]
+    assert floor.get_ydata() == pytest.approx([1e4, 1e4])
+    with pytest.raises(ValueError, match="found is empty"):
+        figures.throughput({})
 
 
 def test_slices(tmp_path):

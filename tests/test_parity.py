@@ -139,6 +139,62 @@ def test_a_bound_says_something(trial, dtype):
         assert np.median(bound) <= coarse * u * largest
 
 
+@pytest.mark.parametrize(
+    ("trial", "dtype"),
+    [
+        pytest.param(t, d, id=f"{t.name}-{d}")
+        for t in ALL
+        # Of a difference quotient it is what the derivative is.
+        if t.bound and t.name not in PERTURBED
+        for d in t.dtypes
+    ],
+)
+def test_a_bound_is_of_what_is_computed(trial, dtype):
+    """The numbers that carry the errors are those that the backend's are near."""
+    inputs = [array.astype(dtype) for array in trial.arrays(parity.standard_normal())]
+    found = parity.results(trial, xnet.resolve("numpy", reproducible=False), inputs)
+    backend = parity.Bounding(dtype)
+    with np.errstate(all="ignore"):
+        carried = trial.bound(backend, [backend.asarray(array) for array in inputs])
+    # An optimizer's own bound may be 0: equal bits, see `_optimizer_trial`.
+    slack = 100 * backend.u if trial.name.startswith("optimizer") else 0
+    for result, bounded in zip(found, carried, strict=True):
+        error = np.abs(result - bounded.v)
+        e = np.where(np.isnan(bounded.e), np.inf, bounded.e)
+        assert (error <= e + slack * np.abs(bounded.v).max(initial=1)).all()
+
+
+def test_two_backends_may_be_twice_the_bound_apart():
+    x = np.array([[1.5, -3.0]], "float32")
+    trial = parity.Trial(
+        "x + 1", lambda draw: [x], lambda b, i: [i[0] + 1], lambda b, i: [i[0] + 1]
+    )
+    (limit,) = parity.bounds(trial, [x], "float32")
+    np.testing.assert_allclose(limit, 2 * 2.0**-24 * np.array([[2.5, 2.0]]), rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", parity.NUMBERS)
+def test_numbers_are_of_their_kind(kind, dtype):
+    draw, limits = parity.numbers(kind, dtype), np.finfo(dtype)
+    first, *others = (draw(30, 30) for _ in range(3))
+    largest, smallest = np.abs(first).max(), np.abs(first[first != 0]).min()
+    if kind == "subnormal":
+        assert 0 < smallest < largest < limits.smallest_normal
+    if kind == "huge":
+        assert limits.max > largest > limits.max / 1e5
+    if kind == "of all sizes":
+        assert largest > float(limits.max) ** 0.4
+        assert smallest < float(limits.smallest_normal) ** 0.4
+    if kind == "not finite":
+        assert {np.inf, -np.inf, 0.0} <= set(first[~np.isnan(first)].tolist())
+        assert np.isnan(first).any()
+        assert {True, False} == set(np.signbit(first[first == 0]).tolist())
+        assert np.isfinite(first).mean() > 0.9
+    if kind in ("normal", "subnormal", "huge"):
+        for other in others:
+            assert 2 < np.abs(other).max() < 10
+
+
 def test_a_training_run_has_one_hash(pair, dtype):
     steps = 20 if pair[0].name in ("jax", "strict") else 200  # those are slow
     assert parity.training_hash(pair[0], dtype, steps) == parity.training_hash(
@@ -614,6 +670,7 @@ def test_whatever_is_registered_is_tried_and_one_fault_hides_no_other():
     assert "no such curve" in errors["Unmade"]
     assert "not today" in errors["Raising"]
     assert all("Unmade" in name or "Raising" in name for name in errors)
+    assert [v.operation for v in found if "optimizer" in v.operation] == ["optimizer SGD, 3 steps"]
     kept = {v.operation for v in found if v.kept}
     assert {"matmul", "Sound", "network, Sound, IdentityWithLoss"} <= kept
     assert not kept & errors.keys()

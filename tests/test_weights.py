@@ -427,6 +427,24 @@ def test_new_file_is_whole_before_it_takes_the_old_ones_place(monkeypatch, tmp_p
     assert bits(weights.load_network(path)) == bits(make_network())
 
 
+def test_all_of_a_file_is_on_the_disk_before_it_takes_the_old_ones_place(monkeypatch, tmp_path):
+    """So that a power cut leaves the one or the other, too."""
+    fsync, replace, seen = os.fsync, os.replace, []
+
+    def synced(file):
+        seen.append(os.fstat(file).st_size)
+        fsync(file)
+
+    def replaced(source, target):
+        seen.append("replaced")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", replaced)
+    weights.save(make_network(), tmp_path / "net")
+    assert seen == [(tmp_path / "net").stat().st_size, "replaced"]
+
+
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no umask")
 @pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
 def test_file_is_an_ordinary_one(tmp_path, umask):
@@ -1190,6 +1208,59 @@ HARMFUL = {
     "a number that is none": b"I" + b"x" * MEGABYTE + b"\n",
     "a long place to get from": b"g" + b"1" * 4000 + b"\n",
 }  # fmt: skip
+
+
+def buffer(data: bytes, dtype: bytes = FLOATS, count: int = 2) -> bytes:
+    """Pickle code that pushes an array, from code that pushes its bytes and its dtype."""
+    return BUFFER + b"(" + data + dtype + b"K" + bytes([count]) + b"\x85" + text("C") + b"tR"
+
+
+TWO = b"C\x10" + bytes(16)  # pushes the bytes of two numbers
+MATRIX = BUFFER + b"(" + TWO + FLOATS + b"K\x01K\x02\x86" + text("C") + b"tR"
+ITEMS = text("W1") + MATRIX + text("b1") + buffer(TWO)
+
+
+@pytest.mark.parametrize("code", [b"(" + ITEMS + b"d", b"}(" + ITEMS + b"u"], ids=["new", "set"])
+def test_a_dict_may_be_made_at_once_or_filled(tmp_path, code):
+    (tmp_path / "net.pkl").write_bytes(b"\x80\x04" + code + b".")
+    params = weights.load_network(tmp_path / "net.pkl", backend="numpy").params
+    assert {name: a.tolist() for name, a in params.items()} == {
+        "W1": [[0.0, 0.0]],
+        "b1": [0.0, 0.0],
+    }
+
+
+PLAIN, WHOLE = "a pickle that does not hold plain arrays of numbers", "nor a whole pickle"
+ONCE = "text that is not the bytes of arrays, each once"
+FORGED = {
+    "an array without numbers": (
+        b"}" + text("W1") + reconstructed(NDARRAY) + b"s",
+        "expected the arrays W1, b1, W2, b2, ...",
+    ),
+    "numbers that are text": (b"}" + text("W1") + buffer(text("a" * 16)) + b"s", PLAIN),
+    "a dtype that is text": (b"}" + text("W1") + buffer(TWO, text("f8")) + b"s", PLAIN),
+    "too few numbers": (b"}" + text("W1") + buffer(TWO, count=3) + b"s", WHOLE),
+    "too many numbers": (b"}" + text("W1") + buffer(TWO, count=1) + b"s", WHOLE),
+    "a name without a value": (b"}(" + ITEMS + text("W2") + b"u", WHOLE),
+    "a name without a value in a new dict": (b"(" + ITEMS + text("W2") + b"d", WHOLE),
+    "an item of an array": (MATRIX + text("W1") + b"Ns", "sets items of what is no dict"),
+    "bytes in another encoding": (CODECS + text("a") + text("utf-8") + b"\x86R", ONCE),
+    "bytes made twice of one text": (
+        text("a" * 500) + b"q\0" + (CODECS + b"h\0" + text("latin1") + b"\x86R") * 2,
+        ONCE,
+    ),
+    "one array's bytes for three": (
+        b"}(" + text("W1") + buffer(b"C\xf0" + bytes(240) + b"q\0", count=30)
+        + b"".join(text(name) + buffer(b"h\0", count=30) for name in ("b1", "W2")) + b"u",
+        "arrays of 720 bytes in a pickle of",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", FORGED)
+def test_pickles_that_no_pickler_writes_are_refused_with_the_reason(tmp_path, kind):
+    code, reason = FORGED[kind]
+    assert reason in refusal(tmp_path / "net.pkl", b"\x80\x04" + code + b".")
 
 
 def test_a_file_of_very_many_layers_loads_in_a_moment(tmp_path):

@@ -797,12 +797,13 @@ def demo(
     as_json: JsonOption = False,
 ) -> None:
     """Train on real digits on the best backend, then compare all of them."""
-    chosen = resolve(backend, reproducible)
+    chosen, sizes = resolve(backend, reproducible), [64, 50, 10]
     (x, t), (x_test, t_test) = datasets.load_digits()
     if not as_json:
+        shape = "-".join(map(str, sizes))
         out.print(_backend_table())
-        out.print(f"training 64-50-10 on {len(x)} handwritten digits on {chosen.label}")
-    network = _dense([64, 50, 10], "relu", "he", seed=seed, backend=chosen)
+        out.print(f"training {shape} on {len(x)} handwritten digits on {chosen.label}")
+    network = _dense(sizes, "relu", "he", seed=seed, backend=chosen)
     _warm_up(network, x[:100], t[:100])
     history = train(network, x, t, x_test, t_test, epochs=100, seed=seed, progress=not as_json)
     if history.stopped == "interrupted":
