@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 import xnet
 from xnet.bounds import Bounded, Bounds
 from xnet.formulas import Arrays, as_tuple
+from xnet.random import Generator
 
 
 @pytest.fixture(autouse=True)
@@ -28,13 +29,13 @@ class Training(Bounds):
         self.state, self.draw, self.moved = state, draw, {}
 
     def uniform(self, like):
-        return self.take(self.draw(like.shape).astype(np.float32).astype(np.float64))
+        return self.take(self.draw(like.shape, "float32").astype(np.float64))
 
     move = Arrays.move
 
 
-def same_draw(shape):
-    return np.random.default_rng(5).random(shape)
+def same_draw(shape, dtype):
+    return Generator(5).uniform(shape, dtype)
 
 
 HURTFUL = {

@@ -33,7 +33,7 @@ from xnet.tools import cli
 ROOT = Path(__file__).parent.parent
 README, OPERATIONS = ROOT / "README.md", ROOT / "docs" / "operations.md"
 NETWORKS, SOURCE = ROOT / "docs" / "networks.md", ROOT / "docs" / "source.md"
-PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [README, *sorted((ROOT / "docs").rglob("*.md"))]
 NAMES = [page.name for page in PAGES]
 
 
@@ -235,8 +235,13 @@ def test_files_and_links_are_there(page):
 
 
 def test_every_page_is_reached_from_the_readme():
+    """Those of a folder from the page of its name."""
+    home = ROOT / "docs"
     linked = set(re.findall(r"\]\(docs/(\w+\.md)\)", README.read_text()))
-    assert linked == {page.name for page in PAGES if page != README}
+    assert linked == {page.name for page in home.glob("*.md")}
+    for page in set(PAGES) - {README, *home.glob("*.md")}:
+        above = page.parent.with_suffix(".md")
+        assert f"]({page.relative_to(above.parent)})" in above.read_text()
 
 
 def test_every_module_is_in_the_table():

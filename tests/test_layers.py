@@ -26,6 +26,7 @@ from xnet.layers import (
     SoftmaxWithLoss,
 )
 from xnet.losses import mean_squared_error
+from xnet.random import Generator
 
 LAYERS = variants(*LAYER_KINDS, altered=False)
 LOSSES = variants("loss", altered=False)
@@ -56,7 +57,7 @@ def output_shape(operation, shape):
 @pytest.fixture
 def same_draws(monkeypatch):
     """Random numbers that are the same at every call."""
-    monkeypatch.setattr(layers, "_draw", lambda shape: np.random.default_rng(5).random(shape))
+    monkeypatch.setattr(layers, "_draw", lambda *asked: Generator(5).uniform(*asked))
 
 
 # -- Mul and Add

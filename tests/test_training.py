@@ -1,5 +1,6 @@
 """xnet.training: mini-batches, the loop, what it records, and how it ends."""
 
+import contextlib
 import functools
 import io
 import itertools
@@ -21,6 +22,7 @@ from xnet.measures import r_squared
 from xnet.network import Network, TwoLayerNet
 from xnet.operations import Affine, BatchNorm, Dropout, IdentityWithLoss, ReLU
 from xnet.optimizers import SGD, Optimizer
+from xnet.random import Generator
 from xnet.training import History, Training, minibatches, train
 
 
@@ -415,15 +417,15 @@ def test_what_early_stopping_reports_holds_on_fresh_data():
     that chose it is the largest of many, and above by 3.
     """
     rng, right, chosen, n = np.random.default_rng(0), 0, [], 400
-    for seed in range(5):
+    for seed in range(10):
         x, t = rng.standard_normal((200 + n, 20)), rng.integers(0, 2, 200 + n)
         network = Network([Affine(20, 20, "he"), ReLU(), Affine(20, 2, "he")], seed=seed)
         settings = {"validation": 0.3, "epochs": 100, "seed": seed}
         history = run(network, x[:200], t[:200], x[200:], t[200:], **settings)
         right += history.test_accuracy[0] * n
         chosen.append(history.validation_accuracy[history.kept_epoch])
-    assert abs(right - 5 * n / 2) < 5 * math.sqrt(5 * n / 4)
-    assert np.mean(chosen) > 0.5 + 3 * math.sqrt(1 / 4 / (5 * 60))
+    assert abs(right - 10 * n / 2) < 5 * math.sqrt(10 * n / 4)
+    assert np.mean(chosen) > 0.5 + 3 * math.sqrt(1 / 4 / (10 * 60))
 
 
 def test_a_run_that_finishes_ends_with_the_best_too():
@@ -516,7 +518,8 @@ def test_calls_of_a_run_are_one_long_run(optimizer, replacement, make_network):
 @pytest.mark.parametrize("patience", [None, 2])
 def test_calls_of_a_run_are_one_long_run_where_validation_chooses(backend, patience):
     """Each ends with the best network so far, and the next goes on from the last step."""
-    settings = {"validation": 0.3, "patience": patience, "optimizer": SGD(1.0), "batch_size": 5}
+    settings = {"validation": 0.3, "patience": patience, "batch_size": 5, "seed": 6}
+    settings["optimizer"] = SGD(1.0)
     data = *make_data(50), *make_data(20, seed=1)
     whole, parts = make_noisy_network(), make_noisy_network()
     once = run(whole, *data, iterations=60, **settings)
@@ -562,19 +565,26 @@ def test_a_run_goes_on_after_ctrl_c_as_if_there_had_been_none(at, data):
     assert bits(inside) == bits(between) == bits(whole)
 
 
-def test_minibatches_go_on_after_ctrl_c(monkeypatch):
-    class Interrupted:
-        def permutation(self, n):
-            if not calls:
-                calls.append(1)
-                raise KeyboardInterrupt
-            return np.arange(n)
+@pytest.mark.parametrize("replacement", [False, True])
+def test_minibatches_go_on_after_ctrl_c(monkeypatch, replacement):
+    """Within a draw: with the numbers that it would have been."""
+    batches, calls, raw = minibatches(5, 2, 0, replacement), [], Generator.raw
+    expected = [next(batches).tolist() for _ in range(12)]
+    batches, found = minibatches(5, 2, 0, replacement), []
 
-    calls: list[int] = []
-    batches = minibatches(4, 2, Interrupted())
-    with pytest.raises(KeyboardInterrupt):
-        next(batches)
-    assert [list(next(batches)) for _ in range(3)] == [[0, 1], [2, 3], [0, 1]]
+    def interrupted(self, n):
+        drawn = raw(self, n)
+        calls.append(1)
+        if len(calls) in (1, 3, 4, 7):
+            raise KeyboardInterrupt
+        return drawn
+
+    monkeypatch.setattr(Generator, "raw", interrupted)
+    for _ in range(12 + 4):
+        with contextlib.suppress(KeyboardInterrupt):
+            found.append(next(batches).tolist())
+    assert found == expected
+    assert len(calls) > 7
 
 
 @pytest.mark.parametrize("over", ["early stop", "diverged"])

@@ -37,7 +37,7 @@ from xnet.network import Network, TwoLayerNet
 from xnet.threads import num_threads, set_num_threads
 
 if TYPE_CHECKING:
-    from xnet import datasets, training, weights
+    from xnet import datasets, random, training, weights
     from xnet.training import History, Training, train
 
 __version__ = "0.1.0"
@@ -74,6 +74,7 @@ __all__ = [
     "optimizers",
     "partial_derivative",
     "perceptron",
+    "random",
     "resolve",
     "set_backend",
     "set_num_threads",
@@ -86,7 +87,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     # These are imported when asked for: they import NumPy, for work on the host.
-    if name in ("datasets", "training", "weights"):
+    if name in ("datasets", "random", "training", "weights"):
         return import_module(f"xnet.{name}")
     if name in ("train", "Training", "History"):
         return getattr(import_module("xnet.training"), name)

@@ -340,13 +340,13 @@ def sum(xp: Namespace, a: Array, axis: int | None = None, keepdims: bool = False
 
 # -- exp and log
 
-LN2_HIGH = math.floor(math.log(2) * 2.0**41) / 2.0**41
+LN2_HIGH = float.fromhex("0x1.62e42fefa3p-1")
 """ln 2 to 41 bits: its product with an integer of up to 11 bits is exact."""
 
-LN2_LOW = (math.log(2) - LN2_HIGH) + 2.3190468138462996e-17
-"""ln 2 - LN2_HIGH, by way of ln 2 - float64(ln 2) to 17 digits."""
+LN2_LOW = float.fromhex("0x1.3de6af278ece6p-42")
+"""ln 2 - LN2_HIGH, rounded."""
 
-LOG2_E = 1 / math.log(2)
+LOG2_E = float.fromhex("0x1.71547652b82fep+0")
 SHIFTER = 1.5 * 2.0**52
 """Adding it rounds to an integer."""
 

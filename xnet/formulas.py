@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, TypeAlias, cast
 
+from xnet.dtypes import name_of
+
 Array: TypeAlias = Any
 
 
@@ -84,7 +86,7 @@ class Arrays(Mathematics):
     state
         What the operation keeps between calls, by name.
     draw
-        Makes random numbers in [0, 1) of a shape, on the host.
+        Makes random numbers in [0, 1) of a shape and dtype, on the host.
     """
 
     def __init__(
@@ -92,7 +94,7 @@ class Arrays(Mathematics):
         backend: Any,
         training: bool = False,
         state: Mapping[str, Array] | None = None,
-        draw: Callable[[tuple[int, ...]], Any] | None = None,
+        draw: Callable[[tuple[int, ...], str], Any] | None = None,
     ) -> None:
         self.backend, self.xp = backend, backend.xp
         self.training, self.state, self.draw = training, state or {}, draw
@@ -147,7 +149,7 @@ class Arrays(Mathematics):
         """Random numbers in [0, 1) of the shape and dtype of `like`, drawn on the host."""
         if self.draw is None:
             raise RuntimeError("random numbers are drawn in training, by a network")
-        return self.backend.asarray(self.draw(tuple(like.shape)), like.dtype)
+        return self.backend.asarray(self.draw(tuple(like.shape), name_of(like)))
 
     def move(self, state: Mapping[str, Array], share: float) -> None:
         """Move the state by a share of the way to these numbers, once the step is done."""

@@ -200,21 +200,22 @@ class Layer(Computed):
         return layer
 
     def initialize(self, rng: Any, dtype: Any, backend: Backend) -> None:
-        """Draw the parameters that are missing, on the host by the `numpy.random.Generator` `rng`.
+        """Draw the parameters that are missing, on the host by `rng`, a `xnet.random.Generator`.
 
-        State begins as the operation says.
+        What that takes for a seed is taken here. State begins as the operation says.
         """
-        operation = self.operation
+        from xnet.random import Generator  # on the host: NumPy itself is the point
+
+        operation, rng = self.operation, Generator(rng)
         if operation is None:
             return
-
         for name, sizes in operation.parameters.items():
             if self.params[name] is None:
                 mean, std = operation.initial(name)
                 shape = operation.shape(sizes)
                 values: Any = backend.xp.full(shape, mean, dtype=backend.xp.float64)
                 if std:
-                    values = mean + std * rng.standard_normal(shape)
+                    values = mean + std * rng.normal(shape)
                 self.params[name] = backend.asarray(values, dtype)
         for name, (sizes, value) in operation.state.items():
             if name not in self.state:
@@ -369,11 +370,11 @@ def numbered(layers: Iterable[Layer], kind: str = "params") -> Places:
     return found
 
 
-def _draw(shape: tuple[int, ...]) -> Any:
+def _draw(shape: tuple[int, ...], dtype: str) -> Any:
     """Random numbers for a layer that stands in no network: fresh ones every time."""
-    import numpy as np  # random numbers come from the host on every backend
+    from xnet.random import Generator
 
-    return np.random.default_rng().random(shape)
+    return Generator().uniform(shape, dtype)
 
 
 class LossLayer(Computed):

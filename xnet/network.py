@@ -145,8 +145,8 @@ class Network:
     loss
         What turns scores into predictions and a loss; softmax with cross-entropy by default.
     seed
-        For the initial parameters, and for what layers draw in training: an int, a
-        `numpy.random.Generator`, or None for fresh ones every time.
+        For the initial parameters, and for what layers draw in training: an int, None for fresh
+        ones every time, or what else `xnet.random.Generator` takes.
     dtype
         ``"float32"`` or ``"float64"``; None takes that of the parameters given with
         `Affine.from_params`, else float64.
@@ -184,13 +184,13 @@ class Network:
         dtype: Any = None,
         backend: str | Backend | None = None,
     ) -> None:
-        # Random numbers come from the host on every backend: here NumPy itself is the point.
-        import numpy as np
+        # Random numbers come from the host on every backend: that module imports NumPy.
+        from xnet import random
 
         self._layers: list[Layer] = []
         self._plan: Plan | None = None
         self._held: Any = None
-        self._rng = np.random.default_rng(seed)
+        self._rng = random.Generator(seed)
         self._draws: Any = None
         self.backend = resolve(backend)
         self.loss_layer = SoftmaxWithLoss() if loss is None else loss
@@ -254,9 +254,9 @@ class Network:
                 layer.owner = None
         self._layers, self._plan = layers, None
         if self._draws is None and any(v.operation and v.operation.random for v in layers):
-            import numpy as np
+            from xnet import random
 
-            self._draws = np.random.default_rng(self._rng.integers(2**63))
+            self._draws = random.Generator(int(self._rng.integers(2**63)))
 
     def _check_sizes(self, layers: Sequence[Layer]) -> None:
         features, first = None, {id(v): k for k, v in reversed([*enumerate(layers)])}
@@ -566,9 +566,9 @@ class Network:
 
     # -- what is random
 
-    def draw(self, shape: tuple[int, ...]) -> Any:
+    def draw(self, shape: tuple[int, ...], dtype: str) -> Any:
         """Random numbers in [0, 1) for a layer that trains, on the host."""
-        return self._draws.random(shape)
+        return self._draws.uniform(shape, dtype)
 
     @property
     def moves(self) -> bool:
@@ -578,7 +578,7 @@ class Network:
     def _begin(self) -> None:
         """Begin a pass in training: where the network is held, with the same draws as the last."""
         if self._held is not None and self._draws is not None:
-            self._draws.bit_generator.state = self._held
+            self._draws.state = self._held
 
     @contextlib.contextmanager
     def held(self) -> Generator[None]:
@@ -586,14 +586,14 @@ class Network:
 
         So `gradient` and differences of losses are of the same thing, whatever its layers draw.
         """
-        before, state = self._held, self._draws and self._draws.bit_generator.state
+        before, state = self._held, self._draws and self._draws.state
         self._held = before or state or {}
         try:
             yield
         finally:
             self._held = before
             if before is None and state is not None:
-                self._draws.bit_generator.state = state
+                self._draws.state = state
 
     def training_loss(self, x: Any, t: Any) -> float:
         """The loss as `gradient` takes it: layers draw, and move their state, as in a step.

@@ -20,6 +20,7 @@ from xnet.losses import batch_and_targets
 from xnet.measures import are_classes, r_squared
 from xnet.network import Network
 from xnet.optimizers import SGD, Optimizer
+from xnet.random import Generator
 
 
 @dataclass
@@ -70,7 +71,7 @@ class History:
 
 
 def minibatches(
-    n: int, batch_size: int, rng: np.random.Generator, replacement: bool = False
+    n: int, batch_size: int, rng: Any, replacement: bool = False
 ) -> Iterator[NDArray[np.int64]]:
     """Indices of mini-batches of n samples, without end.
 
@@ -81,7 +82,7 @@ def minibatches(
     batch_size
         How many to draw at a time.
     rng
-        Source of the draws.
+        Source of the draws, or what `xnet.random.Generator` takes for a seed.
     replacement
         False shuffles all samples and takes each once an epoch; an epoch's last batch holds what
         is left. True draws every batch from all samples alike, as the notes do (§4.2.3).
@@ -98,15 +99,13 @@ def minibatches(
     """
     _check_length("n", n)
     _check_length("batch_size", batch_size)
-    return _Minibatches(n, batch_size, rng, replacement)
+    return _Minibatches(n, batch_size, Generator(rng), replacement)
 
 
 class _Minibatches:
     """No generator: one that Ctrl-C meets at work has ended for ever."""
 
-    def __init__(
-        self, n: int, batch_size: int, rng: np.random.Generator, replacement: bool
-    ) -> None:
+    def __init__(self, n: int, batch_size: int, rng: Generator, replacement: bool) -> None:
         self.n, self.batch_size, self.rng, self.replacement = n, batch_size, rng, replacement
         self.order: NDArray[np.int64] = np.empty(0, np.int64)
 
@@ -114,9 +113,16 @@ class _Minibatches:
         return self
 
     def __next__(self) -> NDArray[np.int64]:
-        if self.replacement:
-            return self.rng.integers(0, self.n, min(self.batch_size, self.n))
-        order = self.order if self.order.size else self.rng.permutation(self.n)
+        if not self.order.size:
+            before = self.rng.state
+            try:
+                if self.replacement:
+                    return self.rng.integers(self.n, min(self.batch_size, self.n))
+                self.order = self.rng.permutation(self.n)
+            except BaseException:  # after Ctrl-C the next call draws the same numbers
+                self.order, self.rng.state = self.order[:0], before
+                raise
+        order = self.order
         self.order = order[self.batch_size :]
         return order[: self.batch_size]
 
@@ -289,7 +295,7 @@ class Training:
         self.optimizer = optimizer or SGD(0.1)
         self.patience, self.checkpoint = patience, checkpoint
         self._numerical = gradient == "numerical"
-        rng = np.random.default_rng(seed)
+        rng = Generator(seed)
         data = {"train": _Data(network, x, t, "x", "t")}
         if isinstance(validation, Real):
             data["train"], data["validation"] = data["train"].split(float(validation), rng)
@@ -515,7 +521,7 @@ class _Data:
         xp, rows = self.backend.xp, self.backend.asarray(indices)
         return xp.take(self.x, rows, axis=0), xp.take(self.t, rows, axis=0)
 
-    def split(self, share: float, rng: np.random.Generator) -> "tuple[_Data, _Data]":
+    def split(self, share: float, rng: Generator) -> "tuple[_Data, _Data]":
         """What is left, and a share that is drawn of each class alike."""
         if not 0 < share < 1:
             raise ValueError(

@@ -26,7 +26,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 import xnet
-from xnet import datasets, weights
+from xnet import datasets, random, weights
 from xnet.backend import Backend, backends, get_backend, resolve
 from xnet.errors import (
     BackendError,
@@ -763,7 +763,7 @@ def gradcheck(
         sizes = [x.shape[1], *(hidden or [50]), int(t.max()) + 1]
         where = {"seed": seed, "dtype": dtype or "float64", "backend": chosen}
         network = _dense(sizes, activation, init, **where)
-    batch = np.random.default_rng(seed).permutation(len(x))[:batch_size]
+    batch = random.Generator(seed).permutation(len(x))[:batch_size]
     with Console(stderr=True).status("evaluating the losses"), warnings.catch_warnings():
         warnings.simplefilter("ignore", KinkWarning)  # the table says it
         check = gradient_check(network, x[batch], t[batch], step)

@@ -29,6 +29,7 @@ from xnet.layers import Add, Layer, Mul
 from xnet.network import Network
 from xnet.operations import Affine, Loss, Operation, ReLU, Sigmoid, Softmax, registered
 from xnet.optimizers import OPTIMIZERS, Adam, Optimizer
+from xnet.random import Generator
 from xnet.tools.contracts import CONTRACTS, Contract, ContractError
 from xnet.training import train
 
@@ -70,13 +71,14 @@ def _huge(a: Any, limits: Any, rng: Any, first: bool) -> Any:
 
 
 def _of_all_sizes(a: Any, limits: Any, rng: Any, first: bool) -> Any:
-    share: Any = rng.uniform(-0.5, 0.5, a.shape)
+    share: Any = rng.uniform(a.shape) - 0.5
     return a * 2.0 ** (limits.maxexp * share)
 
 
 def _not_finite(a: Any, limits: Any, rng: Any, first: bool) -> Any:
-    places = rng.random(a.shape) < 0.05
-    a[places] = rng.choice([np.inf, -np.inf, np.nan, 0.0, -0.0], int(places.sum()))
+    places = rng.uniform(a.shape) < 0.05
+    kinds = np.asarray([np.inf, -np.inf, np.nan, 0.0, -0.0])
+    a[places] = kinds[rng.integers(len(kinds), int(places.sum()))]
     return a
 
 
@@ -94,10 +96,10 @@ zeros of each other, and huge ones infinity."""
 
 def numbers(kind: str, dtype: str, seed: int = 0) -> Draw:
     """Numbers of one of the kinds of `NUMBERS`, for trials in `dtype`."""
-    rng, limits, firsts = np.random.default_rng(seed), np.finfo(dtype), cycle((True, False, False))
+    rng, limits, firsts = Generator(seed), np.finfo(dtype), cycle((True, False, False))
 
     def draw(rows: int, columns: int) -> Host:
-        normal = rng.standard_normal((rows, columns))
+        normal = rng.normal((rows, columns))
         return NUMBERS[kind](normal, limits, rng, next(firsts))
 
     return draw
@@ -261,9 +263,9 @@ class _Training(Bounds):
         self.moved: dict[str, Bounded] = {}
 
     def uniform(self, like: Bounded) -> Bounded:
-        """Random numbers, rounded."""
-        v = self.draw(tuple(like.shape))
-        return self.take(v, self.u * v)
+        """Random numbers, which the dtype holds."""
+        v = self.draw(tuple(like.shape), "float32" if self.u == 2.0**-24 else "float64")
+        return self.take(v.astype(np.float64))
 
     move: Any = Arrays.move
 
@@ -331,9 +333,9 @@ def _one_hot(rows: int, classes: int = C) -> Host:
     return np.eye(classes)[np.arange(rows) * 7 % classes]
 
 
-def _drawn(seed: int = 0) -> Callable[[tuple[int, ...]], Host]:
+def _drawn(seed: int = 0) -> Callable[[tuple[int, ...], str], Host]:
     """The same random numbers in [0, 1) on every backend."""
-    return np.random.default_rng(seed).random
+    return Generator(seed).uniform
 
 
 def required(operation: type[Operation]) -> dict[str, Any]:
@@ -755,8 +757,8 @@ def standard_normal(seed: int = 0) -> Draw:
 
 def training_hash(backend: Backend, dtype: str, steps: int = 200) -> str:
     """SHA-256 of the weights after `steps` steps of Adam on made-up data: see `weights.sha256`."""
-    rng = np.random.default_rng(0)
-    x, t = rng.standard_normal((500, 64)), rng.integers(0, 10, 500)
+    rng = Generator(0)
+    x, t = rng.normal((500, 64)), rng.integers(10, 500)
     layers = [Affine(64, 50, "he"), ReLU(), Affine(50, 10, "he")]
     network = Network(layers, dtype=dtype, backend=backend)
     optimizer = Adam(lr=0.01)
