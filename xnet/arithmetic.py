@@ -57,7 +57,7 @@ PRECISIONS = {"float32": (24, -149), "float64": (53, -1074)}
 
 # From their bits: to read one from text takes arithmetic, and that is what is tried.
 _TINY: float = struct.unpack("<d", struct.pack("<q", 1))[0]
-_ONE, _LESS, _MORE = 1.0, 2.0**-54, 1.5 * 2.0**-53
+_ONE, _LESS, _MORE, _NEXT = 1.0, 2.0**-54, 1.5 * 2.0**-53, 1 + 2.0**-52
 
 _passed: set[tuple[type, int | None]] = set()
 """Backends, by class and device, whose arithmetic was tried in this process, and is sound."""
@@ -78,9 +78,10 @@ def sound(backend: AnyBackend) -> AnyBackend:
         It is in reproducible mode, and its arithmetic, or this thread's, is another.
     """
     if backend.reproducible:
-        if not _TINY + _TINY or _ONE + _LESS != _ONE or _ONE + _MORE == _ONE:
+        # A quarter of a unit in the last place is lost, three quarters are a whole one.
+        if not _TINY + _TINY or _ONE + _LESS + _MORE != _NEXT:
             raise BackendError(_mode())
-        if (type(backend), backend.device) not in _passed:
+        if not backend.tried:
             _try(backend)
     return backend
 
@@ -88,12 +89,11 @@ def sound(backend: AnyBackend) -> AnyBackend:
 def _mode() -> str:
     """What is wrong with the mode that the processor is in."""
     if _TINY + _TINY:
-        up, down = (_ONE + _LESS).hex(), (_ONE + _MORE).hex()
+        found = _ONE + _LESS + _MORE
         return (
-            "this thread's processor does not round to nearest: 1 + 0x1p-54 gave "
-            f"{up}, expected {_ONE.hex()}; 1 + 0x1.8p-53 gave {down}, expected "
-            "0x1.0000000000001p+0. Something in the process has set another way to round: set "
-            "FE_TONEAREST again (C's fesetround); fast mode does not ask for it"
+            "this thread's processor does not round to nearest: 0x1p+0 + 0x1p-54 + 0x1.8p-53 gave "
+            f"{found.hex()}, expected {_NEXT.hex()}. Something in the process has set another way "
+            "to round: set FE_TONEAREST again (C's fesetround); fast mode does not ask for it"
         )
     return (
         "this thread's processor takes subnormal numbers for zeros (FTZ or DAZ is on): "
@@ -110,18 +110,18 @@ def _try(backend: "Backend") -> None:
     if _unchecked.get() or key in getattr(_own, "trying", ()):
         return  # what is tried may ask for the very backend
     with _locks.setdefault(os.getpid(), threading.RLock()):
-        if key in _passed:
-            return
-        _own.trying = (*getattr(_own, "trying", ()), key)
-        try:
-            for failure in failures(backend):
-                raise BackendError(
-                    f"backend {backend.label!r} cannot be used in reproducible mode here: "
-                    f"{failure}. Or use another backend; fast mode does not ask for it"
-                )
+        if key not in _passed:
+            _own.trying = (*getattr(_own, "trying", ()), key)
+            try:
+                for failure in failures(backend):
+                    raise BackendError(
+                        f"backend {backend.label!r} cannot be used in reproducible mode here: "
+                        f"{failure}. Or use another backend; fast mode does not ask for it"
+                    )
+            finally:
+                _own.trying = _own.trying[:-1]
             _passed.add(key)
-        finally:
-            _own.trying = _own.trying[:-1]
+    backend.tried = True
 
 
 @contextlib.contextmanager

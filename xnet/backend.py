@@ -99,6 +99,8 @@ class Backend:
     name: ClassVar[str]
     compiled: ClassVar[bool] = False
     """Whether its own methods are compiled when first called, and so not tried by `arithmetic`."""
+    tried: bool = False
+    """Whether `arithmetic` has found the arithmetic under it sound, or another's of its kind."""
     xp: Any
     """The array-API namespace."""
 
@@ -693,8 +695,7 @@ def _every_backend(reproducible: bool) -> Iterator[Backend]:
     yield from sorted(in_use, key=lambda backend: names.index(backend.name))
     for name in names:
         if _why_unusable(name) is None:
-            count = _load(name).device_count()
-            for device in range(count) if count else [None]:
+            for device in range(_load(name).device_count()) or [None]:
                 yield _instance(name, device, reproducible)
 
 
