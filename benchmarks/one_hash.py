@@ -45,6 +45,8 @@ def main():
     rows = []
     for mode, dtype in product(("reproducible", "fast"), ("float32", "float64")):
         for backend, settings in runs:
+            if (backend, mode) == ("jax", "reproducible"):
+                continue  # refused: XLA takes subnormals for zeros
             digest = sha256(backend, dtype, mode, settings)
             rows.append({"mode": mode, "dtype": dtype, "backend": backend, **settings})
             rows[-1]["sha256"] = digest
@@ -52,8 +54,9 @@ def main():
             print(f"{mode:12} {dtype} {backend:5} {said:18} {digest}", flush=True)
     save("one_hash", {"machine": machine("torch", "jax"), "steps": STEPS, "runs": rows})
     for mode, dtype in product(("reproducible", "fast"), ("float32", "float64")):
-        found = {row["sha256"] for row in rows if (row["mode"], row["dtype"]) == (mode, dtype)}
-        print(f"{mode}, {dtype}: {len(found)} hash(es) from {len(runs)} runs")
+        tried = [r["sha256"] for r in rows if (r["mode"], r["dtype"]) == (mode, dtype)]
+        found = set(tried)
+        print(f"{mode}, {dtype}: {len(found)} hash(es) from {len(tried)} runs")
         if (len(found) == 1) != (mode == "reproducible"):
             sys.exit("the promise is broken, or the comparison shows nothing")
 

@@ -149,12 +149,13 @@ def test_numba_without_its_packages_says_what_to_install(monkeypatch):
 def test_auto_takes_the_fastest_that_works(monkeypatch):
     reasons = {"cupy": None, "numba": None, "numpy": None}
     monkeypatch.setattr(registry, "_why_unusable", reasons.get)
-    monkeypatch.setattr(registry, "_instance", lambda name, device, reproducible: name)
-    assert resolve("auto") == "cupy"
+    made = {name: SimpleNamespace(reproducible=False) for name in reasons}
+    monkeypatch.setattr(registry, "_instance", lambda name, device, reproducible: made[name])
+    assert resolve("auto") is made["cupy"]
     reasons["cupy"] = "no GPU"
-    assert resolve("auto") == "numba"
+    assert resolve("auto") is made["numba"]
     reasons["numba"] = "not installed"
-    assert resolve("auto") == "numpy"
+    assert resolve("auto") is made["numpy"]
 
 
 def test_reproducible_mode_by_every_way_of_selecting():
@@ -745,6 +746,7 @@ FLOORS = [
     ["losses"],
     ["arguments"],
     ["backend"],
+    ["arithmetic"],
     ["perturbation", "threads", "exact", "bounds", "arrays"],
     ["operations", "formulas", "errors", "dtypes", "files"],
 ]

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import BACKENDS, ON_HOST, require_host_cuda
-from test_parity import PEERS, make
+from test_parity import PEERS, as_they_are, make
 
 import xnet
 from xnet import layers, operations, optimizers, weights
@@ -25,6 +25,8 @@ from xnet.tools import parity
 ROOT = Path(__file__).parents[1]
 SOURCE = Path(__file__).parent / "packages" / "extension" / "xnet_extension.py"
 EVERYWHERE = [*BACKENDS, ON_HOST, *PEERS]
+
+__all__ = ["as_they_are"]  # a fixture of every test here, too
 
 
 @pytest.fixture(scope="module")

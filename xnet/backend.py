@@ -21,6 +21,7 @@ from itertools import starmap
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 from xnet import exact, perturbation, threads
+from xnet.arithmetic import sound
 from xnet.arrays import check_real, plain
 from xnet.dtypes import dtype_name
 from xnet.errors import BackendError
@@ -96,6 +97,10 @@ class Backend:
     """
 
     name: ClassVar[str]
+    compiled: ClassVar[bool] = False
+    """Whether its own methods are compiled when first called, and so not tried by `arithmetic`."""
+    tried: bool = False
+    """Whether `arithmetic` has found the arithmetic under it sound, or another's of its kind."""
     xp: Any
     """The array-API namespace."""
 
@@ -504,8 +509,7 @@ _instances: dict[tuple[str, int | None, bool], Backend] = {}
 def _instance(name: str, device: int | None, reproducible: bool) -> Backend:
     """The one instance for these arguments, made on first use."""
     cls = _load(name)
-    reason = _why_unusable(name)
-    if reason is not None:
+    if (reason := _why_unusable(name)) is not None:
         usable = ", ".join(info.name for info in backends() if info.usable)
         raise BackendError(f"backend {name!r} cannot be used here: {reason}. Usable: {usable}")
     count = cls.device_count()
@@ -539,25 +543,26 @@ def resolve(backend: "str | Backend | None" = None, reproducible: bool | None = 
     Raises
     ------
     BackendError
-        Unknown name (the near miss is suggested), or not usable here (with what would help).
+        Unknown name (the near miss is suggested), or not usable here (with what would help); in
+        reproducible mode also one whose arithmetic is not IEEE 754's: see `xnet.arithmetic`.
     """
     if backend is None:
         backend = get_backend()
     if isinstance(backend, Backend):
         if reproducible is None or reproducible == backend.reproducible:
-            return backend
-        return _instance(backend.name, backend.device, reproducible)
+            return sound(backend)
+        return sound(_instance(backend.name, backend.device, reproducible))
     if not isinstance(backend, str):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(f"backend is a {type(backend).__name__}, expected a name or a Backend")
     if reproducible is None:
         reproducible = _current_mode()
     if backend == "auto":
         usable = [name for name in AUTO_ORDER if not _why_unusable(name)]
-        return _instance(usable[0], None, reproducible)
+        return sound(_instance(usable[0], None, reproducible))
     name, colon, index = backend.partition(":")
     if colon and not (index.isascii() and index.isdigit()):
         raise BackendError(f"backend {backend!r}: {index!r} is not a device index (0, 1, ...)")
-    return _instance(name, int(index) if colon else None, reproducible)
+    return sound(_instance(name, int(index) if colon else None, reproducible))
 
 
 # -- selection
@@ -592,19 +597,17 @@ def get_backend() -> Backend:
     one XNET_BACKEND names, else numpy. The environment is read when it is first needed.
     """
     global _default
-    current = _of_block()
-    if current is not None:
-        return current
-    if _default is None:
+    current = _of_block() or _default
+    if current is None:
         name = os.environ.get("XNET_BACKEND", "").strip() or "numpy"
         reproducible = _reproducible_from_environment()
         try:
-            _default = resolve(name, reproducible)
+            current = _default = resolve(name, reproducible)
         except BackendError as error:
             if "XNET_BACKEND" not in os.environ:
                 raise
             raise BackendError(f"XNET_BACKEND={name}: {error}") from error
-    return _default
+    return sound(current)
 
 
 def set_backend(backend: str | Backend, reproducible: bool | None = None) -> Backend:
@@ -650,7 +653,7 @@ class Current:
     __slots__ = ("backend", "before", "over", "running")
 
     def __init__(self, backend: Backend) -> None:
-        self.backend, self.before, self.over = backend, _current.get(), False
+        self.backend, self.before, self.over = sound(backend), _current.get(), False
 
     def __enter__(self) -> None:
         try:
@@ -692,8 +695,7 @@ def _every_backend(reproducible: bool) -> Iterator[Backend]:
     yield from sorted(in_use, key=lambda backend: names.index(backend.name))
     for name in names:
         if _why_unusable(name) is None:
-            count = _load(name).device_count()
-            for device in range(count) if count else [None]:
+            for device in range(_load(name).device_count()) or [None]:
                 yield _instance(name, device, reproducible)
 
 
@@ -713,7 +715,7 @@ def backend_of(**arrays: Array) -> Backend:
     owners = {name: owner_of(array, name) for name, array in arrays.items()}
     distinct = list(dict.fromkeys(owners.values()))
     if len(distinct) == 1:
-        return distinct[0]
+        return sound(distinct[0])
     where = ", ".join(f"{name} is on {backend.label}" for name, backend in owners.items())
     raise BackendError(
         f"arrays of two devices in one call: {where}. Nothing moves silently: move one, as with "

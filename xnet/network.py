@@ -16,6 +16,7 @@ from collections.abc import (
 from functools import partial
 from typing import Any, cast
 
+from xnet.arithmetic import sound
 from xnet.arrays import plain
 from xnet.backend import Array, Backend, Current, owner_of, resolve
 from xnet.dtypes import described, float_dtype, name_of
@@ -417,7 +418,7 @@ class Network:
         here = backend.owns(x)
         if here and x.ndim == 2 and x.dtype == plan.dtype and x.shape[1] == plan.inputs:
             if plan.whole is not None and (loss is not None or not predicts):
-                return backend.forward(plan.whole, x, loss)
+                return sound(backend).forward(plan.whole, x, loss)
         else:
             x = self.host_to_backend(x, "x", self.dtype)
         one = x.ndim == 1

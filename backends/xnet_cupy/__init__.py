@@ -62,6 +62,7 @@ class CupyBackend(Backend):
     """CuPy on one CUDA device."""
 
     name = "cupy"
+    compiled = True
 
     @classmethod
     def why_unusable(cls) -> str | None:

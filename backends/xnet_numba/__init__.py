@@ -34,6 +34,7 @@ class NumbaBackend(OnHost):
     """NumPy arrays on the host, loops compiled by Numba."""
 
     name = "numba"
+    compiled = True
 
     @classmethod
     def why_unusable(cls) -> str | None:

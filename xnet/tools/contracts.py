@@ -14,6 +14,7 @@ from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 
+from xnet.arithmetic import failures
 from xnet.backend import Array, Backend, Run, resolve
 from xnet.dtypes import dtype_name
 from xnet.operations import Affine, ReLU
@@ -175,7 +176,14 @@ def running(b: Backend, x: Array) -> list[Array]:
     return contextvars.Context().run(silently)
 
 
-# -- what decides more than bits
+# -- what decides the bits, and more
+
+
+def arithmetic(b: Backend, x: Array) -> list[Array]:
+    """In reproducible mode the arithmetic under it is IEEE 754's."""
+    for failure in failures(b) if b.reproducible else ():
+        raise ContractError(str(failure))
+    return []
 
 
 def one_hot(b: Backend, x: Array) -> list[Array]:
@@ -235,6 +243,7 @@ CONTRACTS: dict[str, Contract] = {
     "to_numpy, synchronize": transport,
     "writable": writing,
     "running: in silence": running,
+    "arithmetic": arithmetic,
     "threads": thread_count,
     "compiles": compiles,
     "one_hot": one_hot,
