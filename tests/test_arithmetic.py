@@ -202,6 +202,29 @@ def test_subnormals_lost_in_products_or_sums_alone_are_refused(method, dtype):
     assert "taken for zeros" in said
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_backend_may_state_that_its_array_code_flushes_a_precision(dtype):
+    """As CuPy's does; what else is wrong with that precision is seen all the same."""
+    stated = {"flushes": (dtype,), "compiled": True}
+
+    def flushing(ufunc):
+        honest = getattr(np, ufunc)
+
+        def wrong(*given):
+            return flushed(honest(*[flushed(v) if np.ndim(v) else v for v in given]))
+
+        return of(dtype, SIZES, wrong, honest)
+
+    lost = {ufunc: flushing(ufunc) for ufunc in (*ARITHMETIC, "less")}
+    kind = plug_in(stated, **lost)
+    with xnet.use_backend(kind(reproducible=True)) as backend:
+        assert list(failures(backend)) == []
+    other = {"flushes": tuple({*DTYPES} - {dtype})}
+    assert "taken for zeros" in refusal(plug_in(other, **lost))
+    inverse = {"divide": of(dtype, SIZES, lambda a, b: a * (1 / b), np.divide)}
+    assert named(refusal(plug_in(stated, **inverse)))[0].startswith("division")
+
+
 def exactly(function, *arrays):
     """A function of Python's numbers on arrays of one dtype that broadcast."""
     dtype = arrays[0].dtype

@@ -99,6 +99,8 @@ class Backend:
     name: ClassVar[str]
     compiled: ClassVar[bool] = False
     """Whether its own methods are compiled when first called, and so not tried by `arithmetic`."""
+    flushes: ClassVar[tuple[str, ...]] = ()
+    """Precisions in which its array code, not its kernels, takes subnormal numbers for zeros."""
     tried: bool = False
     """Whether `arithmetic` has found the arithmetic under it sound, or another's of its kind."""
     xp: Any

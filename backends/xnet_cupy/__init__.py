@@ -63,6 +63,7 @@ class CupyBackend(Backend):
 
     name = "cupy"
     compiled = True
+    flushes = ("float32",)  # CuPy compiles all its own kernels with -ftz=true
 
     @classmethod
     def why_unusable(cls) -> str | None:
