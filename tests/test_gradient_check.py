@@ -599,6 +599,26 @@ def test_what_rounding_may_explain(kind):
         assert found.tolerance == pytest.approx(of_loss + of_gradient * g[name], rel=1e-9)
 
 
+def test_what_rounding_the_weights_does_to_backpropagation_is_allowed_four_times():
+    net, x, t = exact_network([1, 2, 1, 4], 0.0, [2, 2, 4, 4])
+    net.params["W1"] = np.array([[-0.5]])
+    t, weights, moves = t - 0.5 * x, [], iter([0.0, 1e-9, -3e-9, 2e-9])
+    right = net.gradient(x, t)
+
+    class Trembling(xnet.Network):
+        def gradient(self, x, t):
+            weights.append(float(self.params["W1"][0, 0]))
+            move = next(moves)
+            return {name: g + move for name, g in right.items()}
+
+    net.__class__ = Trembling
+    found = gradient_check(net, x, t, H).parameters["W1"]
+    of_loss = (8 * math.sqrt(2) * 2.0**-53 * (5 + 2) + 2.0**-53 * 0.5 * 6.5) / H
+    assert found.tolerance == pytest.approx(4 * 3e-9 + of_loss, rel=1e-7)
+    assert weights[0] == -0.5
+    assert all(0 < abs(w / -0.5 - 1) <= 2.0**-51 for w in weights[1:])
+
+
 def test_truncation_allows_twice_the_difference_of_two_steps():
     """Of a loss whose third derivative is known: g(h) is off by h^2 f''' / 6."""
     net, x, _ = exact_network([1], 1.0, [0], BinaryCrossEntropy)
