@@ -470,11 +470,12 @@ def test_rounding_that_normalizations_multiply_is_no_alarm(seed):
     assert check.parameters["W2"].verdict == WRONG, str(check)
 
 
-def test_a_gradient_that_is_drawn_is_wrong_for_all_that_it_moves(rng):
-    net = stack(2, Sigmoid, backend="numpy")
+@pytest.mark.parametrize("size", [1.0, 1e-6])
+def test_a_gradient_that_is_drawn_is_wrong_for_all_that_it_moves(rng, size):
+    net, x, t = exact_network([1, 2, 1, 4], 0.0, size * np.array([2, 2, 4, 4]))
     net.__class__ = Altered
-    net.altered = {"W2": lambda name, g: g * rng.uniform(0.9, 1.1, g.shape)}
-    assert gradient_check(net, rng.normal(size=(4, 5)), [0, 1, 2, 0]).verdict == WRONG
+    net.altered = {"W1": lambda name, g: g * rng.uniform(0.9, 1.1, g.shape)}
+    assert gradient_check(net, x, t).verdict == WRONG
 
 
 @pytest.mark.parametrize("samples", [100, 200])
@@ -617,6 +618,7 @@ def test_what_rounding_the_weights_does_to_backpropagation_is_allowed_four_times
     assert found.tolerance == pytest.approx(4 * 3e-9 + of_loss, rel=1e-7)
     assert weights[0] == -0.5
     assert all(0 < abs(w / -0.5 - 1) <= 2.0**-51 for w in weights[1:])
+    assert len(set(weights)) == 4
 
 
 def test_truncation_allows_twice_the_difference_of_two_steps():
