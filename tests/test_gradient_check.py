@@ -597,7 +597,7 @@ def test_what_rounding_may_explain(kind):
         of_gradient = 8 * math.sqrt(chain) * np.finfo(kind).eps / 2 + u * w / H
         found = check.parameters[name]
         assert found.backprop == found.numerical == g[name]
-        assert found.tolerance == pytest.approx(of_loss + of_gradient * g[name], rel=1e-9)
+        assert found.tolerance == pytest.approx(of_loss + of_gradient * g[name], rel=1e-9, abs=0)
 
 
 def test_what_rounding_the_weights_does_to_backpropagation_is_allowed_four_times():
@@ -615,7 +615,7 @@ def test_what_rounding_the_weights_does_to_backpropagation_is_allowed_four_times
     net.__class__ = Trembling
     found = gradient_check(net, x, t, H).parameters["W1"]
     of_loss = (8 * math.sqrt(2) * 2.0**-53 * (5 + 2) + 2.0**-53 * 0.5 * 6.5) / H
-    assert found.tolerance == pytest.approx(4 * 3e-9 + of_loss, rel=1e-7)
+    assert found.tolerance == pytest.approx(4 * 3e-9 + of_loss, rel=1e-7, abs=0)
     assert weights[0] == -0.5
     assert all(0 < abs(w / -0.5 - 1) <= 2.0**-51 for w in weights[1:])
     assert len(set(weights)) == 4
