@@ -971,6 +971,14 @@ def test_output_that_takes_only_ascii():
     assert "--reproducible" in done.stdout
 
 
+def test_a_name_that_the_outputs_encoding_lacks(trained, tmp_path):
+    draw_digit(tmp_path / "ü.png")
+    ascii_only = {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+    done = subprocess_run("predict", trained, tmp_path / "ü.png", **ascii_only)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "?.png" in done.stdout
+
+
 WIDE = [
     {
         "backend": "cupy:0",

@@ -608,6 +608,7 @@ EXACT = {
     "black on white": BLACK_ON_WHITE,
     "white on black": WHITE_ON_BLACK,
     "dark on transparent": rgba(0, WHITE_ON_BLACK),
+    "nearly black on transparent": rgba(5, WHITE_ON_BLACK),
     "light on transparent": rgba(255, WHITE_ON_BLACK),
     "opaque with alpha": rgba(BLACK_ON_WHITE, np.full((280, 280), 255, np.uint8)),
     "light panel with its corners cut": cut_corners(BLACK_ON_WHITE),
@@ -763,10 +764,13 @@ def test_enlarging_is_smooth(tmp_path):
 
 
 def test_thin_stroke_reaches_full_strength(tmp_path):
+    """In one row or column of pixels, which is the thinnest that there is."""
     sheet = np.full((600, 600), 255, np.uint8)
     sheet[50:550, 300] = 0
-    loaded = load_image(save(tmp_path / "hair.png", sheet))
-    assert loaded.max() == 1
+    for lying, picture in enumerate((sheet, sheet.T)):
+        loaded = load_image(save(tmp_path / "hair.png", picture)).reshape(28, 28)
+        assert loaded.max() == 1
+        assert [loaded.any(axis=k).sum() for k in (lying, 1 - lying)] == [1, 20]
 
 
 @pytest.mark.parametrize(

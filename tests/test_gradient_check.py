@@ -470,11 +470,12 @@ def test_rounding_that_normalizations_multiply_is_no_alarm(seed):
     assert check.parameters["W2"].verdict == WRONG, str(check)
 
 
-def test_a_gradient_that_is_drawn_is_wrong_for_all_that_it_moves(rng):
-    net = stack(2, Sigmoid, backend="numpy")
+@pytest.mark.parametrize("size", [1.0, 1e-6])
+def test_a_gradient_that_is_drawn_is_wrong_for_all_that_it_moves(rng, size):
+    net, x, t = exact_network([1, 2, 1, 4], 0.0, size * np.array([2, 2, 4, 4]))
     net.__class__ = Altered
-    net.altered = {"W2": lambda name, g: g * rng.uniform(0.9, 1.1, g.shape)}
-    assert gradient_check(net, rng.normal(size=(4, 5)), [0, 1, 2, 0]).verdict == WRONG
+    net.altered = {"W1": lambda name, g: g * rng.uniform(0.9, 1.1, g.shape)}
+    assert gradient_check(net, x, t).verdict == WRONG
 
 
 @pytest.mark.parametrize("samples", [100, 200])
@@ -596,7 +597,28 @@ def test_what_rounding_may_explain(kind):
         of_gradient = 8 * math.sqrt(chain) * np.finfo(kind).eps / 2 + u * w / H
         found = check.parameters[name]
         assert found.backprop == found.numerical == g[name]
-        assert found.tolerance == pytest.approx(of_loss + of_gradient * g[name], rel=1e-9)
+        assert found.tolerance == pytest.approx(of_loss + of_gradient * g[name], rel=1e-9, abs=0)
+
+
+def test_what_rounding_the_weights_does_to_backpropagation_is_allowed_four_times():
+    net, x, t = exact_network([1, 2, 1, 4], 0.0, [2, 2, 4, 4])
+    net.params["W1"] = np.array([[-0.5]])
+    t, weights, moves = t - 0.5 * x, [], iter([0.0, 1e-9, -3e-9, 2e-9])
+    right = net.gradient(x, t)
+
+    class Trembling(xnet.Network):
+        def gradient(self, x, t):
+            weights.append(float(self.params["W1"][0, 0]))
+            move = next(moves)
+            return {name: g + move for name, g in right.items()}
+
+    net.__class__ = Trembling
+    found = gradient_check(net, x, t, H).parameters["W1"]
+    of_loss = (8 * math.sqrt(2) * 2.0**-53 * (5 + 2) + 2.0**-53 * 0.5 * 6.5) / H
+    assert found.tolerance == pytest.approx(4 * 3e-9 + of_loss, rel=1e-7, abs=0)
+    assert weights[0] == -0.5
+    assert all(0 < abs(w / -0.5 - 1) <= 2.0**-51 for w in weights[1:])
+    assert len(set(weights)) == 4
 
 
 def test_truncation_allows_twice_the_difference_of_two_steps():
