@@ -133,7 +133,9 @@ def check_predictions(backend, fused, layers, x):
 
 def check_gradients(backend, fused, layers, x, t):
     expected, actual = layers.loss_and_gradient(x, t), fused.loss_and_gradient(x, t)
-    assert actual[0] == pytest.approx(expected[0], rel=400 * float(np.finfo(x.dtype).eps))
+    eps = float(np.finfo(x.dtype).eps)
+    # A small loss is the difference of scores of about 1, and they are rounded in units of that.
+    assert actual[0] == pytest.approx(expected[0], rel=400 * eps, abs=4 * eps)
     assert list(actual[1]) == list(expected[1])
     for name, gradient in expected[1].items():
         assert_close(backend, actual[1][name], gradient, 400, f"{name}, {len(x)}")
