@@ -1104,6 +1104,45 @@ def test_parity_of_numpy_alone(bad):
     assert "nothing to compare" in bad("parity", "--backend", "numpy")
 
 
+ALONE = ("parity", "--backend", "numpy", "--dtype", "float64", "--steps", 5)
+
+
+def test_parity_by_a_file_from_another_machine(good, run, bad, tmp_path, few_trials):
+    path = tmp_path / "there.json"
+    good(*ALONE, "--save", path)
+    printed = good(*ALONE, "--against", path)
+    assert re.search(rf"{path} \(xnet \S+, NumPy .*\): all of \d+ results are equal", printed)
+    facts = parsed(good(*ALONE, "--against", path, "--json"))
+    assert facts["kept"]
+    assert facts["against"]["differences"] == []
+    saved = json.loads(path.read_text())
+    assert facts["against"]["compared"] == len(saved["sha256"]) > 10
+
+    name = "sum, huge numbers, float64"
+    saved["sha256"][name][1] = 64 * "0"
+    path.write_text(json.dumps(saved))
+    done = run(*ALONE, "--against", path)
+    assert done.status == 1
+    assert f"! 1 of {len(saved['sha256'])} results differ; the first is {name}: " in done.out
+    assert "marked with !" in done.out
+    facts = parsed(run(*ALONE, "--against", path, "--json").out)
+    assert not facts["kept"]
+    assert [row["name"] for row in facts["against"]["differences"]] == [name]
+    other = run(
+        "parity", "--backend", "numpy", "--dtype", "float32", "--steps", 5, "--against", path
+    )
+    assert other.status == 1
+    assert "! nothing in it is tried here" in other.out
+
+    assert "is of --steps 5 --seed 0, got 5 and 1" in bad(*ALONE, "--against", path, "--seed", 1)
+    assert "cannot be read" in bad(*ALONE, "--against", tmp_path / "none")
+
+
+def test_a_file_of_parity_that_cannot_be_written_is_said_before_the_work(bad, monkeypatch):
+    monkeypatch.setattr(parity, "trials", None)
+    assert "cannot be written" in bad(*ALONE, "--save", "/nonexistent/a.json")
+
+
 def relus_altered(monkeypatch, change):
     """Let `change` have what strict gives for ReLU."""
     backend_class = type(xnet.resolve("strict"))

@@ -41,7 +41,7 @@ from xnet.gradient_check import Verdict, gradient_check
 from xnet.network import Network
 from xnet.operations import Affine, Loss, Operation, SoftmaxWithLoss, registered
 from xnet.optimizers import OPTIMIZERS, SGD
-from xnet.tools import parity, pictures
+from xnet.tools import fingerprints, parity, pictures
 from xnet.training import History, train
 
 app = typer.Typer(
@@ -570,6 +570,14 @@ def parity_command(
     ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Steps of the training run.")] = 200,
     seed: SeedOption = 0,
+    save: Annotated[
+        Path | None,
+        typer.Option(help="File for the hashes of what NumPy computes here in reproducible mode."),
+    ] = None,
+    against: Annotated[
+        Path | None,
+        typer.Option(help="Such a file from another machine: compare with it, too, bit for bit."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Compare the backends with NumPy, operation by operation, in both modes.
@@ -578,9 +586,29 @@ def parity_command(
     bound that rounding-error analysis gives. Exit status 1 if a promise is broken.
     """
     names = backend or [b.name for b in backends() if b.usable]
-    if all(_is_reference(name) for name in names):
-        raise ValueError("parity: nothing to compare: numpy is the reference, name another backend")
+    if save is None and against is None and all(_is_reference(name) for name in names):
+        raise ValueError(
+            "parity: nothing to compare: numpy is the reference, name another backend, or a file "
+            "from another machine with --against"
+        )
+    saved = None if against is None else fingerprints.load(against)
+    if saved is not None and (saved.steps, saved.seed) != (steps, seed):
+        raise ValueError(
+            f"{against} is of --steps {saved.steps} --seed {saved.seed}, got {steps} and {seed}"
+        )
+    if save is not None:
+        weights.check_writable(save)
     dtypes = [str(d) for d in dtype or list(Dtype)]
+    taken = fingerprints.Fingerprints()
+    if save is not None or saved is not None:
+        with Console(stderr=True).status("") as status:
+            taken = fingerprints.taken(
+                dtypes, steps, seed, show=lambda name: status.update(f"numpy, reproducible: {name}")
+            )
+    if save is not None:
+        fingerprints.save(save, taken, steps, seed)
+    common = [name for name in taken if saved is not None and name in saved.found]
+    apart = [] if saved is None else fingerprints.differences(taken, saved.found)
     verdicts, hashes = _parity(names, dtypes, steps, seed)
     kept = all(v.kept for v in verdicts) and not any(
         _is_broken(digest, mode, found)
@@ -588,20 +616,40 @@ def parity_command(
         for found in by_dtype.values()
         for digest in found.values()
     )
+    kept = kept and not apart and (saved is None or bool(common))
     if as_json:
         rows = [
             {**vars(v), "ulps": _finite(v.ulps), "share": _finite(v.share), "kept": v.kept}
             for v in verdicts
         ]
-        facts = {"versions": _versions(), "steps": steps, "seed": seed, "kept": kept}
+        facts: dict[str, Any] = {"versions": _versions(), "steps": steps, "seed": seed}
+        facts |= {"kept": kept}
+        if saved is not None:
+            facts["against"] = {
+                "file": str(against),
+                "where": saved.where,
+                "compared": len(common),
+                "differences": [vars(difference) for difference in apart],
+            }
         print(json.dumps({**facts, "operations": rows, "training_sha256": hashes}))
     else:
         for label in dict.fromkeys(v.backend for v in verdicts):
             out.print(_parity_table([v for v in verdicts if v.backend == label]))
         out.print(_hash_table(hashes, steps))
-        print("every promise kept" if kept else "a promise is broken: see the cells with !")
+        if saved is not None:
+            print(f"{against} ({saved.where}): {_against(len(common), apart)}")
+        print("every promise kept" if kept else "a promise is broken: see what is marked with !")
     if not kept:
         sys.exit(1)
+
+
+def _against(compared: int, apart: list[fingerprints.Difference]) -> str:
+    """What came of comparing with a file."""
+    if not compared:
+        return "! nothing in it is tried here"
+    if not apart:
+        return f"all of {compared:,} results are equal, bit for bit"
+    return f"! {len(apart):,} of {compared:,} results differ; the first is {apart[0]}"
 
 
 def _is_reference(name: str) -> bool:

@@ -71,8 +71,8 @@ def _huge(a: Any, limits: Any, rng: Any, first: bool) -> Any:
 
 
 def _of_all_sizes(a: Any, limits: Any, rng: Any, first: bool) -> Any:
-    share: Any = rng.uniform(a.shape) - 0.5
-    return a * 2.0 ** (limits.maxexp * share)
+    exponents = rng.integers(limits.maxexp, a.shape) - limits.maxexp // 2
+    return np.ldexp(a, exponents)  # exact, as 2.0 ** of a fraction is not
 
 
 def _not_finite(a: Any, limits: Any, rng: Any, first: bool) -> Any:
