@@ -137,7 +137,8 @@ def load(path: str | os.PathLike[str]) -> Saved:
     given = cast("dict[str, Any]", content if isinstance(content, dict) else {})
     if given.get("xnet parity") != FORMAT:
         raise XnetError(f"{path} is no file of `xnet parity --save`, of format {FORMAT}")
-    steps, seed, found = (given.get(name) for name in ("steps", "seed", "sha256"))
+    found: Any = given.get("sha256")
+    steps, seed = given.get("steps"), given.get("seed")
     if type(steps) is not int or type(seed) is not int or not _are_fingerprints(found):
         raise XnetError(f"{path} is a damaged file of `xnet parity --save`")
     where = "xnet {xnet}, NumPy {numpy}, {machine}".format_map(
