@@ -15,8 +15,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, TypeAlias, cast
 
-from xnet.dtypes import name_of
-
 Array: TypeAlias = Any
 
 
@@ -94,7 +92,7 @@ class Arrays(Mathematics):
         backend: Any,
         training: bool = False,
         state: Mapping[str, Array] | None = None,
-        draw: Callable[[tuple[int, ...], str], Any] | None = None,
+        draw: Callable[[tuple[int, ...], Any], Any] | None = None,
     ) -> None:
         self.backend, self.xp = backend, backend.xp
         self.training, self.state, self.draw = training, state or {}, draw
@@ -149,7 +147,7 @@ class Arrays(Mathematics):
         """Random numbers in [0, 1) of the shape and dtype of `like`, drawn on the host."""
         if self.draw is None:
             raise RuntimeError("random numbers are drawn in training, by a network")
-        return self.backend.asarray(self.draw(tuple(like.shape), name_of(like)))
+        return self.backend.asarray(self.draw(tuple(like.shape), like.dtype))
 
     def move(self, state: Mapping[str, Array], share: float) -> None:
         """Move the state by a share of the way to these numbers, once the step is done."""

@@ -370,7 +370,7 @@ def numbered(layers: Iterable[Layer], kind: str = "params") -> Places:
     return found
 
 
-def _draw(shape: tuple[int, ...], dtype: str) -> Any:
+def _draw(shape: tuple[int, ...], dtype: Any) -> Any:
     """Random numbers for a layer that stands in no network: fresh ones every time."""
     from xnet.random import Generator
 

@@ -567,7 +567,7 @@ class Network:
 
     # -- what is random
 
-    def draw(self, shape: tuple[int, ...], dtype: str) -> Any:
+    def draw(self, shape: tuple[int, ...], dtype: Any) -> Any:
         """Random numbers in [0, 1) for a layer that trains, on the host."""
         return self._draws.uniform(shape, dtype)
 
