@@ -466,6 +466,13 @@ def test_a_state_goes_on_where_it_was_taken():
     assert repr(Generator(0)) == f"Generator({Generator(0).state})"
 
 
+@pytest.mark.parametrize("state", [0, 1, 2**128 - 1])
+def test_every_state_is_one(state):
+    g = Generator(0)
+    g.state = {"state": state, "inc": 1}
+    assert g.state == {"state": state, "inc": 1}
+
+
 def test_a_state_set_leaves_numpys_own_half_alone():
     """Half of an integer that a NumPy generator keeps for its next draw of 32 bits."""
     shared = np.random.default_rng(3)
