@@ -1100,8 +1100,18 @@ def test_parity(good):
     assert max(map(len, printed.splitlines())) <= 80
 
 
-def test_parity_of_numpy_alone(bad):
-    assert "nothing to compare" in bad("parity", "--backend", "numpy")
+def test_parity_of_numpy_alone(good, run, bad, tmp_path, few_trials, monkeypatch):
+    """With the hashes that come with xnet, where they are of the same steps and seed."""
+    alone = "parity", "--backend", "numpy", "--dtype", "float64"
+    printed = good(*alone)
+    assert re.search(r"published hashes \(xnet .*\): all of \d+ results are equal", printed)
+    assert "nothing to compare" in bad(*alone, "--steps", 5)
+    assert "nothing to compare" in bad(*alone, "--seed", 5)
+    good(*alone, "--steps", 5, "--save", tmp_path / "a.json")
+    monkeypatch.setattr(parity, "training_hash", lambda *_: 64 * "0")
+    done = run(*alone)
+    assert done.status == 1
+    assert "differ; the first is training, 200 steps, float64" in done.out
 
 
 ALONE = ("parity", "--backend", "numpy", "--dtype", "float64", "--steps", 5)

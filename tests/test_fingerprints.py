@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from xnet import exact, files
+from xnet import exact, files, operations, optimizers
 from xnet.errors import XnetError
 from xnet.tools import fingerprints, parity
 from xnet.tools.contracts import CONTRACTS
@@ -147,6 +147,19 @@ def test_other_files_are_refused(tmp_path, content, said):
 def test_a_file_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(XnetError, match="cannot be read: No such file"):
         fingerprints.load(tmp_path / "a.json")
+
+
+def test_the_published_hashes_are_those_of_this_version():
+    """If this fails because bits were changed on purpose, save them anew: see PUBLISHED."""
+    saved = fingerprints.load(fingerprints.PUBLISHED)
+    trials = [
+        trial
+        for trial in parity.trials(operations.OPERATIONS, optimizers.OPTIMIZERS)
+        if trial.name not in CONTRACTS
+    ]
+    found = fingerprints.taken(["float32", "float64"], saved.steps, saved.seed, trials=trials)
+    assert [str(difference) for difference in fingerprints.differences(found, saved.found)] == []
+    assert found.keys() == saved.found.keys()
 
 
 def test_the_inputs_come_from_no_functions_of_the_platform(few, tmp_path):

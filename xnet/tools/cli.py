@@ -576,7 +576,10 @@ def parity_command(
     ] = None,
     against: Annotated[
         Path | None,
-        typer.Option(help="Such a file from another machine: compare with it, too, bit for bit."),
+        typer.Option(
+            help="Such a file from another machine: compare with it, too, bit for bit. Default: "
+            "the one that comes with xnet, for its steps and seed."
+        ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -586,16 +589,19 @@ def parity_command(
     bound that rounding-error analysis gives. Exit status 1 if a promise is broken.
     """
     names = backend or [b.name for b in backends() if b.usable]
-    if save is None and against is None and all(_is_reference(name) for name in names):
-        raise ValueError(
-            "parity: nothing to compare: numpy is the reference, name another backend, or a file "
-            "from another machine with --against"
-        )
-    saved = None if against is None else fingerprints.load(against)
-    if saved is not None and (saved.steps, saved.seed) != (steps, seed):
-        raise ValueError(
-            f"{against} is of --steps {saved.steps} --seed {saved.seed}, got {steps} and {seed}"
-        )
+    others = [name for name in names if not _is_reference(name)]
+    saved = fingerprints.load(against or fingerprints.PUBLISHED)
+    if (saved.steps, saved.seed) != (steps, seed):
+        if against is not None:
+            raise ValueError(
+                f"{against} is of --steps {saved.steps} --seed {saved.seed}, got {steps} and {seed}"
+            )
+        if save is None and not others:
+            raise ValueError(
+                "parity: nothing to compare: numpy is the reference, name another backend, or "
+                f"leave --steps {saved.steps} --seed {saved.seed}, of which hashes are published"
+            )
+        saved = None
     if save is not None:
         weights.check_writable(save)
     dtypes = [str(d) for d in dtype or list(Dtype)]
@@ -626,7 +632,7 @@ def parity_command(
         facts |= {"kept": kept}
         if saved is not None:
             facts["against"] = {
-                "file": str(against),
+                "file": str(against or fingerprints.PUBLISHED),
                 "where": saved.where,
                 "compared": len(common),
                 "differences": [vars(difference) for difference in apart],
@@ -637,7 +643,8 @@ def parity_command(
             out.print(_parity_table([v for v in verdicts if v.backend == label]))
         out.print(_hash_table(hashes, steps))
         if saved is not None:
-            print(f"{against} ({saved.where}): {_against(len(common), apart)}")
+            file = against or "published hashes"
+            print(f"{file} ({saved.where}): {_against(len(common), apart)}")
         print("every promise kept" if kept else "a promise is broken: see what is marked with !")
     if not kept:
         sys.exit(1)

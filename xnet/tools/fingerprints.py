@@ -29,6 +29,9 @@ Fingerprints: TypeAlias = dict[str, list[str]]
 
 FORMAT = 1
 
+PUBLISHED = Path(__file__).with_suffix(".json")
+"""Those of this version, made by ``xnet parity --backend numpy --save``: the same everywhere."""
+
 
 def of_arrays(arrays: Sequence[parity.Host]) -> str:
     """SHA-256 of dtypes, shapes and numbers, the bytes of each number from the lowest up.
