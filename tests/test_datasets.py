@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import io
+import math
 import os
 import struct
 import subprocess
@@ -27,6 +28,7 @@ from PIL import Image
 from xnet import datasets
 from xnet.datasets import DATASETS, load_digits, load_mnist
 from xnet.errors import DatasetError
+from xnet.tools import pictures
 from xnet.tools.pictures import FORMATS, load_image
 from xnet.weights import load_network
 
@@ -716,6 +718,149 @@ def test_ruled_paper_without_a_digit_is_blank(tmp_path, kind):
     picture = ruled(np.zeros(784), np.random.default_rng(1), **RULED[kind])
     with pytest.raises(DatasetError, match="looks blank"):
         load_image(save(tmp_path / "blank.png", picture))
+
+
+# Ink and lines on sheets whose right answer is known: 0 is paper, 1 the darkest ink.
+
+
+def ink_found(grey: np.ndarray) -> np.ndarray:
+    grey = grey.astype(np.float32)
+    return pictures._find_ink(grey, np.ones_like(grey), Path("sheet.png"))
+
+
+def lines_erased(ink: np.ndarray) -> np.ndarray:
+    ink = ink.astype(np.float32)
+    pictures._erase_rules(ink)
+    return ink
+
+
+def line_on(sheet: np.ndarray, middle: float, drop: int, level: float = 1) -> None:
+    """Draw a line one pixel thick from the left border to the right, where it is on the sheet."""
+    rows = middle + np.rint(drop * np.linspace(-0.5, 0.5, sheet.shape[1])).astype(int)
+    inside = (rows >= 0) & (rows < len(sheet))
+    sheet[rows[inside], np.flatnonzero(inside)] = level
+
+
+def test_ink_counts_from_three_times_the_grain_of_the_paper_to_the_strongest():
+    sheet = 200 + 4 * (-1.0) ** np.add(*np.indices((40, 40)))
+    marks = [100, 122, 144, 188, 189]
+    sheet[20, 10:35:5] = marks
+    expected = np.zeros((40, 40))
+    expected[20, 10:35:5] = 1, 0.75, 0.5, 0, 0
+    np.testing.assert_allclose(ink_found(sheet), expected, atol=1e-5)
+    np.testing.assert_allclose(ink_found(255 - sheet), expected, atol=1e-5)
+
+
+def test_the_border_is_every_outermost_pixel_once():
+    picture = np.arange(60, dtype=np.float32).reshape(3, 4, 5)
+    for border, sheet in zip(pictures._border(picture), picture, strict=True):
+        np.testing.assert_array_equal(np.sort(border), np.delete(sheet, [6, 7, 8, 11, 12, 13]))
+
+
+@pytest.mark.parametrize("side", [1, 256, 257, 512, 513, 768, 769, 1024])
+def test_lines_are_sought_in_at_most_256_pixels_each_way(side):
+    sheet = np.zeros((side, 3), np.float32)
+    sheet[side // 2] = 1
+    for picture in (sheet, sheet.T):
+        small, scale = pictures._shrunk(picture)
+        assert scale == -(-side // 256)
+        assert small.shape == tuple(-(-n // scale) for n in picture.shape)
+    assert pictures._shrunk(sheet)[0].max() == 1  # however thin it is
+
+
+@pytest.mark.parametrize("level", [0.3, 1])
+@pytest.mark.parametrize("drop", [-8, 0, 3, 8])
+def test_a_stroke_across_a_line_keeps_its_width_and_darkness(level, drop):
+    stroke = np.zeros((60, 80))
+    stroke[10:50, 30:34] = 0.8
+    sheet = stroke.copy()
+    line_on(sheet, 30, drop, level)
+    sheet = np.maximum(sheet, stroke)
+    np.testing.assert_allclose(lines_erased(sheet), stroke, atol=1e-6)
+
+
+@pytest.mark.parametrize("between", [0, 0.25, 0.5, 0.75])
+def test_a_line_two_pixels_thick_is_erased_wherever_it_falls_between_the_rows(between):
+    sheet = np.zeros((50, 50))
+    sheet[20:23] = np.array([[1 - between], [1], [between]])
+    assert not lines_erased(sheet).any()
+
+
+@pytest.mark.parametrize(("height", "most"), [(49, 2), (75, 3), (100, 4), (200, 8)])
+def test_a_line_is_no_thicker_than_two_pixels_or_a_25th_of_the_height(height, most):
+    sheet = np.zeros((height, 60))
+    sheet[20 : 20 + most] = 1
+    assert not lines_erased(sheet).any()
+    sheet[20 : 20 + most + 1] = 1
+    np.testing.assert_array_equal(lines_erased(sheet), sheet)
+
+
+@pytest.mark.parametrize("columns", [9, 59, 100])
+def test_a_line_tilted_by_more_than_a_tenth_is_a_stroke(columns):
+    sheet = np.zeros((columns, columns))
+    line_on(sheet, columns // 2, columns // 10)
+    assert not lines_erased(sheet).any()
+    assert not lines_erased(sheet[::-1]).any()
+    sheet[:] = 0
+    line_on(sheet, columns // 2, math.ceil(columns * 0.15))
+    if columns == 9:  # one row, halfway
+        sheet[:] = 0
+        sheet[4, :5] = sheet[5, 5:] = 1
+    np.testing.assert_array_equal(lines_erased(sheet), sheet)
+    np.testing.assert_array_equal(lines_erased(sheet[::-1]), sheet[::-1])
+
+
+def test_lines_along_the_border_alone_are_strokes():
+    """Of a digit that was cut out closely; a line within the sheet says that it is ruled."""
+    for upper in (0, 1):
+        for drop, middle in ((0, 0), (10, 4)):  # the tilted one leaves the sheet at one end
+            sheet = np.zeros((60, 100))
+            line_on(sheet, middle, drop)
+            ruled_too = sheet.copy()
+            line_on(ruled_too, 30, 0)
+            if not upper:
+                sheet, ruled_too = sheet[::-1], ruled_too[::-1]
+            np.testing.assert_array_equal(lines_erased(sheet), sheet)
+            assert not lines_erased(ruled_too).any()
+
+
+def test_a_line_of_which_a_third_is_on_the_sheet_is_erased_and_of_an_eighth_is_not():
+    sheet = np.zeros((100, 200))
+    line_on(sheet, 50, 20)
+    whole = sheet.copy()
+    line_on(sheet, -3, 20)
+    assert sheet[:20].any(axis=0).mean() == pytest.approx(0.375, abs=0.03)
+    assert not lines_erased(sheet).any()
+    corner = np.zeros_like(sheet)
+    line_on(corner, -7, 20)
+    assert corner.any(axis=0).mean() == pytest.approx(0.175, abs=0.06)
+    np.testing.assert_array_equal(lines_erased(whole + corner), corner)
+
+
+@pytest.mark.parametrize("middle", [0, 1, 3, 5, 6])
+def test_what_is_above_and_below_a_line_is_joined_evenly(middle):
+    """On the border it is only above, or below; what is darker than the line stays."""
+    half, above, below = 2, np.array([10.0, 40, 20, 30]), np.array([40.0, 10, 20, 90])
+    ink = np.full((7, 4), 50.0, np.float32)
+    ink[:, 3] = 80
+    first, last = middle - half - 1, middle + half + 1
+    if first >= 0:
+        ink[first] = above
+    if last < 7:
+        ink[last] = below
+    before, after = above if first >= 0 else below, below if last < 7 else above
+    expected = ink.copy()
+    for row in range(max(first + 1, 0), min(last, 7)):
+        share = (row - first) / (last - first)
+        expected[row, :3] = (before * (1 - share) + after * share)[:3]
+    pictures._bridge(ink, np.full(4, middle), half, 60)
+    np.testing.assert_allclose(ink, expected, rtol=1e-6)
+
+
+def test_a_bridge_adds_no_ink():
+    ink = np.array([[9, 9], [1, 5], [9, 9]], np.float32)
+    pictures._bridge(ink, np.array([1, 1]), 0, 60)
+    np.testing.assert_array_equal(ink, [[9, 9], [1, 5], [9, 9]])
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF", "WEBP"])

@@ -134,14 +134,16 @@ def _find_ink(grey: Floats, opacity: Floats, path: Path) -> Floats:
 def _erase_rules(ink: Floats) -> None:
     """Erase lines that run from the left border to the right, as ruled paper has them, in place.
 
-    A line is straight, and may be tilted by a tenth of its length. What is drawn across it stays;
-    where that is no darker than the line, the strokes above and below are joined.
+    A line is straight, no thicker than two pixels or a 25th of the height, and may be tilted by a
+    tenth of its length. What is drawn across it stays; where that is no darker than the line, the
+    strokes above and below are joined.
     """
     width, most = ink.shape[1], max(float(ink.max()), 1)
     small, scale = _shrunk(ink / most)
     rows, columns = small.shape
-    drops = _numbers(2 * (columns // 10) + 1) - columns // 10
-    levels = np.stack([_least_along(small, int(drop)) for drop in drops])
+    # The flattest first: of equally dark lines in a thick one, it tells how thick that is.
+    drops = sorted(range(-(columns // 10), columns // 10 + 1), key=abs)
+    levels = np.stack([_least_along(small, drop) for drop in drops])
     paper = float(np.median(levels))
     levels -= paper
     found: list[tuple[Integers, int, float]] = []  # where it is, half its width, its ink
@@ -158,7 +160,7 @@ def _erase_rules(ink: Floats) -> None:
             across: NDArray[np.float64] = np.linspace(-0.5, 0.5, width)
             middle = (top * scale + half) + drops[slope] * scale * across
             found.append((middle.astype(np.int64), math.ceil(half + scale / 4 + 1), level + paper))
-            ends = abs(int(drops[slope])) / 2
+            ends = abs(drops[slope]) / 2
             whole |= bool(ends < top and bottom < rows - 1 - ends)
     # What lies on the border alone may be a stroke of a digit that was cut out closely.
     for middle, half, level in found if whole else []:
