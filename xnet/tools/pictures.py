@@ -128,7 +128,7 @@ def _find_ink(grey: Floats, opacity: Floats, path: Path) -> Floats:
             f"{path} looks blank: its strongest mark differs from the paper by {contrast:.0f} of "
             f"255 grey levels, where {needed:.0f} are needed to tell ink from paper"
         )
-    return ((ink - grain) / (contrast - grain)).clip(0, 1)
+    return np.maximum((ink - grain) / (contrast - grain), 0)
 
 
 def _erase_rules(ink: Floats) -> None:
