@@ -726,6 +726,14 @@ def test_a_long_reason_is_shortened_in_its_middle(bad):
     assert "numpy" in reason[-200:]
 
 
+def test_a_reason_of_400_characters_is_said_whole():
+    whole = "ab" * 200
+    assert cli._line(ValueError(whole)) == whole
+    shortened = cli._line(ValueError(whole + "c"))
+    assert 390 <= len(shortened) <= 400
+    assert (shortened[:100], shortened[-100:]) == (whole[:100], whole[-99:] + "c")
+
+
 def test_diverging_run(bad):
     arguments = ["train", "--learning-rate", "1e200", "--iterations", 50]
     reason = bad(*arguments, printed=None)

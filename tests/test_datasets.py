@@ -1024,6 +1024,15 @@ def test_a_picture_of_too_many_pixels_is_refused(tmp_path):
         load_image(path)
 
 
+@pytest.mark.filterwarnings("error")
+def test_pillow_does_not_warn_of_what_is_refused(tmp_path):
+    path = save(tmp_path / "larger.png", Image.new("1", (10_000, 10_000)))
+    with pytest.warns(Image.DecompressionBombWarning):
+        Image.open(path).close()
+    with pytest.raises(DatasetError, match="10000×10000 pixels, at most 25,000,000 are read"):
+        load_image(path)
+
+
 @pytest.mark.parametrize("features", [0, 28, 100, 65])
 def test_other_feature_counts_are_refused(tmp_path, features):
     path = save(tmp_path / "digit.png", BLACK_ON_WHITE)
@@ -1099,7 +1108,24 @@ print(peak_memory())
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no peak of memory is told here")
+def refused_in_a_child(path: Path) -> tuple[str, int]:
+    """What a process that loads a picture says of it, and the most memory it has had."""
+    done = subprocess.run(
+        [sys.executable, "-X", "utf8", "-c", MEASURED, path],
+        capture_output=True,
+        encoding="utf-8",
+        check=True,
+    )
+    refused, peak = done.stdout.splitlines()
+    return refused, int(peak)
+
+
+tells_memory = pytest.mark.skipif(
+    not Path("/proc/self/status").exists(), reason="no peak of memory is told here"
+)
+
+
+@tells_memory
 @pytest.mark.parametrize(
     ("side", "reason", "limit"),
     [
@@ -1111,15 +1137,18 @@ print(peak_memory())
 def test_decompression_bombs_cost_little(tmp_path, mode, side, reason, limit):
     """Of a few kilobytes each, the larger would take nearly a gigabyte."""
     Image.new(mode, (side, side)).save(tmp_path / "bomb.png")
-    done = subprocess.run(
-        [sys.executable, "-X", "utf8", "-c", MEASURED, tmp_path / "bomb.png"],
-        capture_output=True,
-        encoding="utf-8",
-        check=True,
-    )
-    refused, peak = done.stdout.splitlines()
+    refused, peak = refused_in_a_child(tmp_path / "bomb.png")
     assert reason in refused
-    assert int(peak) < limit
+    assert peak < limit
+
+
+@tells_memory
+def test_a_photo_is_decoded_at_the_size_that_is_needed(tmp_path):
+    """As JPEG can be: its pixels in full would take 350 MiB with what they are converted to."""
+    Image.new("RGB", (5000, 5000)).save(tmp_path / "photo.jpg")
+    refused, peak = refused_in_a_child(tmp_path / "photo.jpg")
+    assert "looks blank" in refused
+    assert peak < 250 << 20
 
 
 def faint() -> np.ndarray:
