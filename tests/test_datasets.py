@@ -788,14 +788,26 @@ def test_lines_are_sought_in_at_most_256_pixels_each_way(side):
 
 
 @pytest.mark.parametrize("level", [0.3, 1])
-@pytest.mark.parametrize("drop", [-8, 0, 3, 8])
-def test_a_stroke_across_a_line_keeps_its_width_and_darkness(level, drop):
-    stroke = np.zeros((60, 80))
-    stroke[10:50, 30:34] = 0.8
-    sheet = stroke.copy()
-    line_on(sheet, 30, drop, level)
-    sheet = np.maximum(sheet, stroke)
-    np.testing.assert_allclose(lines_erased(sheet), stroke, atol=1e-6)
+@pytest.mark.parametrize("tilt", [-0.1, 0, 0.05, 0.1])
+@pytest.mark.parametrize(
+    ("columns", "thick", "away"), [(80, 1, 3), (250, 1, 3), (400, 3, 5), (700, 4, 8), (1000, 5, 10)]
+)
+def test_a_line_goes_and_what_is_across_and_near_it_stays(columns, thick, away, tilt, level):
+    rows, drop = columns * 3 // 4, round(tilt * columns)
+    digit = np.zeros((rows, columns))
+    digit[rows // 6 : rows * 5 // 6, columns // 3 : columns // 3 + 20] = 0.8
+    sheet = digit.copy()
+    for row in range(thick):
+        line_on(sheet, rows // 2 + row, drop, level)
+    for column in range(5, columns, columns // 10):  # dots above and below the line
+        (on,) = np.nonzero(sheet[:, column])
+        if len(on) == thick:
+            for dot in (
+                slice(on[0] - away - 3, on[0] - away),
+                slice(on[-1] + away + 1, on[-1] + away + 4),
+            ):
+                digit[dot, column] = 0.9
+    np.testing.assert_allclose(lines_erased(np.maximum(sheet, digit)), digit, atol=1e-6)
 
 
 @pytest.mark.parametrize("between", [0, 0.25, 0.5, 0.75])
