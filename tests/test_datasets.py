@@ -770,6 +770,33 @@ def test_levels_of_16_bits_are_divided_by_256(tmp_path):
     assert (opacity == 1).all()
 
 
+def test_the_level_of_paper_is_a_plane_whatever_touches_a_part_of_its_border():
+    y, x = np.mgrid[:40, :50].astype(np.float32)
+    for plane in (120 + y - 0.5 * x, 150 - 0.25 * y + x):
+        sheet = plane.copy()
+        sheet[5:15, :20] = sheet[30:, 25:30] = 0
+        np.testing.assert_allclose(pictures._paper_level(sheet), plane, atol=0.01)
+
+
+def test_transparent_parts_are_paper():
+    """Of the opaque border's grey, if most of it is opaque; else white, or black under chalk."""
+    grey, opacity = np.zeros((2, 4, 4), np.float32)
+    grey[1, 1:3], opacity[1, 1:3] = (55, 155), (1, 0.5)
+    expected = np.full((4, 4), 255.0)
+    expected[1, 1:3] = 55, 205
+    np.testing.assert_array_equal(pictures._on_paper(grey, opacity), expected)
+    for chalk, paper in ((204, 255.0), (205, 0.0)):  # four times as light as dark, or more
+        grey[1, 1:3] = chalk
+        expected = np.full((4, 4), paper)
+        expected[1, 1:3] = chalk, (chalk + paper) / 2
+        np.testing.assert_allclose(pictures._on_paper(grey, opacity), expected)
+    grey[:], opacity[:] = 40, 0
+    opacity[0] = opacity[1:3, 0] = 1
+    assert (pictures._on_paper(grey, opacity)[opacity == 0] == 255).all()  # half of the border
+    opacity[3, 0] = 1
+    assert (pictures._on_paper(grey, opacity) == 40).all()
+
+
 def test_the_border_is_every_outermost_pixel_once():
     picture = np.arange(60, dtype=np.float32).reshape(3, 4, 5)
     for border, sheet in zip(pictures._border(picture), picture, strict=True):
@@ -847,6 +874,7 @@ def test_a_line_paler_than_a_tenth_of_the_darkest_ink_is_left_for_the_crop():
     line_on(pale, 40, 2, level=0.09)
     np.testing.assert_array_equal(lines_erased(pale), pale.astype(np.float32))
     assert pictures._crop(pale).shape == (10, 10)
+    assert pictures._crop(sheet).shape == (32, 80)
 
 
 def test_lines_along_the_border_alone_are_strokes():
@@ -861,6 +889,30 @@ def test_lines_along_the_border_alone_are_strokes():
                 sheet, ruled_too = sheet[::-1], ruled_too[::-1]
             np.testing.assert_array_equal(lines_erased(sheet), sheet)
             assert not lines_erased(ruled_too).any()
+            sheet[:] = 0
+            line_on(sheet, 1 + drop * 6 // 10, drop)  # just within
+            assert not lines_erased(sheet).any()
+            assert not lines_erased(sheet[::-1]).any()
+
+
+def test_a_dot_on_a_line_stays_where_it_is_a_quarter_darker():
+    sheet = np.zeros((60, 80))
+    sheet[10, 10] = 1
+    digit = sheet.copy()
+    sheet[30] = 0.3
+    sheet[30, 20] = digit[30, 20] = 0.6
+    sheet[30, 40] = 0.5
+    np.testing.assert_array_equal(lines_erased(sheet), digit.astype(np.float32))
+
+
+@pytest.mark.parametrize("eighth", range(8))
+def test_a_line_is_as_dark_as_its_palest_eighth(eighth):
+    sheet = np.zeros((3, 80), np.float32)
+    sheet[1] = 1
+    sheet[1, 10 * eighth + 1 : 10 * eighth + 9] = 0
+    expected = np.zeros(3 + 2 * 4)  # lines begin up to a twentieth above and below
+    expected[5] = 0.2
+    np.testing.assert_allclose(pictures._least_along(sheet, 0), expected, atol=1e-6)
 
 
 def test_a_line_of_which_a_third_is_on_the_sheet_is_erased_and_of_an_eighth_is_not():
@@ -876,12 +928,13 @@ def test_a_line_of_which_a_third_is_on_the_sheet_is_erased_and_of_an_eighth_is_n
     np.testing.assert_array_equal(lines_erased(whole + corner), corner)
 
 
-@pytest.mark.parametrize("middle", [0, 1, 3, 5, 6])
+@pytest.mark.parametrize("middle", range(7))
 def test_what_is_above_and_below_a_line_is_joined_evenly(middle):
     """On the border it is only above, or below; what is darker than the line stays."""
     half, above, below = 2, np.array([10.0, 40, 20, 30]), np.array([40.0, 10, 20, 90])
+    darker = 60
     ink = np.full((7, 4), 50.0, np.float32)
-    ink[:, 3] = 80
+    ink[:, 2:] = darker, darker + 1
     first, last = middle - half - 1, middle + half + 1
     if first >= 0:
         ink[first] = above
@@ -892,7 +945,7 @@ def test_what_is_above_and_below_a_line_is_joined_evenly(middle):
     for row in range(max(first + 1, 0), min(last, 7)):
         share = (row - first) / (last - first)
         expected[row, :3] = (before * (1 - share) + after * share)[:3]
-    pictures._bridge(ink, np.full(4, middle), half, 60)
+    pictures._bridge(ink, np.full(4, middle), half, darker)
     np.testing.assert_allclose(ink, expected, rtol=1e-6)
 
 
