@@ -758,7 +758,7 @@ def test_ink_counts_from_three_times_the_grain_of_the_paper_to_the_strongest():
 def test_ink_is_what_differs_more_in_all():
     sheet = np.full((60, 60), 128)
     sheet[10:50, 10:50] = 130
-    sheet[20, 20], sheet[30, 30] = 140, 68  # 1599 * 2**2 + 12**2 in all, above 60**2
+    sheet[20, 20], sheet[30, 30] = 140, 56  # 1598 * 2**2 + 12**2 in all, above 72**2
     for found in (ink_found(sheet), ink_found(255 - sheet)):
         assert (found[20, 20], found[30, 30]) == (1, 0)
 
@@ -842,6 +842,21 @@ def test_a_line_two_pixels_thick_is_erased_wherever_it_falls_between_the_rows(be
     sheet = np.zeros((50, 50))
     sheet[20:23] = np.array([[1 - between], [1], [between]])
     assert not lines_erased(sheet).any()
+
+
+def test_a_blurred_line_is_erased_with_its_edges():
+    sheet = np.zeros((50, 50))
+    sheet[20:25] = np.array([[0.1], [0.4], [1], [0.4], [0.1]])
+    assert not lines_erased(sheet).any()
+
+
+def test_a_line_is_told_from_a_shade_over_the_whole_sheet():
+    sheet = np.full((50, 50), 0.3)
+    sheet[20] = 0.6
+    sheet[40, 40] = 1
+    erased = sheet.copy()
+    erased[20] = 0.3
+    np.testing.assert_allclose(lines_erased(sheet), erased, atol=1e-6)
 
 
 @pytest.mark.parametrize(("height", "most"), [(49, 2), (75, 3), (100, 4), (200, 8)])
@@ -983,6 +998,21 @@ def test_proportions_are_kept_and_the_mass_is_centred(tmp_path):
     expected = np.zeros((28, 28))
     expected[13:15, 4:24] = 1
     np.testing.assert_array_equal(loaded, expected)
+
+
+def test_no_ink_is_cut_off_to_centre_the_mass():
+    ends = np.zeros((2, 20), np.float32)
+    ends[0, 0] = ends[1, -1] = 1
+    assert [pictures._offset(mass, 28) for mass in ends] == [8, 0]
+    assert [pictures._offset(np.ones(n, np.float32), 28) for n in (1, 2, 19, 20)] == [14, 13, 5, 4]
+
+
+def test_enlarging_does_not_overshoot():
+    ink = np.zeros((8, 8), np.float32)
+    ink[:, :4] = 1
+    placed = pictures._place(ink, 20, 20, side=28)
+    assert (placed.min(), placed.max()) == (0, 1)
+    assert (placed[4:24, placed.any(axis=0).argmax()] == 1).all()
 
 
 def test_tiny_picture_is_enlarged(tmp_path):
