@@ -763,6 +763,12 @@ def test_ink_is_what_differs_more_in_all():
         assert (found[20, 20], found[30, 30]) == (1, 0)
 
 
+def test_a_large_picture_is_read_at_1024_pixels(tmp_path):
+    for size, shape in {(2048, 1536): (768, 1024), (1536, 2048): (1024, 768)}.items():
+        grey, opacity = pictures._read_grey(save(tmp_path / "large.png", Image.new("L", size)))
+        assert grey.shape == opacity.shape == shape
+
+
 def test_levels_of_16_bits_are_divided_by_256(tmp_path):
     levels = np.array([[-5, 0, 255, 256], [512, 65279, 65535, 10**6]], np.int32)
     grey, opacity = pictures._read_grey(save(tmp_path / "deep.tiff", levels))
@@ -890,6 +896,19 @@ def test_a_line_paler_than_a_tenth_of_the_darkest_ink_is_left_for_the_crop():
     np.testing.assert_array_equal(lines_erased(pale), pale.astype(np.float32))
     assert pictures._crop(pale).shape == (10, 10)
     assert pictures._crop(sheet).shape == (32, 80)
+    pale[40] = 0.1
+    assert pictures._crop(pale.astype(np.float32)).shape == (10, 10)
+
+
+def test_a_line_of_which_a_quarter_is_on_the_sheet_counts_as_none():
+    sheet = np.zeros((30, 80), np.float32)
+    line_on(sheet, -1, 2)
+    assert sheet[0].mean() == 0.25
+    assert pictures._least_along(sheet, 2)[3] == 0
+    sheet[:] = 0
+    line_on(sheet, -1, 3)
+    assert sheet[0].mean() == pytest.approx(0.325)
+    assert pictures._least_along(sheet, 3)[3] == 1
 
 
 def test_lines_along_the_border_alone_are_strokes():

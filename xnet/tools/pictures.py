@@ -8,7 +8,7 @@ import os
 import warnings
 from contextlib import closing
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -234,10 +234,7 @@ def _paper_level(grey: Floats) -> Floats:
     A plane, as a photo's light falls off to one side. It is fitted to the half of the border
     nearest to its median, so that ink that touches the border does not tilt it.
     """
-    height, width = grey.shape
-    plane = np.ones((3, height, width), np.float32)
-    plane[1] = np.linspace(-1, 1, height)[:, np.newaxis]
-    plane[2] = np.linspace(-1, 1, width)
+    plane: NDArray[Any] = np.stack([np.ones_like(grey), *np.indices(grey.shape)])  # float64
     border = _border(grey)
     distance = np.abs(border - np.median(border))
     paper = distance <= np.median(distance)
