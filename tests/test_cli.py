@@ -726,6 +726,14 @@ def test_a_long_reason_is_shortened_in_its_middle(bad):
     assert "numpy" in reason[-200:]
 
 
+def test_a_reason_of_400_characters_is_said_whole():
+    whole = "ab" * 200
+    assert cli._line(ValueError(whole)) == whole
+    shortened = cli._line(ValueError(whole + "c"))
+    assert 390 <= len(shortened) <= 400
+    assert (shortened[:100], shortened[-100:]) == (whole[:100], whole[-99:] + "c")
+
+
 def test_diverging_run(bad):
     arguments = ["train", "--learning-rate", "1e200", "--iterations", 50]
     reason = bad(*arguments, printed=None)
@@ -932,11 +940,21 @@ def test_a_signal_that_is_ignored_stays_so(run, monkeypatch):
 # Output that cannot be written.
 
 
+def written_to(output, *arguments) -> subprocess.CompletedProcess:
+    """Run the command with Python's usual buffer, which it empties once more at its end."""
+    return subprocess.run(
+        [*COMMAND, *arguments],
+        stdout=output,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONUNBUFFERED": ""},
+    )
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
 @pytest.mark.parametrize("arguments", [["info"], ["info", "--json"], ["--help"]], ids=" ".join)
 def test_a_full_disk_is_said_in_a_line(arguments):
     with open("/dev/full", "wb") as full:
-        done = subprocess.run([*COMMAND, *arguments], stdout=full, stderr=subprocess.PIPE)
+        done = written_to(full, *arguments)
     assert done.returncode == 1
     assert re.fullmatch(r"xnet: [^\n]*No space left[^\n]*\n", done.stderr.decode())
 
@@ -946,7 +964,7 @@ def test_a_reader_that_left_is_no_error_to_speak_of(arguments):
     ours, theirs = os.pipe()
     os.close(ours)
     with open(theirs, "wb") as closed:
-        done = subprocess.run([*COMMAND, *arguments], stdout=closed, stderr=subprocess.PIPE)
+        done = written_to(closed, *arguments)
     assert (done.returncode, done.stderr) == (1, b"")
 
 
@@ -954,6 +972,26 @@ def test_a_reader_that_left_is_no_error_to_speak_of(arguments):
 def test_output_that_is_closed():
     done = subprocess_run(*COMMAND, "info", command=["sh", "-c", '"$0" "$@" >&-'])
     assert (done.returncode, done.stderr) == (0, "")
+
+
+FAILING = """
+from xnet import datasets
+from xnet.tools import cli
+
+def fail():
+    raise OSError("the disk is gone")
+
+datasets.DATASETS["digits"] = fail
+cli.main()
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a POSIX shell's way to close it")
+@pytest.mark.parametrize("redirected", ["", ">&-"])
+def test_what_is_wrong_is_said_where_the_output_is_closed_too(redirected):
+    shell = ["sh", "-c", f'"$0" "$@" {redirected}', sys.executable, "-c", FAILING]
+    done = subprocess_run("train", command=shell)
+    assert (done.returncode, done.stderr) == (1, "xnet: the disk is gone\n")
 
 
 def test_mistake_in_a_process_of_its_own():

@@ -5,9 +5,11 @@ import errno
 import json
 import os
 import pickle
+import pickletools
 import re
 import signal
 import stat
+import struct
 import subprocess
 import sys
 import time
@@ -1303,6 +1305,36 @@ def test_the_same_array_under_two_names(tmp_path):
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_hundreds_of_arrays_load(tmp_path, protocol):
+    """A pickler numbers what it has written; above 255, in opcodes of their own."""
+    arrays = {}
+    for number in range(1, 61):
+        arrays |= {f"W{number}": np.full((2, 2), number / 7), f"b{number}": np.full(2, -number / 7)}
+    arrays["W60"] = arrays["W59"]
+    content = pickle.dumps(arrays, protocol)
+    used = {opcode.name for opcode, _, _ in pickletools.genops(content)}
+    numbered = {0: {"PUT", "GET"}, 4: {"LONG_BINGET"}, 5: {"LONG_BINGET"}}
+    assert used >= numbered.get(protocol, {"LONG_BINPUT", "LONG_BINGET"})
+    (tmp_path / "net.pkl").write_bytes(content)
+    network = weights.load_network(tmp_path / "net.pkl", backend="numpy")
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(network.params[name], array, strict=True)
+
+
+def test_an_array_longer_than_four_gigabytes_would_load(tmp_path):
+    """Its bytes have an opcode of their own in protocol 4, put here on fewer."""
+    arrays = {"W1": np.arange(10_000.0).reshape(100, 100), "b1": np.arange(100.0)}
+    content, length = pickle.dumps(arrays, 4), 80_000
+    usual = pickle.BINBYTES + struct.pack("<I", length)
+    assert content.count(usual) == 1
+    long = content.replace(usual, pickle.BINBYTES8 + struct.pack("<Q", length))
+    assert pickle.loads(long).keys() == arrays.keys()
+    (tmp_path / "net.pkl").write_bytes(long)
+    network = weights.load_network(tmp_path / "net.pkl", backend="numpy")
+    np.testing.assert_array_equal(network.params["W1"], arrays["W1"], strict=True)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_every_truncated_pickle_is_refused(tmp_path, protocol):
     content = pickle.dumps(ARRAYS["float64"], protocol)
     for length in range(len(content)):
@@ -1324,6 +1356,7 @@ OTHERS = {
     "an empty dict": ({}, "expected W1, b1, W2, b2, ..."),
     "other names": ({"V1": W, "c1": B}, r"['V1', 'c1'], expected W1, b1, W2, b2, ..."),
     "one too few": ({"W1": W, "b1": B, "W2": W}, "expected W1, b1, W2, b2, ..."),
+    "an array of no dimension": ({"W1": W[0, 0, ...], "b1": B}, "W1 has shape (), expected (D, M)"),
     "a gap": ({"W1": W, "b1": B, "W3": W, "b3": B}, "expected W1, b1, W2, b2, ..."),
     "names that are numbers": ({1: W, 2: B}, "a key that is a int, expected the names W1, b1,"),
     "numbers": ({"W1": 1.0, "b1": 2.0}, "opcode BINFLOAT"),

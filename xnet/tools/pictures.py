@@ -8,7 +8,7 @@ import os
 import warnings
 from contextlib import closing
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -128,20 +128,22 @@ def _find_ink(grey: Floats, opacity: Floats, path: Path) -> Floats:
             f"{path} looks blank: its strongest mark differs from the paper by {contrast:.0f} of "
             f"255 grey levels, where {needed:.0f} are needed to tell ink from paper"
         )
-    return ((ink - grain) / (contrast - grain)).clip(0, 1)
+    return np.maximum((ink - grain) / (contrast - grain), 0)
 
 
 def _erase_rules(ink: Floats) -> None:
     """Erase lines that run from the left border to the right, as ruled paper has them, in place.
 
-    A line is straight, and may be tilted by a tenth of its length. What is drawn across it stays;
-    where that is no darker than the line, the strokes above and below are joined.
+    A line is straight, no thicker than two pixels or a 25th of the height, and may be tilted by a
+    tenth of its length. What is drawn across it stays; where that is no darker than the line, the
+    strokes above and below are joined.
     """
     width, most = ink.shape[1], max(float(ink.max()), 1)
     small, scale = _shrunk(ink / most)
     rows, columns = small.shape
-    drops = _numbers(2 * (columns // 10) + 1) - columns // 10
-    levels = np.stack([_least_along(small, int(drop)) for drop in drops])
+    # The flattest first: of equally dark lines in a thick one, it tells how thick that is.
+    drops = sorted(range(-(columns // 10), columns // 10 + 1), key=abs)
+    levels = np.stack([_least_along(small, drop) for drop in drops])
     paper = float(np.median(levels))
     levels -= paper
     found: list[tuple[Integers, int, float]] = []  # where it is, half its width, its ink
@@ -158,7 +160,7 @@ def _erase_rules(ink: Floats) -> None:
             across: NDArray[np.float64] = np.linspace(-0.5, 0.5, width)
             middle = (top * scale + half) + drops[slope] * scale * across
             found.append((middle.astype(np.int64), math.ceil(half + scale / 4 + 1), level + paper))
-            ends = abs(int(drops[slope])) / 2
+            ends = abs(drops[slope]) / 2
             whole |= bool(ends < top and bottom < rows - 1 - ends)
     # What lies on the border alone may be a stroke of a digit that was cut out closely.
     for middle, half, level in found if whole else []:
@@ -232,10 +234,7 @@ def _paper_level(grey: Floats) -> Floats:
     A plane, as a photo's light falls off to one side. It is fitted to the half of the border
     nearest to its median, so that ink that touches the border does not tilt it.
     """
-    height, width = grey.shape
-    plane = np.ones((3, height, width), np.float32)
-    plane[1] = np.linspace(-1, 1, height)[:, np.newaxis]
-    plane[2] = np.linspace(-1, 1, width)
+    plane: NDArray[Any] = np.stack([np.ones_like(grey), *np.indices(grey.shape)])  # float64
     border = _border(grey)
     distance = np.abs(border - np.median(border))
     paper = distance <= np.median(distance)
