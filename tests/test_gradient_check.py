@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import xnet
+from xnet.gradient import unlike
 from xnet.gradient_check import (
     BENDS,
     FINEST,
@@ -433,6 +434,20 @@ def test_any_network_right_and_one_percent_off(case, data):
     if abs(right[name]).max() > 2 * NO_GRADIENT * largest:  # less is none
         assert found.verdict != AGREES, str(check)
         assert found.verdict == WRONG or not ordinary, str(check)
+
+
+def test_a_sample_at_a_kink_is_found_though_its_bends_cancel_in_one_direction():
+    """Slopes of softmax add up to 0; these do so, too, by the factors that move the biases."""
+    factors = unlike(np, np.zeros(3), range(3))
+    slopes = 1e-3 * np.cross(factors, np.ones(3))
+    assert abs(slopes.sum()) < 1e-15
+    assert abs(slopes @ factors) < 1e-15
+    layers = [Affine.from_params(-np.ones((1, 3)), np.zeros(3)), ReLU()]  # of x = 0 all are 0
+    net, t = xnet.Network(layers), np.ones((3, 3)) / 3 + slopes
+    with pytest.warns(xnet.KinkWarning, match="leaves out 1 of 3"):
+        check = gradient_check(net, [[0.0], [1.0], [2.0]], t)
+    assert check.left_out == (0,)
+    assert check.verdict == AGREES
 
 
 @pytest.mark.parametrize("share", [1.5 * FINEST, 2.0])

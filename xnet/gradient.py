@@ -483,11 +483,17 @@ def _hides_a_slope(
     return hides
 
 
-def unlike(xp: Any, x: Array, span: range) -> Array:
-    """Factors within 1/2 and 1 for the elements of a span, 0 for others: no two slopes cancel."""
+GOLDEN = (math.sqrt(5) - 1) / 2
+
+
+def unlike(xp: Any, x: Array, span: range, ratio: float = GOLDEN) -> Array:
+    """Factors within 1/2 and 1 for the elements of a span, 0 for others: no two slopes cancel.
+
+    They are others for another `ratio`, an irrational number within 0 and 1.
+    """
     k = xp.arange(math.prod(x.shape), dtype=xp.float64, device=x.device)
-    golden = (k + 1) * ((math.sqrt(5) - 1) / 2)
-    factors = (1 + golden - xp.floor(golden)) / 2
+    places = (k + 1) * ratio
+    factors = (1 + places - xp.floor(places)) / 2
     factors = xp.where((k >= span.start) & (k < span.stop), factors, 0 * k)
     return xp.reshape(xp.astype(factors, x.dtype), x.shape)
 

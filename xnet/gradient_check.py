@@ -36,11 +36,12 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import product
 from typing import Any, Protocol
 
 from xnet.backend import Array, backend_of
 from xnet.errors import KinkWarning, RoundingWarning
-from xnet.gradient import Index, checked_step, unlike
+from xnet.gradient import GOLDEN, Index, checked_step, unlike
 from xnet.losses import batch_and_targets
 
 STEPS = (1e-4, 1e-6, 1e-2, 1e-5, 1e-3)
@@ -60,6 +61,10 @@ NO_GRADIENT = 1e-10
 
 BENDS = 4
 """Steps within which a sample must not bend: each element is moved by half of them or more."""
+
+RATIOS = (GOLDEN, math.sqrt(2) - 1)
+"""By which the elements are moved unlike one another: the bends of scores, whose slopes add up to 0,
+may cancel in one way, and then not in the other."""
 
 
 class Verdict(StrEnum):
@@ -313,8 +318,8 @@ def _without_kinks(
         here, moved = _losses(network, x, t), copy.deepcopy(network)
         noise = 4 * rounding * (xp.abs(here) + scores / here.shape[0])
         bends: dict[float, Array] = dict.fromkeys(steps, noise < 0)
-        for name, W in network.params.items():
-            factors = unlike(xp, W, range(math.prod(W.shape)))
+        for (name, W), ratio in product(network.params.items(), RATIOS):
+            factors = unlike(xp, W, range(math.prod(W.shape)), ratio)
             for step in steps:
                 second: list[Array] = []
                 for h in (BENDS * step, 2 * BENDS * step):
