@@ -86,7 +86,7 @@ def test_networks_pass_the_check(backend, rng, depth, activation, loss, labels):
 
 
 def test_badly_misclassified_samples_pass_the_check(backend, rng):
-    net = stack(2, ReLU, SoftmaxWithLoss)
+    net = stack(2, ReLU, SoftmaxWithLoss, seed=2)
     x = 100 * rng.normal(size=(8, 5))
     t = (backend.to_numpy(net.predict(x)).argmax(axis=1) + 1) % 3
     assert net.loss(x, t) > 10
@@ -330,7 +330,7 @@ def test_a_wrong_gradient_of_the_loss_in_training_is_caught(rng, between):
 def test_a_kink_of_the_loss_in_training_gives_no_verdict(rng):
     """One of eight samples lies there; which, the loss of a batch does not say."""
     layers = [Affine(5, 6, 0.7), ReLU(), Affine(6, 3, 0.7), Dropout(0.4)]
-    net, x = xnet.Network(layers, seed=4, backend="numpy"), rng.normal(size=(8, 5))
+    net, x = xnet.Network(layers, seed=5, backend="numpy"), rng.normal(size=(8, 5))
     x[3] = 0
     with pytest.warns(xnet.NaiveGradientWarning):
         check = gradient_check(net, x, rng.integers(0, 3, 8))
@@ -508,8 +508,8 @@ def test_kinks_that_a_step_crosses_are_no_alarm(backend, samples):
 def test_an_element_that_crosses_a_kink_is_looked_at_by_a_shorter_step():
     """Else as much as the kink is worth would be allowed of it, and an error hidden."""
     (x, t), _ = xnet.datasets.load_digits()
-    net = xnet.Network([Affine(64, 50, "he"), ReLU(), Affine(50, 10, "he")], seed=3)
-    batch = np.random.default_rng(3).permutation(len(x))[:20]
+    net = xnet.Network([Affine(64, 50, "he"), ReLU(), Affine(50, 10, "he")], seed=5)
+    batch = np.random.default_rng(5).permutation(len(x))[:20]
     with xnet.use_backend("numpy"):
         check = gradient_check(net, x[batch], t[batch])
     assert check.passed, str(check)

@@ -63,8 +63,8 @@ BENDS = 4
 """Steps within which a sample must not bend: each element is moved by half of them or more."""
 
 RATIOS = (GOLDEN, math.sqrt(2) - 1)
-"""By which the elements are moved unlike one another: the bends of scores, whose slopes add up to 0,
-may cancel in one way, and then not in the other."""
+"""By which the elements are moved unlike one another: the bends of scores, whose slopes add up to
+0, may cancel in one way, and then not in the other."""
 
 
 class Verdict(StrEnum):
