@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 import xnet
 from xnet import exact, formulas, operations
+from xnet.dtypes import dtype_name
 from xnet.formulas import (
     Arrays,
     Cuda,
@@ -147,7 +148,7 @@ def test_random_numbers_and_state(backend, dtype):
     with pytest.raises(RuntimeError, match="drawn in training, by a network"):
         Arrays(backend).uniform(like)
     state = {"mean": backend.asarray(np.array([1.0, 2.0, 3.0], dtype))}
-    m = Arrays(backend, True, state, lambda shape, kind: np.full(shape, 0.25, kind))
+    m = Arrays(backend, True, state, lambda shape, kind: np.full(shape, 0.25, dtype_name(kind)))
     drawn = backend.to_numpy(m.uniform(like))
     assert (drawn == 0.25).all()
     assert (drawn.shape, drawn.dtype) == ((2, 3), dtype)
