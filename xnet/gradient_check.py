@@ -62,10 +62,6 @@ NO_GRADIENT = 1e-10
 BENDS = 4
 """Steps within which a sample must not bend: each element is moved by half of them or more."""
 
-RATIOS = (GOLDEN, math.sqrt(2) - 1)
-"""By which the elements are moved unlike one another: the bends of scores, whose slopes add up to
-0, may cancel in one way, and then not in the other."""
-
 
 class Verdict(StrEnum):
     """What a check found."""
@@ -318,9 +314,8 @@ def _without_kinks(
         here, moved = _losses(network, x, t), copy.deepcopy(network)
         noise = 4 * rounding * (xp.abs(here) + scores / here.shape[0])
         bends: dict[float, Array] = dict.fromkeys(steps, noise < 0)
-        for (name, W), ratio in product(network.params.items(), RATIOS):
-            factors = unlike(xp, W, range(math.prod(W.shape)), ratio)
-            for step in steps:
+        for name, W in network.params.items():
+            for factors, step in product(_directions(xp, W), steps):
                 second: list[Array] = []
                 for h in (BENDS * step, 2 * BENDS * step):
                     total = -2 * here
@@ -341,6 +336,18 @@ def _without_kinks(
         kept = xp.nonzero(~lies)[0]
         left_out = tuple(int(k) for k in xp.nonzero(lies)[0])
         return xp.take(x, kept, axis=0), xp.take(t, kept, axis=0), left_out, smooth
+
+
+def _directions(xp: Any, W: Array) -> tuple[Array, Array]:
+    """By how much each element is moved: all up, or by other factors in turns up and down.
+
+    What bends may cancel in one of the two, as the slopes of scores do that add up to 0; and a
+    `LayerNorm` sees next to nothing of biases that go up together.
+    """
+    size = math.prod(W.shape)
+    up, other = (unlike(xp, W, range(size), ratio) for ratio in (GOLDEN, math.sqrt(2) - 1))
+    odd = xp.reshape(xp.arange(size, device=W.device) % 2 == 1, W.shape)
+    return up, xp.where(odd, -other, other)
 
 
 def _rounding(network: Differentiable, x: Array) -> float:
