@@ -450,6 +450,17 @@ def test_a_sample_at_a_kink_is_found_though_its_bends_cancel_in_one_direction():
     assert check.verdict == AGREES
 
 
+def test_a_kink_behind_a_normalization_that_hardly_sees_biases_move_together():
+    """The third sample crosses it within the shortest step of one bias alone."""
+    layers = [Affine(1, 3, 0.01), LayerNorm(3), ReLU()]
+    net = xnet.Network(layers, seed=2, backend="numpy")
+    x = np.array([[6.6e-3], [-1.64e-2], [-5.2e-5], [-6.2e-3], [1.5e-3]])
+    with pytest.warns(xnet.KinkWarning, match="leaves out 1 of 5"):
+        check = gradient_check(net, x, np.array([2, 2, 0, 1, 1]))
+    assert check.left_out == (2,)
+    assert check.verdict == AGREES
+
+
 @pytest.mark.parametrize("share", [1.5 * FINEST, 2.0])
 def test_one_element_off_is_caught(rng, share):
     net = Altered([Affine(5, 6, 0.7), ReLU(), Affine(6, 3, 0.7)], seed=2)

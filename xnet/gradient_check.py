@@ -22,9 +22,10 @@ Of the steps, the one says most of an element whose difference and allowance are
 kink crossed by a long step, as ReLU's at 0, is not by a short one.
 
 Samples that lie at a kink have no derivative, and are left out. They are found by moving all of a
-parameter at once, both ways: f(w + hv) + f(w - hv) - 2 f(w) falls as h^2 for the loss f of a
-sample where it is smooth, and as h at a kink, by the shortest step; what four roundings of its loss
-explain shows nothing. What is wrong is said by steps within which no sample bends.
+parameter at once, in two directions v, both ways: f(w + hv) + f(w - hv) - 2 f(w) falls as h^2 for
+the loss f of a sample where it is smooth, and as h at a kink, by the shortest step; what four
+roundings of its loss explain shows nothing. What is wrong is said by steps within which no sample
+bends.
 
 There is no verdict where what is allowed nears the gradient itself, or where such steps are
 wanting.
