@@ -548,23 +548,26 @@ def resolve(backend: "str | Backend | None" = None, reproducible: bool | None = 
         Unknown name (the near miss is suggested), or not usable here (with what would help); in
         reproducible mode also one whose arithmetic is not IEEE 754's: see `xnet.arithmetic`.
     """
-    if backend is None:
-        backend = get_backend()
+    return sound(_chosen(get_backend() if backend is None else backend, reproducible))
+
+
+def _chosen(backend: str | Backend, reproducible: bool | None) -> Backend:
+    """That backend, whatever its arithmetic."""
     if isinstance(backend, Backend):
         if reproducible is None or reproducible == backend.reproducible:
-            return sound(backend)
-        return sound(_instance(backend.name, backend.device, reproducible))
+            return backend
+        return _instance(backend.name, backend.device, reproducible)
     if not isinstance(backend, str):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(f"backend is a {type(backend).__name__}, expected a name or a Backend")
     if reproducible is None:
         reproducible = _current_mode()
     if backend == "auto":
         usable = [name for name in AUTO_ORDER if not _why_unusable(name)]
-        return sound(_instance(usable[0], None, reproducible))
+        return _instance(usable[0], None, reproducible)
     name, colon, index = backend.partition(":")
     if colon and not (index.isascii() and index.isdigit()):
         raise BackendError(f"backend {backend!r}: {index!r} is not a device index (0, 1, ...)")
-    return sound(_instance(name, int(index) if colon else None, reproducible))
+    return _instance(name, int(index) if colon else None, reproducible)
 
 
 # -- selection

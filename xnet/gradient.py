@@ -484,6 +484,7 @@ def _hides_a_slope(
 
 
 GOLDEN = (math.sqrt(5) - 1) / 2
+"""Its multiples, less their whole parts, lie as far from each other as can be."""
 
 
 def unlike(xp: Any, x: Array, span: range, ratio: float = GOLDEN) -> Array:
