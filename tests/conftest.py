@@ -127,11 +127,13 @@ def ctrl_c():
     """For tests in which one comes at any moment.
 
     No garbage is collected: JAX and Hypothesis watch that, and what is raised there is lost.
-    What was current is so again, see `xnet.backend.Current`.
+    What was current is so again, see `xnet.backend.Current`, and NumPy as silent as it was, see
+    `xnet_numpy.Silence`.
     """
     before = xnet.backend._current.get()
     gc.disable()
-    yield
+    with np.errstate():
+        yield
     gc.enable()
     xnet.backend._current.set(before)
 

@@ -1,10 +1,13 @@
 import copy
+import gc
 import itertools
 import math
 import pickle
+import sys
 
 import numpy as np
 import pytest
+import xnet_numpy
 from conftest import OPTIMIZERS, assert_close, make_loss, property_settings, variants
 from hypothesis import given
 from hypothesis import strategies as st
@@ -938,6 +941,23 @@ def test_tab_finds_what_there_is():
 
 
 # -- a process that has NumPy raise
+
+
+@pytest.mark.parametrize("reproducible", [False, True])
+def test_a_block_cut_off_at_its_end_is_not_taken_for_silent(reproducible, ctrl_c):
+    """A Ctrl-C before the first line of `__exit__` leaves NumPy silent, till it is told otherwise."""
+
+    def at_the_end(frame, event, argument):
+        if event == "call" and frame.f_code is xnet_numpy.Silence.__exit__.__code__:
+            sys.settrace(None)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), xnet_numpy.Silence():
+        sys.settrace(at_the_end)
+    assert np.geterr()["over"] == "ignore"
+    gc.collect()
+    with xnet.use_backend("numpy", reproducible), np.errstate(all="raise"):
+        Sigmoid().forward(EXTREMES)
 
 
 EXTREMES = np.array([[1e300, -1e300, 1e-310, -800.0], [800.0, 1e-200, 0.0, -1.0]])

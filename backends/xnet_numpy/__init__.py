@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager
 from contextvars import Context, ContextVar, copy_context
 from functools import lru_cache
 from typing import Any
+from weakref import ref
 
 import numpy as np
 
@@ -14,35 +15,41 @@ from xnet.operations import Loss, Operation
 from xnet_numpy import generated
 from xnet_numpy.runs import Prepared, product
 
-_silent: ContextVar[bool] = ContextVar("silent", default=False)
+_silence: ContextVar[Callable[[], object]] = ContextVar("silence", default=lambda: None)
+"""Where to find the block that made NumPy silent here, if it has not ended."""
 
 
 class Silence:
     """Block without NumPy's warnings of overflow, of division by 0 and of NaN.
 
     Within another it does nothing: `np.errstate` takes three microseconds. Where Ctrl-C comes
-    between two lines, NumPy may stay silent; never is it taken for silent while it warns.
+    between two lines, as before the first of `__exit__`, NumPy may stay silent. Nobody takes it for
+    silent after that, for what is known of a block is a weak reference, which ends with it.
     """
 
-    __slots__ = ("outermost", "token")
+    __slots__ = ("__weakref__", "outermost", "token")
 
     def __enter__(self) -> None:
         self.outermost = None
-        if not _silent.get():
+        if not _silent():
             self.outermost = np.errstate(all="ignore")
             self.outermost.__enter__()
-            self.token = _silent.set(True)
+            self.token = _silence.set(ref(self))
 
     def __exit__(self, *_: object) -> None:
         if self.outermost is not None:
-            _silent.reset(self.token)
+            _silence.reset(self.token)
             self.outermost.__exit__(None, None, None)
+
+
+def _silent() -> bool:
+    return _silence.get()() is not None
 
 
 def _silent_context() -> Context:
     context = copy_context()
     context.run(np.seterr, all="ignore")
-    context.run(_silent.set, True)
+    context.run(_silence.set, lambda: context)
     return context
 
 
@@ -55,7 +62,7 @@ def _quietly(call: Callable[..., Any], *arguments: Any) -> Any:
     NumPy keeps how it treats errors in a context variable. To run a function in a copy of a context
     takes a tenth of the three microseconds of `np.errstate`, much beside a small call's twenty.
     """
-    return call(*arguments) if _silent.get() else _SILENT.copy().run(call, *arguments)
+    return call(*arguments) if _silent() else _SILENT.copy().run(call, *arguments)
 
 
 class OnHost(Backend):
