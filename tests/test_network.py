@@ -945,7 +945,7 @@ def test_tab_finds_what_there_is():
 
 @pytest.mark.parametrize("reproducible", [False, True])
 def test_a_block_cut_off_at_its_end_is_not_taken_for_silent(reproducible, ctrl_c):
-    """A Ctrl-C before the first line of `__exit__` leaves NumPy silent, till it is told otherwise."""
+    """A Ctrl-C before the first line of `__exit__` leaves NumPy silent, until told to raise."""
 
     def at_the_end(frame, event, argument):
         if event == "call" and frame.f_code is xnet_numpy.Silence.__exit__.__code__:
