@@ -6,11 +6,12 @@ float64. It may differ from one by
 - truncation. g(2h) - g(h) holds three times that where it is h^2 |f'''| / 6 (Richardson; Numerical
   Recipes §5.7), and as much as that where the curvature jumps within the step, as ELU's does; twice
   the difference is allowed;
-- rounding of the loss L, 8 sqrt(K) u (|L| + max|s|) / h for scores s. K is the length of the
+- rounding of the loss L, 8 sqrt(K) u (|L| + c max|s|) / h for scores s. K is the length of the
   longest chain of additions, the sum of the layers' inputs and the classes; the rounding errors of
   a sum grow as its square root (Higham & Mary 2019, A new approach to probabilistic rounding error
-  analysis), and 8 leaves such a bound to chance one time in many millions. The loss moves by no
-  more than twice what a score does;
+  analysis), and 8 leaves such a bound to chance one time in many millions. A sample's loss moves by
+  2c times what its scores do, the sum of its slopes by them; with targets that add up to 1 that is 2
+  at most. c is taken as 1 at least, and here as the samples' mean;
 - rounding of the perturbed weight w, u max|w| / h of g, and of backpropagation itself,
   8 sqrt(K) u of g, with the largest g of the parameter for g; or four times what backpropagation
   itself moves by where all weights do by a rounding error, if that is more: a normalization of what
@@ -313,19 +314,19 @@ def _without_kinks(
         rounding = _rounding(network, x)
         scores = float(xp.max(xp.abs(network.scores(x))))
         here, moved = _losses(network, x, t), copy.deepcopy(network)
-        noise = 4 * rounding * (xp.abs(here) + scores / here.shape[0])
+        noise = 4 * rounding * (xp.abs(here) + _steepness(network, x, t) * scores / here.shape[0])
         bends: dict[float, Array] = dict.fromkeys(steps, noise < 0)
         for name, W in network.params.items():
             for factors, step in product(_directions(xp, W), steps):
-                second: list[Array] = []
-                for h in (BENDS * step, 2 * BENDS * step):
+                limit = xp.zeros_like(here)  # what a bend at half of the step leaves room for
+                for h in (BENDS / 4 * step, BENDS / 2 * step, BENDS * step, 2 * BENDS * step):
                     total = -2 * here
                     for sign in (1, -1):
                         moved.params[name] = W + sign * h * factors
                         total = total + _losses(moved, x, t)
-                    second.append(xp.abs(total) / h)
-                seen = second[0] > noise / (BENDS * step)
-                bends[step] = bends[step] | (seen & (second[1] < 1.5 * second[0]))
+                    second = xp.abs(total) / h
+                    bends[step] = bends[step] | (second < limit)
+                    limit = xp.where(second > noise / h, 1.5 * second, xp.zeros_like(here))
             moved.params[name] = W
         lies = bends[min(steps)]
         count = int(xp.count_nonzero(lies))
@@ -356,6 +357,19 @@ def _rounding(network: Differentiable, x: Array) -> float:
     widths = (v.operation.widths[0] for v in network.layers if v.operation is not None)
     chain = sum(width for width in widths if width is not None)
     return 8 * math.sqrt(chain + network.scores(x).shape[-1]) * 2.0**-53
+
+
+def _steepness(network: Differentiable, x: Array, t: Array) -> Array:
+    """c of each sample, see above; 1 for a loss of which no slopes by the scores are known."""
+    backend, loss = backend_of(x=x), network.loss_layer
+    xp = backend.xp
+    if loss.opaque or loss.operation is None:
+        return xp.ones_like(x[:, 0])
+    _, y, targets = batch_and_targets(network.scores(x), t)
+    targets = loss.operation.targets(backend.maths, targets)
+    _, delta = backend.loss_and_delta(loss.operation, y, targets)
+    c = backend.sum(xp.abs(delta), axis=-1) * (y.shape[0] / 2)
+    return xp.where(c > 1, c, xp.ones_like(c))
 
 
 def _noise(
@@ -425,8 +439,9 @@ class _Comparison:
         with self.backend.running():
             rounding = _rounding(network, x)
             self.of_backprop = rounding * float(xp.finfo(g.dtype).eps) * 2.0**52
-            self.size = abs(network.loss(x, t)) + float(xp.max(xp.abs(scores)))
-            self.of_loss = rounding * self.size
+            loss, most = abs(network.loss(x, t)), float(xp.max(xp.abs(scores)))
+            self.size = loss + most
+            self.of_loss = rounding * (loss + float(xp.mean(_steepness(network, x, t))) * most)
             self.of_weight = 2.0**-53 * float(xp.max(xp.abs(W)))
             self.numerical = xp.full_like(g, math.nan)
             self.apart, self.allowed = (xp.full_like(g, math.inf) for _ in range(2))
