@@ -612,7 +612,7 @@ def exact_network(x, b, r, loss=IdentityWithLoss):
 
 @pytest.mark.parametrize("kind", ["float64", "float32"])
 def test_what_rounding_may_explain(kind):
-    """As the module says: 8 sqrt(K) u (|L| + c max|s|) / h, and u max|w| / h and 8 sqrt(K) u of g."""
+    """As the module says: 8 sqrt(K) u (|L| + c max|s|) / h, u max|w| / h and 8 sqrt(K) u of g."""
     net, x, t = exact_network([1, 2, 1, 4], 0.0, [2, 2, 4, 4])
     net.params["W1"] = np.array([[-0.5]])
     t = t - 0.5 * x  # the same residuals

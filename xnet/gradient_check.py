@@ -10,8 +10,8 @@ float64. It may differ from one by
   longest chain of additions, the sum of the layers' inputs and the classes; the rounding errors of
   a sum grow as its square root (Higham & Mary 2019, A new approach to probabilistic rounding error
   analysis), and 8 leaves such a bound to chance one time in many millions. A sample's loss moves by
-  2c times what its scores do, the sum of its slopes by them; with targets that add up to 1 that is 2
-  at most. c is taken as 1 at least, and here as the samples' mean;
+  2c times what its scores do, the sum of its slopes by them; with targets that add up to 1 that is
+  2 at most. c is taken as 1 at least, and here as the samples' mean;
 - rounding of the perturbed weight w, u max|w| / h of g, and of backpropagation itself,
   8 sqrt(K) u of g, with the largest g of the parameter for g; or four times what backpropagation
   itself moves by where all weights do by a rounding error, if that is more: a normalization of what

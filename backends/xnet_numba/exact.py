@@ -14,7 +14,7 @@ from numba import carray, types  # pyright: ignore[reportPrivateImportUsage]
 
 from xnet import exact
 from xnet_numba import products
-from xnet_numba.compiling import _alone, _strict, routine
+from xnet_numba.compiling import _alone, _strict, address, routine
 from xnet_numba.exactly import first_shift, half_scale, magnitude, number, sum_row
 from xnet_numba.generated import EXACT, OPTIONS, Elementary
 from xnet_numba.intrinsics import (
@@ -27,6 +27,7 @@ from xnet_numba.intrinsics import (
 )
 from xnet_numba.kernels import Loops
 from xnet_numba.pool import claim, pool, run
+from xnet_numba.tiles import BITS
 
 __all__ = [
     "affine",
@@ -41,80 +42,130 @@ __all__ = [
 
 
 @_strict
+def _largest(a):
+    """The largest of |a| (n,), which is not finite if one of them is not."""
+    top = magnitude(a[0])  # the largest of integers: that vectorises
+    for j in range(a.size):
+        top = max(top, magnitude(a[j]))
+    return number(top, a.itemsize == 8)
+
+
+@_strict
+def _largest_of_columns(a, first, known, top):
+    """`_largest` of so many columns of a (k, ...) from the first, of which `known` rows count."""
+    bits = np.empty(top.size, type(magnitude(a[0, 0])))
+    bits[:] = 0
+    at = np.uint64(first)  # an index that cannot be negative keeps the loops vectorised
+    for i in range(a.shape[0]):
+        if known.size == 0 or known[i] != 0:
+            for j in range(top.size):
+                bits[j] = max(bits[j], magnitude(a[i, at + np.uint64(j)]))
+    for j in range(top.size):
+        top[j] = number(bits[j], a.itemsize == 8)
+
+
+@_strict
+def _cut(values, back, shift, unit, parts, rest):
+    """Slices of `values` (n,), each number twice multiplied by `back`: parts (S, n)."""
+    first, second, next_shift = parts[0], parts[1], shift * unit
+    for j in range(values.size):
+        value = np.float64(values[j]) * back * back
+        cut = (value + shift) - shift
+        value -= cut
+        next_cut = (value + next_shift) - next_shift
+        first[j], second[j], rest[j] = cut, next_cut, value - next_cut
+    for s in range(2, parts.shape[0]):
+        next_shift *= unit
+        part = parts[s]
+        for j in range(values.size):
+            value = rest[j]
+            cut = (value + next_shift) - next_shift
+            part[j], rest[j] = cut, value - cut
+
+
+@_strict
+def _cut_each(values, back, shifts, parts, rest):
+    """As `_cut`, of numbers that have each a shift for every slice, (S, n), and a `back` (n,)."""
+    first, second, shift, next_shift = parts[0], parts[1], shifts[0], shifts[1]
+    for j in range(values.size):
+        value = np.float64(values[j]) * back[j] * back[j]
+        cut = (value + shift[j]) - shift[j]
+        value -= cut
+        next_cut = (value + next_shift[j]) - next_shift[j]
+        first[j], second[j], rest[j] = cut, next_cut, value - next_cut
+    for s in range(2, parts.shape[0]):
+        part, shift = parts[s], shifts[s]
+        for j in range(values.size):
+            value = rest[j]
+            cut = (value + shift[j]) - shift[j]
+            part[j], rest[j] = cut, value - cut
+
+
+@_strict
+def _begin(largest, wide, width, half, back, shift):
+    """What numbers (n,) are cut by, of which so many have so large a largest one.
+
+    Their `half_scale` and what that is divided by, and the shift of their first slice. Returns
+    whether they are finite; if not, nothing is of use.
+    """
+    unit = 2.0**-width
+    for i in range(half.size):
+        if not largest[i] < np.inf:
+            return False
+        half[i] = half_scale(largest[i], wide)
+        back[i] = 1.0 / half[i]
+        shift[i] = first_shift(largest[i], half[i], unit)
+    return True
+
+
+@_strict
+def _begin_rows(a, width, half, back, shift):
+    """`_begin` for the rows of a (n, k)."""
+    largest = np.empty(a.shape[0])
+    for i in range(a.shape[0]):
+        largest[i] = _largest(a[i])
+    return _begin(largest, a.itemsize == 8, width, half, back, shift)
+
+
+@_strict
+def _begin_columns(a, first, known, width, half, back, shifts):
+    """`_begin` for so many columns of a (k, ...) from the first: shifts of each slice (S, m)."""
+    largest, unit = np.empty(half.size), 2.0**-width
+    _largest_of_columns(a, first, known, largest)
+    if not _begin(largest, a.itemsize == 8, width, half, back, shifts[0]):
+        return False
+    for s in range(1, shifts.shape[0]):
+        for j in range(half.size):
+            shifts[s, j] = shifts[s - 1, j] * unit
+    return True
+
+
+@_strict
 def _cut_rows(a, width, parts, half):
     """Slices of `width` bits of each row of a (n, k): parts (n, S, k), and `half_scale` (n,).
 
     Returns whether all of `a` is finite; if not, nothing is of use.
     """
-    unit, rest = 2.0**-width, np.empty(a.shape[1])
+    n, unit, rest = a.shape[0], 2.0**-width, np.empty(a.shape[1])
+    back, shift = np.empty(n), np.empty(n)
+    if not _begin_rows(a, width, half[:n], back, shift):
+        return False
+    for i in range(n):
+        _cut(a[i], back[i], shift[i], unit, parts[i], rest)
+    return True
+
+
+@_strict
+def _cut_columns(a, first, width, parts, half):
+    """As `_cut_rows` for m columns of a (k, ...) from the first: parts (k, S, m), `half` (m,)."""
+    m = half.size
+    back, rest, shifts = np.empty(m), np.empty(m), np.empty((parts.shape[1], m))
+    every = np.empty(0, np.int64)
+    if not _begin_columns(a, first, every, width, half, back, shifts):
+        return False
     for i in range(a.shape[0]):
-        top = magnitude(a[i, 0])  # the largest of integers: that vectorises
-        for j in range(a.shape[1]):
-            top = max(top, magnitude(a[i, j]))
-        largest = number(top, a.itemsize == 8)
-        if not largest < np.inf:
-            return False
-        half[i] = half_scale(largest, a.itemsize == 8)
-        back = 1.0 / half[i]
-        for j in range(a.shape[1]):
-            rest[j] = np.float64(a[i, j]) * back * back
-        shift = first_shift(largest, half[i], unit)
-        for s in range(parts.shape[1]):
-            _cut_off(rest, shift, parts[i, s])
-            shift *= unit
+        _cut_each(a[i, first : first + m], back, shifts, parts[i], rest)
     return True
-
-
-@_strict
-def _cut_off(rest, shift, part):
-    for j in range(rest.size):
-        value = rest[j]
-        cut = (value + shift) - shift
-        part[j] = cut
-        rest[j] = value - cut
-
-
-@_strict
-def _cut_columns(a, start, width, parts, half):
-    """As `_cut_rows` for m columns of a (k, ...) from `start`: parts (k, S, m), `half` (m,)."""
-    k, m, unit = a.shape[0], half.size, 2.0**-width
-    first = np.uint64(start)  # an index that cannot be negative keeps the loops vectorised
-    top = np.zeros(m, a.dtype)
-    for i in range(k):
-        for j in range(m):
-            v = abs(a[i, first + np.uint64(j)])
-            top[j] = top[j] if v <= top[j] or top[j] != top[j] else v  # NaN stays
-    back, rest = np.empty(m), np.empty(m)
-    shifts = np.empty((parts.shape[1], m))
-    scaled = False
-    for j in range(m):
-        largest = np.float64(top[j])
-        if not largest < np.inf:
-            return False
-        half[j] = half_scale(largest, a.itemsize == 8)
-        back[j] = 1.0 / half[j]
-        scaled |= half[j] != 1.0
-        shifts[0, j] = first_shift(largest, half[j], unit)
-        for s in range(1, parts.shape[1]):
-            shifts[s, j] = shifts[s - 1, j] * unit
-    for i in range(k):
-        for j in range(m):
-            rest[j] = np.float64(a[i, first + np.uint64(j)])
-        if scaled:
-            for j in range(m):
-                rest[j] = rest[j] * back[j] * back[j]
-        for s in range(parts.shape[1]):
-            _cut_off_each(rest, shifts[s], parts[i, s])
-    return True
-
-
-@_strict
-def _cut_off_each(rest, shifts, part):
-    for j in range(rest.size):
-        value, shift = rest[j], shifts[j]
-        cut = (value + shift) - shift
-        part[j] = cut
-        rest[j] = value - cut
 
 
 COLUMNS = 64
@@ -197,120 +248,250 @@ PRODUCT = np.dtype(
     [
         (name, np.int64)
         for name in (
-            *("taken", "front", "back", "dense", "a", "across", "b", "b_half", "bias", "biases"),
-            *("out", "n", "k", "m", "slices", "width", "rows", "finite"),
+            *("taken", "front", "back", "piece", "dense", "chosen", "a", "across", "words"),
+            *("b", "b_half", "bias", "biases", "out", "n", "k", "m"),
+            *("slices", "width", "rows", "finite"),
         )
     ]
 )
 """Out (n, m) = a (n, k) b (k, m) + bias (m,), in pieces of so many rows.
 
-`taken`, `front` and `back` are the counts of `claim`, `dense` is the routine of `products` for
-float64. `across` says whether a is stored as (k, n). Of b there is what `_cut_blocks` makes, in so
-many slices of so many bits. There are m biases or none. `finite` becomes 0 if an infinity or NaN is
-found in a; `out` is of no use then.
+`taken`, `front` and `back` are the counts of `claim`. `piece` is the routine that does a piece,
+`dense` and `chosen` are those of `products` for float64. `across` says whether a is stored as
+(k, n); `words`, if there are any, which of its numbers are not 0, as it is stored. Of b there is
+what `_cut_blocks` makes, in so many slices of so many bits. There are m biases or none. `finite`
+becomes 0 if an infinity or NaN is found in a; `out` is of no use then.
 """
 
-_product_pointer = record_pointer(PRODUCT)
-_PRODUCT_WORDS = PRODUCT.itemsize // 8
+product_pointer = record_pointer(PRODUCT)
+PRODUCT_WORDS = PRODUCT.itemsize // 8
+
+ORDERS = 1 << 15
+"""Numbers, about, of all orders of a piece whose zeros are left out: they stay in the second-level
+cache while all of b goes by."""
+
+
+@_strict
+def _rows_of_a_piece(job, threads):
+    """How many rows a thread takes at a time: all take as many."""
+    if job.words != 0 and job.across:
+        return BITS
+    most = ROWS
+    if job.words != 0:
+        most = max(1, min(most, ORDERS // (job.slices * job.m)))
+    turns = (job.n + threads * most - 1) // (threads * most) * threads
+    return (job.n + turns - 1) // turns
 
 
 @_alone
-def _multiply(mail, work, dense, a, across, b, width, b_half, bias, out, helpers):
-    """Fill `out`; whether a is finite, else it is of no use."""
-    at_job, (n, m) = room_on_stack(_PRODUCT_WORDS), out.shape
-    job = carray(_product_pointer(at_job), 1)[0]
+def _multiply(mail, routines, a, across, words, b, width, b_half, bias, out, helpers):
+    """Fill `out`; whether a is finite, else it is of no use. Routines are those of `_routines`."""
+    at_job, (n, m) = room_on_stack(PRODUCT_WORDS), out.shape
+    job = carray(product_pointer(at_job), 1)[0]
     job.taken, job.front, job.back = 0, 0, 0
-    job.dense = dense
-    job.a, job.across = address_of(a), across
+    job.piece, job.dense, job.chosen = routines[1], routines[2], routines[3]
+    job.a, job.across, job.words = address_of(a), across, words
     job.b, job.b_half = address_of(b), address_of(b_half)
     job.bias, job.biases = address_of(bias), bias.size
     job.out = address_of(out)
     job.n, job.k, job.m = n, b.shape[0] // m, m
     job.slices, job.width = b.shape[1], width
-    threads = helpers + 1
-    turns = (n + threads * ROWS - 1) // (threads * ROWS) * threads
-    job.rows = (n + turns - 1) // turns
+    job.rows = _rows_of_a_piece(job, helpers + 1)
     job.finite = 1
-    run(mail, work, at_job, helpers)
+    run(mail, routines[0], at_job, helpers)
     return job.finite != 0
 
 
-def _product_work(kind):
-    def work(at_job, helping):
-        """Take some rows of a at a time, as long as there are any."""
-        job = carray(_product_pointer(at_job), 1)[0]
-        n, k, m, count, rows = job.n, job.k, job.m, job.slices, job.rows
+def _work(at_job, helping):
+    """Take some rows of a at a time, as long as there are any."""
+    job = carray(product_pointer(at_job), 1)[0]
+    pieces = (job.n + job.rows - 1) // job.rows
+    piece = claim(at_job, helping, pieces)
+    while piece >= 0 and job.finite:
+        first = piece * job.rows
+        call(job.piece, (at_job, first, min(job.rows, job.n - first)))
+        piece = claim(at_job, helping, pieces)
+
+
+def _piece(kind):
+    def piece(at_job, first, size):
+        """So many rows of a product, from the first on."""
+        job = carray(product_pointer(at_job), 1)[0]
+        n, k, m, count = job.n, job.k, job.m, job.slices
         shape = (k, n) if job.across else (n, k)
         a, out = carray(pointer_to(kind, job.a), shape), carray(pointer_to(kind, job.out), (n, m))
+        half, orders = np.empty(size), np.empty(size * count * m)
+        if job.words == 0:
+            finite = _dense(job, a, first, half, orders)
+        elif job.across:
+            finite = _sparse_columns(job, a, first, half, orders)
+        else:
+            finite = _sparse_rows(job, a, first, half, orders)
+        if not finite:
+            job.finite = 0
+            return
         b_half = carray(pointer_to(0.0, job.b_half), m)
         bias = carray(pointer_to(kind, job.bias), job.biases)
-        parts, half = np.empty(rows * count * k), np.empty(rows)
         block = _block(m)
-        orders, total = np.empty(rows * count * block), np.empty(block)
-        zeros = np.zeros(count * block)
-        pieces = (n + rows - 1) // rows
-        piece = claim(at_job, helping, pieces)
-        while piece >= 0 and job.finite:
-            first = piece * rows
-            size = min(rows, n - first)
-            if job.across:
-                of_a = parts[: k * count * size].reshape(k, count, size)
-                finite = _cut_columns(a, first, job.width, of_a, half[:size])
-                row, step, of_slice = 8, 8 * count * size, 8 * size
-            else:
-                of_a = parts[: size * count * k].reshape(size, count, k)
-                finite = _cut_rows(a[first : first + size], job.width, of_a, half)
-                row, step, of_slice = 8 * count * k, 8, 8 * k
-            if not finite:
-                job.finite = 0
-                break
-            for column in range(0, m, block):
-                columns = min(block, m - column)
-                b, line = job.b + 8 * k * count * column, 8 * count * columns
-                found = orders[: size * count * columns].reshape(size, count, columns)
-                for s in range(count):
-                    # Of slice s of a with the slices of b side by side, each is of one order more
-                    # than the one before. All of one order is a sum of integers, which is exact.
-                    to = address_of(orders) + 8 * columns * s
-                    start, start_line = (address_of(zeros), 0) if s == 0 else (to, line)
-                    data = b, line, start, start_line, to, line, (count - s) * columns
-                    at = address_of(parts) + s * of_slice
-                    call(job.dense, (0.0, at, row, step, size, k, *data))
-                here = slice(column, column + columns)
-                for i in range(size):
-                    _add_orders(
-                        *(found[i], half[i], b_half[here], bias[here]),
-                        *(total[:columns], out[first + i, here]),
-                    )
-            piece = claim(at_job, helping, pieces)
-        lives_until_here((parts, zeros))
+        total = np.empty(block)
+        for column in range(0, m, block):
+            columns = min(block, m - column)
+            here = slice(column, column + columns)
+            of_block = orders[size * count * column : size * count * (column + columns)]
+            found = of_block.reshape(size, count, columns)
+            for i in range(size):
+                _add_orders(
+                    *(found[i], half[i], b_half[here], bias[here]),
+                    *(total[:columns], out[first + i, here]),
+                )
 
-    return work
+    return piece
+
+
+@_strict
+def _dense(job, a, first, half, orders):
+    """The products of slices of some rows, from the first, of each order (S, columns): `orders`.
+
+    Block of columns by block, as b is. Returns whether the rows are finite.
+    """
+    k, m, count, size = job.k, job.m, job.slices, half.size
+    parts = np.empty(size * count * k)
+    if job.across:
+        finite = _cut_columns(a, first, job.width, parts.reshape(k, count, size), half)
+        row, step, of_slice = 8, 8 * count * size, 8 * size
+    else:
+        of_a = parts.reshape(size, count, k)
+        finite = _cut_rows(a[first : first + size], job.width, of_a, half)
+        row, step, of_slice = 8 * count * k, 8, 8 * k
+    block, zeros = _block(m), np.zeros(count * min(m, COLUMNS))
+    for column in range(0, m if finite else 0, block):
+        columns = min(block, m - column)
+        b, line = job.b + 8 * k * count * column, 8 * count * columns
+        for s in range(count):
+            # Of slice s of a with the slices of b side by side, each is of one order more
+            # than the one before. All of one order is a sum of integers, which is exact.
+            to = address_of(orders) + 8 * (size * count * column + columns * s)
+            start, start_line = (address_of(zeros), 0) if s == 0 else (to, line)
+            data = b, line, start, start_line, to, line, (count - s) * columns
+            at = address_of(parts) + s * of_slice
+            call(job.dense, (0.0, at, row, step, size, k, *data))
+    lives_until_here((parts, zeros))
+    return finite
+
+
+@_strict
+def _chosen(job, parts, step, of_slice, word, row_of_b, row, rows, orders):
+    """Add to one of `rows` of `orders` up to 64 products of each slice with rows of b: `word`."""
+    k, m, count = job.k, job.m, job.slices
+    block = _block(m)
+    for column in range(0, m, block):
+        columns = min(block, m - column)
+        line = 8 * count * columns
+        b = job.b + 8 * k * count * column + row_of_b * line
+        to = orders + 8 * count * column * rows + row * line
+        for s in range(count):
+            at = parts + s * of_slice
+            call(
+                job.chosen,
+                (0.0, at, step, word, b, line, to + 8 * columns * s, (count - s) * columns),
+            )
+
+
+@_strict
+def _sparse_rows(job, a, first, half, orders):
+    """As `_dense`, where a is stored as (n, k), without the products of 0.
+
+    64 rows of b at a time, which stay in the first-level cache for all of these rows of a.
+    """
+    k, count, size = job.k, job.slices, half.size
+    back, shift = np.empty(size), np.empty(size)
+    if not _begin_rows(a[first : first + size], job.width, half, back, shift):
+        return False
+    per_row, unit = (k + BITS - 1) // BITS, 2.0**-job.width
+    known = carray(pointer_to(np.int64(0), job.words), (job.n, per_row))
+    parts, rest = np.empty((count, BITS)), np.empty(BITS)
+    orders[:] = 0.0
+    for w in range(per_row):
+        start, end = w * BITS, min(k, (w + 1) * BITS)
+        for i in range(size):
+            word = known[first + i, w]
+            if word != 0:
+                _cut(a[first + i, start:end], back[i], shift[i], unit, parts, rest)
+                at, to = address_of(parts), address_of(orders)
+                _chosen(job, at, 8, 8 * BITS, word, start, i, size, to)
+    lives_until_here((parts, orders))
+    return True
+
+
+@_strict
+def _sparse_columns(job, a, first, half, orders):
+    """As `_sparse_rows` for up to 64 rows, from a multiple of 64, of an a stored as (k, n).
+
+    64 columns of a at a time, and as many rows of b.
+    """
+    k, n, count, size, task = job.k, job.n, job.slices, half.size, first // BITS
+    known = carray(pointer_to(np.int64(0), job.words), (k, (n + BITS - 1) // BITS))[:, task]
+    back, rest, shifts = np.empty(size), np.empty(size), np.empty((count, size))
+    if not _begin_columns(a, first, known, job.width, half, back, shifts):
+        return False
+    parts, block = np.empty((BITS, count, BITS)), np.empty(BITS, np.uint64)
+    orders[:] = 0.0
+    for start in range(0, k, BITS):
+        for i in range(BITS):
+            block[i] = np.uint64(known[start + i]) if start + i < k else np.uint64(0)
+            if block[i] != 0:
+                of_row = a[start + i, first : first + size]
+                _cut_each(of_row, back, shifts, parts[i, :, :size], rest)
+        products.transpose_bits(block)
+        for row in range(size):
+            if block[row] != 0:
+                at, to = address_of(parts) + 8 * row, address_of(orders)
+                word = np.int64(block[row])
+                _chosen(job, at, 8 * count * BITS, 8 * BITS, word, start, row, size, to)
+    lives_until_here((parts, orders))
+    return True
 
 
 @_strict
 def _add_orders(orders, a_half, b_half, bias, total, out):
     """Out (m,): a row's products of each order (S, m), the smallest first, and the bias if any."""
     total[:] = 0.0
-    for order in range(orders.shape[0] - 1, -1, -1):
+    for order in range(orders.shape[0] - 1, 0, -1):
         for j in range(out.size):
             total[j] = orders[order, j] + total[j]
     for j in range(out.size):
         half = a_half * b_half[j]
-        out[j] = out.dtype.type(total[j] * half * half)
+        out[j] = out.dtype.type((orders[0, j] + total[j]) * half * half)
     for j in range(bias.size):
         out[j] += bias[j]
 
 
 @cache
-def _work(make, dtype):
-    """The address of a routine that takes pieces of a job, for a dtype."""
-    return routine(make(dtype.type(0)), types.int64, types.int64, options=OPTIONS[EXACT])
+def routines(dtype):
+    """Where the routines of a product of numbers of a dtype are: int64, for `_multiply`."""
+    one, options = types.int64, OPTIONS[EXACT]
+    return np.array(
+        [
+            routine(_work, one, one, options=options),
+            routine(_piece(dtype.type(0)), one, one, one, options=options),
+            products.of_float64(products.dense_tiles),
+            products.of_float64(products.chosen),
+        ],
+        np.int64,
+    )
 
 
-@cache
-def _dense():
-    return int(products.routines(np.dtype(np.float64))[products._DENSE])
+@_alone
+def nonzeros(a, words):
+    """Have int64 (n, ceil(k / 64)) at an address say which of a (n, k) are not 0, if few are.
+
+    Returns whether they are few.
+    """
+    kind, (n, k), at = a.dtype.type(0), a.shape, address_of(a)
+    few = products.sparse(kind, at, n, k)
+    if few:
+        products.find_nonzeros(kind, at, n, k, words)
+    return few
 
 
 def _product(a, across, b, b_across, bias=None):
@@ -320,7 +501,9 @@ def _product(a, across, b, b_across, bias=None):
     if right is not None:
         out, (parts, width, half) = np.empty((n, m), a.dtype), right
         work = n * parts.nbytes * (parts.shape[1] + 1) // 2
-        fixed = _work(_product_work, a.dtype), _dense(), a, across
+        words = np.empty((a.shape[0], -(-a.shape[1] // BITS)), np.int64)
+        known = address(words) if nonzeros(a, address(words)) else 0
+        fixed = routines(a.dtype), a, across, known
         more = np.empty(0, a.dtype) if bias is None else bias
         if pool.share(work, _multiply, *fixed, parts, width, half, more, out):
             return out

@@ -65,7 +65,7 @@ LANES = 16
 # -- the routines: dense, sparse, and for the gradient by W
 
 
-def _dense(kind, a, row, step, n, k, b, b_row, start, start_row, c, c_row, m):
+def dense_tiles(kind, a, row, step, n, k, b, b_row, start, start_row, c, c_row, m):
     """C (n, m) = A (n, k) B (k, m) + start; A's rows and columns are `row` and `step` bytes apart.
 
     The other arrays' rows lie so many bytes apart, those of start 0 if it is a bias.
@@ -165,7 +165,7 @@ def _sparse_gradient(kind, words, task, x, n, k, delta, m, zeros, dW):
         for i in range(samples):
             block[i] = np.uint64(known[sample + i, task])
         block[samples:] = np.uint64(0)
-        _transpose_bits(block)
+        transpose_bits(block)
         at, d = x + (sample * k + first) * size, delta + sample * line
         for column in range(min(BITS, k - first)):
             to = dW + (first + column) * line
@@ -179,7 +179,7 @@ def _sparse_gradient(kind, words, task, x, n, k, delta, m, zeros, dW):
 
 
 @_serial
-def _transpose_bits(block):
+def transpose_bits(block):
     """Bit i of block[j] and bit j of block[i] change places, (64,) uint64 (Warren, §7-3)."""
     width, mask = np.uint64(32), np.uint64(0x00000000FFFFFFFF)
     while width != 0:
@@ -194,21 +194,32 @@ def _transpose_bits(block):
         mask ^= mask << width
 
 
-_ROUTINES = {_sparse: 8, _dense: 12, _sparse_gradient: 9}
+def chosen(kind, a, step, word, b, b_row, c, m):
+    """C (m,) += a B for those of up to 64 numbers of a, `step` bytes apart, that `word` says."""
+    j = 0
+    while j < m:
+        j += tile(kind, 1, 1, a, 0, step, word, b, b_row, c, 0, c, 0, j, m)
+
+
+_ROUTINES = {_sparse: 8, dense_tiles: 12, _sparse_gradient: 9, chosen: 7}
 """How many int64 each takes after `kind`."""
 _SPARSE, _DENSE, _SPARSE_GRADIENT = range(3)
 
 
+def _at(function, dtype):
+    """The address of a routine for numbers of a dtype."""
+    return routine(function, numba.from_dtype(dtype), *[types.int64] * _ROUTINES[function])
+
+
 @cache
 def routines(dtype, gradient=False):
-    """Where the routines for a dtype are, int64: the first two for `affine`, all for `gradient`."""
-    return np.array(
-        [
-            routine(function, numba.from_dtype(dtype), *[types.int64] * numbers)
-            for function, numbers in list(_ROUTINES.items())[: 3 if gradient else 2]
-        ],
-        np.int64,
-    )
+    """Where they are for a dtype, int64: the first two for `affine`, three for `gradient`."""
+    return np.array([_at(f, dtype) for f in list(_ROUTINES)[: 3 if gradient else 2]], np.int64)
+
+
+def of_float64(function):
+    """The address of one of them, `dense_tiles` or `chosen`, for float64."""
+    return _at(function, np.dtype(np.float64))
 
 
 # -- for compiled code
@@ -220,8 +231,12 @@ def skippable(kind, x, n, k, factor, size):
 
     And all of the other factor's `size` numbers are finite: 0 times any other is NaN.
     """
-    if n < SPARSE_ROWS:
-        return False
+    return n >= SPARSE_ROWS and sparse(kind, x, n, k) and finite(kind, factor, size)
+
+
+@_serial
+def sparse(kind, x, n, k):
+    """Whether few of x (n, k) differ from 0, which up to 16 rows tell."""
     words = np.empty((k + BITS - 1) // BITS, np.int64)
     looked_at, count = min(n, 16), 0
     for i in range(looked_at):
@@ -229,7 +244,7 @@ def skippable(kind, x, n, k, factor, size):
         find_nonzeros(kind, row, 1, k, address_of(words))
         for word in words:
             count += ones(word)
-    return count < SPARSE_BELOW * looked_at * k and finite(kind, factor, size)
+    return count < SPARSE_BELOW * looked_at * k
 
 
 @_serial

@@ -6,8 +6,6 @@ and sums are `exact`'s. A layer is done for all rows before the next, for the sl
 need the largest number of a column: what is shared among threads is each product.
 """
 
-from functools import cached_property
-
 import numpy as np
 from numba import carray  # pyright: ignore[reportPrivateImportUsage]
 
@@ -28,7 +26,7 @@ def _matrix(kind, address, n, m):
 
 
 @_strict
-def _product(mail, work, dense, a, across, b, bias, out, slices, helpers):
+def _product(mail, routines, a, across, words, b, bias, out, slices, helpers):
     """Out = a b + bias, or a' b if `across`; whether a and b are finite.
 
     `slices` has how many of them a product takes, and of how many bits, by the length contracted.
@@ -38,7 +36,7 @@ def _product(mail, work, dense, a, across, b, bias, out, slices, helpers):
     if not exact._cut_blocks(b, slices[k, 1], parts, half):
         return False
     return exact._multiply(
-        mail, work, dense, a, across, parts, slices[k, 1], half, bias, out, helpers
+        mail, routines, a, across, words, parts, slices[k, 1], half, bias, out, helpers
     )
 
 
@@ -63,16 +61,16 @@ def _through_activation(kind, job, layer):
 
 
 @_alone
-def _train(mail, at_job, x, t, found, slices, helpers):
+def _train(mail, at_job, routines, x, t, found, slices, helpers):
     """As `passes._train`, there and back by the loss; whether all numbers of products are finite.
 
-    If they are not, no parameter is changed. `slices` is as in `_product`.
+    If they are not, no parameter is changed. `routines` and `slices` are as in `_product`.
     """
     kind, n = x.dtype.type(0), x.shape[0]
     job = carray(_training_pointer(at_job), 1)[0]
     table, size = _table_at(job.table, job.layers), size_of(kind)
-    work, dense = job.there_and_back, job.weights
     nothing = np.empty(0, x.dtype)
+    words = job.words if exact.nonzeros(x, job.words) else 0
     job.done = 0
     at = x
     for depth in range(job.layers):
@@ -80,7 +78,8 @@ def _train(mail, at_job, x, t, found, slices, helpers):
         k, m = layer.inputs, layer.outputs
         out = _matrix(kind, job.outputs + layer.place * n * size, n, m)
         W, b = _matrix(kind, layer.weights, k, m), carray(pointer_to(kind, layer.bias), m)
-        if not _product(mail, work, dense, at, False, W, b, out, slices, helpers):
+        known = words if depth == 0 else 0
+        if not _product(mail, routines, at, False, known, W, b, out, slices, helpers):
             return False
         if layer.before >= 0:
             _matrix(kind, job.before + layer.before * n * size, n, m)[:] = out
@@ -110,7 +109,7 @@ def _train(mail, at_job, x, t, found, slices, helpers):
                 to = job.deltas + table[depth - 1].place * n * size
             W = _transposed(_matrix(kind, layer.weights, k, m))
             dx = _matrix(kind, to, n, k)
-            if not _product(mail, work, dense, delta, False, W, nothing, dx, slices, helpers):
+            if not _product(mail, routines, delta, False, 0, W, nothing, dx, slices, helpers):
                 return False
             if depth > 0:
                 _through_activation(kind, job, table[depth - 1])
@@ -124,7 +123,8 @@ def _train(mail, at_job, x, t, found, slices, helpers):
             before = table[depth - 1]
             inputs = _matrix(kind, job.outputs + before.place * n * size, n, before.outputs)
         dW, db = found[place : place + k * m].reshape(k, m), found[place + k * m :][:m]
-        if not _product(mail, work, dense, inputs, True, delta, nothing, dW, slices, helpers):
+        known = words if depth == 0 else 0
+        if not _product(mail, routines, inputs, True, known, delta, nothing, dW, slices, helpers):
             return False
         across = _transposed(delta)
         for j in range(m):
@@ -155,16 +155,14 @@ class Reproducible(Prepared):
 
     mode = EXACT
 
-    @cached_property
-    def works(self):
-        """Where the work of a product is, and the routine of its tiles."""
-        return exact._work(exact._product_work, self.dtype), exact._dense()
+    works = 0, 0  # each product has its own
 
     def _run(self, room, x, t, found):
         if room.slices is None:
             room.slices = _slices(self, len(x))
         work = 3 * self._work(len(x))
-        pool.share(work, _train, room.at_job, x, t, found, room.slices)
+        routines = exact.routines(self.dtype)
+        pool.share(work, _train, room.at_job, routines, x, t, found, room.slices)
 
     def _mean(self, room):
         """Of the losses; None if the pass met a number that is not finite."""
