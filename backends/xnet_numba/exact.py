@@ -15,7 +15,7 @@ from numba import carray, types  # pyright: ignore[reportPrivateImportUsage]
 from xnet import exact
 from xnet_numba import products
 from xnet_numba.compiling import _alone, _strict, address, routine
-from xnet_numba.exactly import first_shift, half_scale, magnitude, number, sum_row
+from xnet_numba.exactly import first_shift, half_scale, magnitude, number, row_sum, sum_slices
 from xnet_numba.generated import EXACT, OPTIONS, Elementary
 from xnet_numba.intrinsics import (
     address_of,
@@ -157,7 +157,10 @@ def _cut_rows(a, width, parts, half):
 
 @_strict
 def _cut_columns(a, first, width, parts, half):
-    """As `_cut_rows` for m columns of a (k, ...) from the first: parts (k, S, m), `half` (m,)."""
+    """As `_cut_rows` for m columns of a (k, ...) from the first: parts (k, S, M), `half` (m,).
+
+    What parts have more than m columns becomes 0.
+    """
     m = half.size
     back, rest, shifts = np.empty(m), np.empty(m), np.empty((parts.shape[1], m))
     every = np.empty(0, np.int64)
@@ -165,12 +168,18 @@ def _cut_columns(a, first, width, parts, half):
         return False
     for i in range(a.shape[0]):
         _cut_each(a[i, first : first + m], back, shifts, parts[i], rest)
+        for s in range(parts.shape[1]):
+            for j in range(m, parts.shape[2]):
+                parts[i, s, j] = 0.0
     return True
 
 
 COLUMNS = 64
 """Of b, at most, whose slices are side by side: with more, its rows would each lie in other pages
 of memory than the next."""
+
+LINE = 8
+"""Numbers of a line of the cache: so many columns, or a multiple, have each slice of a row of b."""
 
 ROWS = 192
 """Of a, at most, that a thread takes at a time: their products stay in the second-level cache."""
@@ -213,29 +222,50 @@ class _Kept:
     def _cut(self, b, transposed):
         b = np.ascontiguousarray(b.T) if transposed else b
         (k, m), (count, width) = b.shape, exact.product_slices(b.shape[0], exact.precision(b))
-        parts, half = np.empty((k * m, count)), np.empty(m)
-        return (parts, width, half) if _cut_blocks(b, width, parts, half) else None
+        parts, half = room_for_slices(k, m, count), np.empty(m)
+        return (parts, width, half) if cut_blocks(b, width, parts, half) else None
 
 
 @_strict
-def _cut_blocks(b, width, parts, half):
-    """As `_cut_columns` for blocks of b's columns, one after the other: parts (k m, S)."""
+def aligned(size):
+    """Numbers (size,) that begin where a line of the cache does."""
+    room = np.empty(size + LINE)
+    first = -(address_of(room) // 8) % LINE
+    return room[first : first + size]
+
+
+@_strict
+def room_for_slices(k, m, count):
+    """For so many slices of each number of b (k, m): (k M, S), where M is `_padded` m."""
+    return aligned(k * _padded(m) * count).reshape(-1, count)
+
+
+@_strict
+def cut_blocks(b, width, parts, half):
+    """As `_cut_columns` for blocks of b's columns, one after the other: parts (k M, S)."""
     (k, m), count, flat = b.shape, parts.shape[1], parts.reshape(-1)
     block = _block(m)
     for first in range(0, m, block):
         columns = min(block, m - first)
-        of_block = flat[first * k * count : (first + columns) * k * count]
-        at = of_block.reshape(k, count, columns)
+        padded = _padded(columns)
+        of_block = flat[first * k * count : (first + padded) * k * count]
+        at = of_block.reshape(k, count, padded)
         if not _cut_columns(b, first, width, at, half[first : first + columns]):
             return False
     return True
 
 
 @_strict
+def _padded(columns):
+    """The smallest multiple of a line."""
+    return (columns + LINE - 1) // LINE * LINE
+
+
+@_strict
 def _block(m):
-    """How many of m columns are a block: all but the last are as wide, and at most COLUMNS."""
+    """How many of m columns are a block: all but the last are as wide, whole lines."""
     blocks = (m + COLUMNS - 1) // COLUMNS
-    return (m + blocks - 1) // blocks
+    return _padded((m + blocks - 1) // blocks)
 
 
 _kept = _Kept()
@@ -257,7 +287,7 @@ PRODUCT = np.dtype(
 """Out (n, m) = a (n, k) b (k, m) + bias (m,), in pieces of so many rows.
 
 `taken`, `front` and `back` are the counts of `claim`. `piece` is the routine that does a piece,
-`dense` and `chosen` are those of `products` for float64. `across` says whether a is stored as
+`dense` and `chosen` those of `products`. `across` says whether a is stored as
 (k, n); `words`, if there are any, which of its numbers are not 0, as it is stored. Of b there is
 what `_cut_blocks` makes, in so many slices of so many bits. There are m biases or none. `finite`
 becomes 0 if an infinity or NaN is found in a; `out` is of no use then.
@@ -278,23 +308,23 @@ def _rows_of_a_piece(job, threads):
         return BITS
     most = ROWS
     if job.words != 0:
-        most = max(1, min(most, ORDERS // (job.slices * job.m)))
+        most = max(1, min(most, ORDERS // (job.slices * _padded(job.m))))
     turns = (job.n + threads * most - 1) // (threads * most) * threads
     return (job.n + turns - 1) // turns
 
 
 @_alone
-def _multiply(mail, routines, a, across, words, b, width, b_half, bias, out, helpers):
-    """Fill `out`; whether a is finite, else it is of no use. Routines are those of `_routines`."""
+def multiply(mail, routines, a, across, words, b, width, b_half, bias, out, helpers):
+    """Fill `out`; whether a is finite, else it is of no use. The routines are of `routines`."""
     at_job, (n, m) = room_on_stack(PRODUCT_WORDS), out.shape
     job = carray(product_pointer(at_job), 1)[0]
     job.taken, job.front, job.back = 0, 0, 0
-    job.piece, job.dense, job.chosen = routines[1], routines[2], routines[3]
+    job.piece, job.dense, job.chosen = routines[1], routines[2], routines[CHOSEN + b.shape[1]]
     job.a, job.across, job.words = address_of(a), across, words
     job.b, job.b_half = address_of(b), address_of(b_half)
     job.bias, job.biases = address_of(bias), bias.size
     job.out = address_of(out)
-    job.n, job.k, job.m = n, b.shape[0] // m, m
+    job.n, job.k, job.m = n, b.shape[0] // _padded(m), m
     job.slices, job.width = b.shape[1], width
     job.rows = _rows_of_a_piece(job, helpers + 1)
     job.finite = 1
@@ -320,7 +350,7 @@ def _piece(kind):
         n, k, m, count = job.n, job.k, job.m, job.slices
         shape = (k, n) if job.across else (n, k)
         a, out = carray(pointer_to(kind, job.a), shape), carray(pointer_to(kind, job.out), (n, m))
-        half, orders = np.empty(size), np.empty(size * count * m)
+        half, orders = np.empty(size), aligned(size * count * _padded(m))
         if job.words == 0:
             finite = _dense(job, a, first, half, orders)
         elif job.across:
@@ -333,17 +363,12 @@ def _piece(kind):
         b_half = carray(pointer_to(0.0, job.b_half), m)
         bias = carray(pointer_to(kind, job.bias), job.biases)
         block = _block(m)
-        total = np.empty(block)
         for column in range(0, m, block):
             columns = min(block, m - column)
-            here = slice(column, column + columns)
-            of_block = orders[size * count * column : size * count * (column + columns)]
-            found = of_block.reshape(size, count, columns)
-            for i in range(size):
-                _add_orders(
-                    *(found[i], half[i], b_half[here], bias[here]),
-                    *(total[:columns], out[first + i, here]),
-                )
+            padded = _padded(columns)
+            of_block = orders[size * count * column : size * count * (column + padded)]
+            found = of_block.reshape(size, count, padded)
+            _add_orders(found, half, b_half, bias, out[first : first + size], column, columns)
 
     return piece
 
@@ -363,9 +388,9 @@ def _dense(job, a, first, half, orders):
         of_a = parts.reshape(size, count, k)
         finite = _cut_rows(a[first : first + size], job.width, of_a, half)
         row, step, of_slice = 8 * count * k, 8, 8 * k
-    block, zeros = _block(m), np.zeros(count * min(m, COLUMNS))
+    block, zeros = _block(m), np.zeros(count * COLUMNS)
     for column in range(0, m if finite else 0, block):
-        columns = min(block, m - column)
+        columns = _padded(min(block, m - column))
         b, line = job.b + 8 * k * count * column, 8 * count * columns
         for s in range(count):
             # Of slice s of a with the slices of b side by side, each is of one order more
@@ -385,16 +410,11 @@ def _chosen(job, parts, step, of_slice, word, row_of_b, row, rows, orders):
     k, m, count = job.k, job.m, job.slices
     block = _block(m)
     for column in range(0, m, block):
-        columns = min(block, m - column)
+        columns = _padded(min(block, m - column))
         line = 8 * count * columns
         b = job.b + 8 * k * count * column + row_of_b * line
         to = orders + 8 * count * column * rows + row * line
-        for s in range(count):
-            at = parts + s * of_slice
-            call(
-                job.chosen,
-                (0.0, at, step, word, b, line, to + 8 * columns * s, (count - s) * columns),
-            )
+        call(job.chosen, (parts, of_slice, step, word, b, line, to, 8 * columns, columns))
 
 
 @_strict
@@ -453,32 +473,46 @@ def _sparse_columns(job, a, first, half, orders):
 
 
 @_strict
-def _add_orders(orders, a_half, b_half, bias, total, out):
-    """Out (m,): a row's products of each order (S, m), the smallest first, and the bias if any."""
-    total[:] = 0.0
-    for order in range(orders.shape[0] - 1, 0, -1):
-        for j in range(out.size):
-            total[j] = orders[order, j] + total[j]
-    for j in range(out.size):
-        half = a_half * b_half[j]
-        out[j] = out.dtype.type((orders[0, j] + total[j]) * half * half)
-    for j in range(bias.size):
-        out[j] += bias[j]
+def _add_orders(orders, a_half, b_half, bias, out, first, columns):
+    """So many columns of out (n, ...), from the first, plus the bias if there is any.
+
+    Each row's products of each order (n, S, columns) are added up, the smallest first.
+    """
+    total, count, kind = np.empty(columns), orders.shape[1], out.dtype.type
+    at = np.uint64(first)  # an index that cannot be negative keeps the loops vectorised
+    for i in range(out.shape[0]):
+        of_row, to, half = orders[i], out[i], a_half[i]
+        for j in range(columns):
+            total[j] = of_row[count - 1, j] + 0.0
+        for order in range(count - 2, -1, -1):
+            of_order = of_row[order]
+            for j in range(columns):
+                total[j] = of_order[j] + total[j]
+        for j in range(columns):
+            both = half * b_half[at + np.uint64(j)]
+            to[at + np.uint64(j)] = kind(total[j] * both * both)
+        if bias.size:
+            for j in range(columns):
+                to[at + np.uint64(j)] += bias[at + np.uint64(j)]
+
+
+CHOSEN = 3
 
 
 @cache
-def routines(dtype):
-    """Where the routines of a product of numbers of a dtype are: int64, for `_multiply`."""
+def routines(dtype, *counts):
+    """Where the routines of a product of numbers of a dtype are: int64, for `multiply`.
+
+    After the first three those for so many slices, 0 for others.
+    """
     one, options = types.int64, OPTIONS[EXACT]
-    return np.array(
-        [
-            routine(_work, one, one, options=options),
-            routine(_piece(dtype.type(0)), one, one, one, options=options),
-            products.of_float64(products.dense_tiles),
-            products.of_float64(products.chosen),
-        ],
-        np.int64,
-    )
+    found = np.zeros(CHOSEN + max(counts) + 1, np.int64)
+    found[0] = routine(_work, one, one, options=options)
+    found[1] = routine(_piece(dtype.type(0)), one, one, one, options=options)
+    found[2] = products.routines(np.dtype(np.float64))[products.DENSE]
+    for count in counts:
+        found[CHOSEN + count] = products.chosen(count)
+    return found
 
 
 @_alone
@@ -503,9 +537,9 @@ def _product(a, across, b, b_across, bias=None):
         work = n * parts.nbytes * (parts.shape[1] + 1) // 2
         words = np.empty((a.shape[0], -(-a.shape[1] // BITS)), np.int64)
         known = address(words) if nonzeros(a, address(words)) else 0
-        fixed = routines(a.dtype), a, across, known
+        fixed = routines(a.dtype, parts.shape[1]), a, across, known
         more = np.empty(0, a.dtype) if bias is None else bias
-        if pool.share(work, _multiply, *fixed, parts, width, half, more, out):
+        if pool.share(work, multiply, *fixed, parts, width, half, more, out):
             return out
     out = exact.matmul(np, a.T if across else a, b.T if b_across else b)
     return out if bias is None else out + bias
@@ -536,23 +570,49 @@ def affine_gradients(dout, x):
 
 
 @_strict
-def _sum_rows(a, count, width, out):
+def _sum_rows(a, out):
     """The sum of each row of a (n, k)."""
-    unit, rest, slices = 2.0**-width, np.empty(a.shape[1]), np.empty(count)
     for i in range(a.shape[0]):
-        out[i] = sum_row(a[i], unit, rest, slices)
+        out[i] = row_sum(a[i])
+
+
+@_strict
+def sum_columns(a, out):
+    """The sum of each column of a (k, m); whether they are finite, else it is of no use."""
+    (k, m), wide = a.shape, a.itemsize == 8
+    count, bits = sum_slices(k, wide)
+    half, back, rest, shifts = np.empty(m), np.empty(m), np.empty(m), np.empty((count, m))
+    if not _begin_columns(a, 0, np.empty(0, np.int64), bits, half, back, shifts):
+        return False
+    sums = np.zeros((count, m))
+    for i in range(k):
+        row = a[i]
+        for j in range(m):
+            rest[j] = np.float64(row[j]) * back[j] * back[j]
+        for s in range(count):
+            shift, total = shifts[s], sums[s]
+            for j in range(m):
+                cut = (rest[j] + shift[j]) - shift[j]
+                total[j] += cut
+                rest[j] -= cut
+    for j in range(m):
+        total = 0.0
+        for s in range(count - 1, -1, -1):
+            total = sums[s, j] + total
+        out[j] = a.dtype.type(total * half[j] * half[j])
+    return True
 
 
 def sum(a, axis=None, keepdims=False):
     """`exact.sum`."""
-    axis = exact.checked_axis(a, axis)
+    axis, _ = exact.checked_axis(a, axis), exact.precision(a)
     if a.size == 0:
         return exact.sum(np, a, axis, keepdims)
-    rows = a.reshape(1, -1) if axis is None else np.ascontiguousarray(np.moveaxis(a, axis, -1))
-    shape = () if axis is None else rows.shape[:-1]
+    shape = () if axis is None else a.shape[:axis] + a.shape[axis + 1 :]
     out = np.empty(shape, a.dtype)
-    rows = rows.reshape(-1, rows.shape[-1])
-    _sum_rows(rows, *exact.sum_slices(rows.shape[1], exact.precision(a)), out.reshape(-1))
+    if axis != 0 or a.ndim == 1 or not sum_columns(a.reshape(len(a), -1), out.reshape(-1)):
+        rows = a.reshape(1, -1) if axis is None else np.ascontiguousarray(np.moveaxis(a, axis, -1))
+        _sum_rows(rows.reshape(-1, rows.shape[-1]), out.reshape(-1))
     if keepdims:
         return out.reshape([1] * a.ndim) if axis is None else np.expand_dims(out, axis)
     return out

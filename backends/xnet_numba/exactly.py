@@ -6,11 +6,12 @@ Nothing here lets the compiler reorder or contract an operation.
 
 import numba
 import numpy as np
+from numba import carray  # pyright: ignore[reportPrivateImportUsage]
 
-from xnet_numba.compiling import _strict
+from xnet_numba.compiling import _serial, _strict
 from xnet_numba.elementary import PRIMITIVES, written
 from xnet_numba.generated import function
-from xnet_numba.intrinsics import bits_to_float, float_to_bits
+from xnet_numba.intrinsics import bits_to_float, float_to_bits, pointer_to, room_on_stack
 
 
 def _rounded(name):
@@ -74,33 +75,6 @@ def _sum_of_infinities(a):
 
 
 @_strict
-def sum_row(a, unit, rest, slices):
-    """`exact.sum` of a (n,) in `slices` whose widths are `unit`, a power of two, of each other."""
-    top = magnitude(a[0])
-    for j in range(a.size):
-        top = max(top, magnitude(a[j]))
-    largest = number(top, a.itemsize == 8)
-    if not largest < np.inf:
-        return _sum_of_infinities(a)
-    half = half_scale(largest, a.itemsize == 8)
-    back = 1.0 / half
-    shift = first_shift(largest, half, unit)
-    for j in range(a.size):
-        rest[j] = np.float64(a[j]) * back * back
-    for s in range(slices.size):
-        slices[s] = 0.0
-        for j in range(a.size):
-            part = (rest[j] + shift) - shift
-            rest[j] -= part
-            slices[s] += part
-        shift *= unit
-    total = 0.0
-    for s in range(slices.size - 1, -1, -1):
-        total = slices[s] + total
-    return a.dtype.type(total * half * half)
-
-
-@_strict
 def sum_slices(terms, wide):
     """`exact.sum_slices`: how many slices a sum takes, and of how many bits each."""
     length = 0
@@ -111,8 +85,48 @@ def sum_slices(terms, wide):
     return (digits + length + bits - 1) // bits, bits
 
 
+CHUNK, MOST_SLICES = 64, 16
+"""Numbers of a sum that are cut at a time, and slices that no sum has: 2^45 terms have 13."""
+ROOM = 2 * CHUNK + MOST_SLICES
+
+
+@_serial
+def _total(a):
+    """Of numbers whose sum is exact, in whatever order."""
+    total = 0.0
+    for j in range(a.size):
+        total += a[j]
+    return total
+
+
 @_strict
 def row_sum(a):
     """`exact.sum` of a (n,)."""
-    count, bits = sum_slices(a.size, a.itemsize == 8)
-    return sum_row(a, 2.0**-bits, np.empty(a.size), np.empty(count))
+    wide = a.itemsize == 8
+    top = magnitude(a[0])
+    for j in range(a.size):
+        top = max(top, magnitude(a[j]))
+    largest = number(top, wide)
+    if not largest < np.inf:
+        return _sum_of_infinities(a)
+    count, bits = sum_slices(a.size, wide)
+    unit, half = bits_to_float(np.int64(1023 - bits) << np.int64(52)), half_scale(largest, wide)
+    back, first = 1.0 / half, first_shift(largest, half, unit)
+    room = carray(pointer_to(0.0, room_on_stack(ROOM)), ROOM)
+    rest, part, sums = room[:CHUNK], room[CHUNK : 2 * CHUNK], room[2 * CHUNK :]
+    sums[:count] = 0.0
+    for start in range(0, a.size, CHUNK):
+        size, shift = min(CHUNK, a.size - start), first
+        for j in range(size):
+            rest[j] = np.float64(a[start + j]) * back * back
+        for s in range(count):
+            for j in range(size):
+                cut = (rest[j] + shift) - shift
+                part[j] = cut
+                rest[j] -= cut
+            sums[s] += _total(part[:size])
+            shift *= unit
+    total = 0.0
+    for s in range(count - 1, -1, -1):
+        total = sums[s] + total
+    return a.dtype.type(total * half * half)

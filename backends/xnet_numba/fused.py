@@ -276,7 +276,7 @@ class _Room:
         self.words = np.empty((n, -(-run.inputs // BITS)), np.int64)
         self.zeros = np.zeros(max(run.widest, run.inputs, BITS), run.dtype)
         self.loss = self.loss_numbers = self.step = self.step_numbers = None
-        self.slices = None  # of reproducible mode
+        self.slices = self.routines = None  # of reproducible mode
         self.loss_address = 0
         self.descends = False  # whether the job says so: there, back by the loss, and down
         self.fields = np.zeros(len(TRAINING.names), np.int64)

@@ -27,6 +27,7 @@ from xnet_numba.tiles import (
     VECTOR_BYTES,
     bits_not_zero,
     ones,
+    slices_tile,
     tile,
     transpose_square,
 )
@@ -194,32 +195,31 @@ def transpose_bits(block):
         mask ^= mask << width
 
 
-def chosen(kind, a, step, word, b, b_row, c, m):
-    """C (m,) += a B for those of up to 64 numbers of a, `step` bytes apart, that `word` says."""
-    j = 0
-    while j < m:
-        j += tile(kind, 1, 1, a, 0, step, word, b, b_row, c, 0, c, 0, j, m)
-
-
-_ROUTINES = {_sparse: 8, dense_tiles: 12, _sparse_gradient: 9, chosen: 7}
+_ROUTINES = {_sparse: 8, dense_tiles: 12, _sparse_gradient: 9}
 """How many int64 each takes after `kind`."""
-_SPARSE, _DENSE, _SPARSE_GRADIENT = range(3)
-
-
-def _at(function, dtype):
-    """The address of a routine for numbers of a dtype."""
-    return routine(function, numba.from_dtype(dtype), *[types.int64] * _ROUTINES[function])
+_SPARSE, DENSE, _SPARSE_GRADIENT = range(3)
 
 
 @cache
 def routines(dtype, gradient=False):
-    """Where they are for a dtype, int64: the first two for `affine`, three for `gradient`."""
-    return np.array([_at(f, dtype) for f in list(_ROUTINES)[: 3 if gradient else 2]], np.int64)
+    """Where the routines for a dtype are, int64: the first two for `affine`, all for `gradient`."""
+    return np.array(
+        [
+            routine(function, numba.from_dtype(dtype), *[types.int64] * numbers)
+            for function, numbers in list(_ROUTINES.items())[: 3 if gradient else 2]
+        ],
+        np.int64,
+    )
 
 
-def of_float64(function):
-    """The address of one of them, `dense_tiles` or `chosen`, for float64."""
-    return _at(function, np.dtype(np.float64))
+@cache
+def chosen(count):
+    """Where `slices_tile` is for so many slices: up to 64 numbers, which a word says."""
+
+    def chosen(a, of_slice, step, word, b, row, c, apart, m):
+        slices_tile(count, a, of_slice, step, word, b, row, c, apart, m)
+
+    return routine(chosen, *[types.int64] * 9)
 
 
 # -- for compiled code
@@ -291,7 +291,7 @@ def columns(routines, kind, a, n, k, b, bias, c, m, first, count):
     """So many columns of `dense`, from the `first` one on."""
     size, at = size_of(kind), first * size_of(kind)
     call(
-        routines[_DENSE],
+        routines[DENSE],
         (kind, a, k * size, size, n, k, b + at, m * size, bias + at, 0, c + at, m * size, count),
     )
 
@@ -320,14 +320,14 @@ def gradient(routines, kind, task, x, n, k, delta, m, skip, words, zeros, dW, db
         at, to = x + first * size, dW + first * line
         if line >= VECTOR_BYTES:
             call(
-                routines[_DENSE],
+                routines[DENSE],
                 (kind, at, size, k * size, inputs, n, delta, line, zeros, 0, to, line, m),
             )
         else:  # rows of x fill vectors, those of delta do not: dW' = delta' x
             across = np.empty(m * inputs, type(kind))
             found, row = address_of(across), inputs * size
             call(
-                routines[_DENSE],
+                routines[DENSE],
                 (kind, delta, size, line, m, n, at, k * size, zeros, 0, found, row, inputs),
             )
             transpose(kind, found, m, inputs, to)

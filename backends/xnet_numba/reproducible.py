@@ -32,10 +32,10 @@ def _product(mail, routines, a, across, words, b, bias, out, slices, helpers):
     `slices` has how many of them a product takes, and of how many bits, by the length contracted.
     """
     k, m = b.shape
-    parts, half = np.empty((k * m, slices[k, 0])), np.empty(m)
-    if not exact._cut_blocks(b, slices[k, 1], parts, half):
+    parts, half = exact.room_for_slices(k, m, slices[k, 0]), np.empty(m)
+    if not exact.cut_blocks(b, slices[k, 1], parts, half):
         return False
-    return exact._multiply(
+    return exact.multiply(
         mail, routines, a, across, words, parts, slices[k, 1], half, bias, out, helpers
     )
 
@@ -126,9 +126,8 @@ def _train(mail, at_job, routines, x, t, found, slices, helpers):
         known = words if depth == 0 else 0
         if not _product(mail, routines, inputs, True, known, delta, nothing, dW, slices, helpers):
             return False
-        across = _transposed(delta)
-        for j in range(m):
-            db[j] = row_sum(across[j])
+        if not exact.sum_columns(delta, db):
+            return False
         place += (k + 1) * m
     if job.step != 0:
         at_found = address_of(found)
@@ -160,9 +159,10 @@ class Reproducible(Prepared):
     def _run(self, room, x, t, found):
         if room.slices is None:
             room.slices = _slices(self, len(x))
+            counts = {int(count) for count in room.slices[:, 0] if count}
+            room.routines = exact.routines(self.dtype, *sorted(counts))
         work = 3 * self._work(len(x))
-        routines = exact.routines(self.dtype)
-        pool.share(work, _train, room.at_job, routines, x, t, found, room.slices)
+        pool.share(work, _train, room.at_job, room.routines, x, t, found, room.slices)
 
     def _mean(self, room):
         """Of the losses; None if the pass met a number that is not finite."""

@@ -168,6 +168,87 @@ def tile(typingctx, kind, rows, by_bits, a, row, step, k, b, ldb, start, start_r
     return signature, codegen
 
 
+SUMS = 24 if _WIDE else 12
+"""Of products of slices, kept in registers beside the slices of a number and a row of B."""
+
+
+def _slices(builder, count, vectors, args):
+    """Code of so many vectors of columns of `slices_tile`."""
+    a, of_slice, step, word, b, row, c, apart, j = args
+    v = _Vectors(builder, types.float64, VECTOR_BYTES // 8)
+    offsets = [v.at(j, v.constant(n), v.constant(VECTOR_BYTES)) for n in range(vectors)]
+    parts = [v.constant(s) for s in range(count)]
+    places = [builder.add(v.at(c, order, apart), at) for order in parts for at in offsets]
+    starts = [v.load(place) for place in places]
+    before = builder.block
+    head, body, end = (builder.append_basic_block(f"slice.{name}") for name in ("k", "body", "end"))
+    builder.branch(head)
+    builder.position_at_end(head)
+    n = builder.phi(_I64)
+    n.add_incoming(word, before)
+    sums = [builder.phi(v.type) for _ in starts]
+    for total, start in zip(sums, starts, strict=True):
+        total.add_incoming(start, before)
+    builder.cbranch(builder.icmp_signed("!=", n, v.constant(0)), body, end)
+    builder.position_at_end(body)
+    index = builder.cttz(n, ir.Constant(ir.IntType(1), 1))
+    number, b_row = v.at(a, index, step), v.at(b, index, row)
+    values = [v.broadcast(v.load(v.at(number, s, of_slice), v.element)) for s in parts]
+    totals = list(sums)
+    for t in range(count):
+        for i in range(vectors):
+            part = v.load(builder.add(v.at(b_row, parts[t], apart), offsets[i]))
+            for s in range(count - t):
+                at = (s + t) * vectors + i
+                totals[at] = v.multiply_add(values[s], part, totals[at])
+    for total, following in zip(sums, totals, strict=True):
+        total.add_incoming(following, body)
+    n.add_incoming(builder.and_(n, builder.sub(n, v.constant(1))), body)
+    builder.branch(head)
+    builder.position_at_end(end)
+    for place, total in zip(places, sums, strict=True):
+        v.store(total, place)
+
+
+@intrinsic
+def slices_tile(typingctx, slices, a, of_slice, step, word, b, row, c, apart, m):
+    """C[s + t, j] += A[s, n] B[n, t, j] for all s + t < `slices` and n < 64 whose bit is set.
+
+    All are float64, of so many slices, a literal. Arrays are given by their first element's
+    address: A's slices lie `of_slice` bytes apart and its numbers `step`, B's rows `row` and the
+    slices of one `apart`, and so C's orders. B and C have m columns, whole vectors.
+    """
+    count = getattr(slices, "literal_value", None)
+    if count is None:
+        return None
+
+    def codegen(context, builder, signature, args):
+        panel = max(1, min(8, SUMS // count))
+        *arrays, m = args[1:]
+        whole = builder.mul(m, ir.Constant(_I64, 8))
+        before = builder.block
+        head, end = (builder.append_basic_block(f"slices.{name}") for name in ("head", "end"))
+        builder.branch(head)
+        builder.position_at_end(head)
+        j = builder.phi(_I64)
+        j.add_incoming(ir.Constant(_I64, 0), before)
+        left = builder.sub(whole, j)
+        for vectors in range(panel, 0, -1):
+            then, otherwise = (builder.append_basic_block(x) for x in ("slices.then", "slices.else"))
+            most = ir.Constant(_I64, vectors * VECTOR_BYTES)
+            builder.cbranch(builder.icmp_signed(">=", left, most), then, otherwise)
+            builder.position_at_end(then)
+            _slices(builder, count, vectors, (*arrays, j))
+            j.add_incoming(builder.add(j, most), builder.block)
+            builder.branch(head)
+            builder.position_at_end(otherwise)
+        builder.branch(end)
+        builder.position_at_end(end)
+        return context.get_dummy_value()
+
+    return types.void(slices, *[types.int64] * 9), codegen
+
+
 @intrinsic
 def transpose_square(typingctx, kind, side, a, row, out, out_row):
     """out[j, i] = a[i, j] for `side` rows and columns, a power of two and a literal.
