@@ -15,7 +15,15 @@ from numba import carray, types  # pyright: ignore[reportPrivateImportUsage]
 from xnet import exact
 from xnet_numba import products
 from xnet_numba.compiling import _alone, _strict, address, routine
-from xnet_numba.exactly import first_shift, half_scale, magnitude, number, row_sum, sum_slices
+from xnet_numba.exactly import (
+    first_shift,
+    half_scale,
+    magnitude,
+    number,
+    row_sum,
+    sum_slices,
+    unit_of,
+)
 from xnet_numba.generated import EXACT, OPTIONS, Elementary
 from xnet_numba.intrinsics import (
     address_of,
@@ -24,9 +32,11 @@ from xnet_numba.intrinsics import (
     pointer_to,
     record_pointer,
     room_on_stack,
+    size_of,
 )
 from xnet_numba.kernels import Loops
 from xnet_numba.pool import claim, pool, run
+from xnet_numba.slices import LANES, add_up, cut
 from xnet_numba.tiles import BITS
 
 __all__ = [
@@ -65,50 +75,13 @@ def _largest_of_columns(a, first, known, top):
 
 
 @_strict
-def _cut(values, back, shift, unit, parts, rest):
-    """Slices of `values` (n,), each number twice multiplied by `back`: parts (S, n)."""
-    first, second, next_shift = parts[0], parts[1], shift * unit
-    for j in range(values.size):
-        value = np.float64(values[j]) * back * back
-        cut = (value + shift) - shift
-        value -= cut
-        next_cut = (value + next_shift) - next_shift
-        first[j], second[j], rest[j] = cut, next_cut, value - next_cut
-    for s in range(2, parts.shape[0]):
-        next_shift *= unit
-        part = parts[s]
-        for j in range(values.size):
-            value = rest[j]
-            cut = (value + next_shift) - next_shift
-            part[j], rest[j] = cut, value - cut
-
-
-@_strict
-def _cut_each(values, back, shifts, parts, rest):
-    """As `_cut`, of numbers that have each a shift for every slice, (S, n), and a `back` (n,)."""
-    first, second, shift, next_shift = parts[0], parts[1], shifts[0], shifts[1]
-    for j in range(values.size):
-        value = np.float64(values[j]) * back[j] * back[j]
-        cut = (value + shift[j]) - shift[j]
-        value -= cut
-        next_cut = (value + next_shift[j]) - next_shift[j]
-        first[j], second[j], rest[j] = cut, next_cut, value - next_cut
-    for s in range(2, parts.shape[0]):
-        part, shift = parts[s], shifts[s]
-        for j in range(values.size):
-            value = rest[j]
-            cut = (value + shift[j]) - shift[j]
-            part[j], rest[j] = cut, value - cut
-
-
-@_strict
 def _begin(largest, wide, width, half, back, shift):
     """What numbers (n,) are cut by, of which so many have so large a largest one.
 
     Their `half_scale` and what that is divided by, and the shift of their first slice. Returns
     whether they are finite; if not, nothing is of use.
     """
-    unit = 2.0**-width
+    unit = unit_of(width)
     for i in range(half.size):
         if not largest[i] < np.inf:
             return False
@@ -128,49 +101,77 @@ def _begin_rows(a, width, half, back, shift):
 
 
 @_strict
-def _begin_columns(a, first, known, width, half, back, shifts):
-    """`_begin` for so many columns of a (k, ...) from the first: shifts of each slice (S, m)."""
-    largest, unit = np.empty(half.size), 2.0**-width
+def _begin_columns(a, first, known, width, half, back, shift):
+    """`_begin` for so many columns of a (k, ...) from the first."""
+    largest = np.empty(half.size)
     _largest_of_columns(a, first, known, largest)
-    if not _begin(largest, a.itemsize == 8, width, half, back, shifts[0]):
-        return False
-    for s in range(1, shifts.shape[0]):
-        for j in range(half.size):
-            shifts[s, j] = shifts[s - 1, j] * unit
-    return True
+    return _begin(largest, a.itemsize == 8, width, half, back, shift)
 
 
 @_strict
-def _cut_rows(a, width, parts, half):
-    """Slices of `width` bits of each row of a (n, k): parts (n, S, k), and `half_scale` (n,).
+def _cut(kind, values, size, back, shift, unit, count, parts, of_slice):
+    """Cut so many numbers, all by one `back` and shift; addresses as those of `slices.cut`."""
+    j = 0
+    while j + LANES <= size:
+        at, to = values + j * size_of(kind), parts + 8 * j
+        cut(kind, LANES, 0, at, back, shift, unit, count, to, of_slice)
+        j += LANES
+    while j < size:
+        at, to = values + j * size_of(kind), parts + 8 * j
+        cut(kind, 1, 0, at, back, shift, unit, count, to, of_slice)
+        j += 1
 
-    Returns whether all of `a` is finite; if not, nothing is of use.
+
+@_strict
+def _cut_each(kind, values, size, back, shift, unit, count, parts, of_slice):
+    """Cut so many numbers, each by its own `back` and shift; addresses as those of `slices.cut`."""
+    j = 0
+    while j + LANES <= size:
+        at, to = values + j * size_of(kind), parts + 8 * j
+        cut(kind, LANES, 1, at, back + 8 * j, shift + 8 * j, unit, count, to, of_slice)
+        j += LANES
+    while j < size:
+        at, to = values + j * size_of(kind), parts + 8 * j
+        cut(kind, 1, 1, at, back + 8 * j, shift + 8 * j, unit, count, to, of_slice)
+        j += 1
+
+
+@_strict
+def _cut_rows(a, first, width, count, parts, half):
+    """Slices of `width` bits of some rows of a (..., k), from the first: parts (n, S, k).
+
+    And `half_scale` of each (n,). Returns whether the rows are finite; if not, nothing is of use.
     """
-    n, unit, rest = a.shape[0], 2.0**-width, np.empty(a.shape[1])
+    n, k, unit, kind = half.size, a.shape[1], unit_of(width), a.dtype.type(0)
     back, shift = np.empty(n), np.empty(n)
-    if not _begin_rows(a, width, half[:n], back, shift):
+    if not _begin_rows(a[first : first + n], width, half, back, shift):
         return False
     for i in range(n):
-        _cut(a[i], back[i], shift[i], unit, parts[i], rest)
+        at, to = address_of(a) + (first + i) * k * a.itemsize, parts + 8 * i * count * k
+        by = address_of(back) + 8 * i, address_of(shift) + 8 * i
+        _cut(kind, at, k, by[0], by[1], unit, count, to, 8 * k)
+    lives_until_here((back, shift))
     return True
 
 
 @_strict
-def _cut_columns(a, first, width, parts, half):
-    """As `_cut_rows` for m columns of a (k, ...) from the first: parts (k, S, M), `half` (m,).
+def _cut_columns(a, first, width, count, parts, padded, half):
+    """As `_cut_rows` for m columns of a (k, ...), from the first: parts (k, S, `padded`).
 
-    What parts have more than m columns becomes 0.
+    The columns beyond m become 0.
     """
-    m = half.size
-    back, rest, shifts = np.empty(m), np.empty(m), np.empty((parts.shape[1], m))
-    every = np.empty(0, np.int64)
-    if not _begin_columns(a, first, every, width, half, back, shifts):
+    (k, columns), m, unit, kind = a.shape, half.size, unit_of(width), a.dtype.type(0)
+    back, shift = np.empty(m), np.empty(m)
+    if not _begin_columns(a, first, np.empty(0, np.int64), width, half, back, shift):
         return False
-    for i in range(a.shape[0]):
-        _cut_each(a[i, first : first + m], back, shifts, parts[i], rest)
-        for s in range(parts.shape[1]):
-            for j in range(m, parts.shape[2]):
-                parts[i, s, j] = 0.0
+    found, by = carray(pointer_to(0.0, parts), (k, count, padded)), (back, shift)
+    for i in range(k):
+        at, to = address_of(a) + (i * columns + first) * a.itemsize, parts + 8 * i * count * padded
+        _cut_each(kind, at, m, address_of(back), address_of(shift), unit, count, to, 8 * padded)
+        for s in range(count):
+            for j in range(m, padded):
+                found[i, s, j] = 0.0
+    lives_until_here(by)
     return True
 
 
@@ -243,15 +244,14 @@ def room_for_slices(k, m, count):
 @_strict
 def cut_blocks(b, width, parts, half):
     """As `_cut_columns` for blocks of b's columns, one after the other: parts (k M, S)."""
-    (k, m), count, flat = b.shape, parts.shape[1], parts.reshape(-1)
+    (k, m), count = b.shape, parts.shape[1]
     block = _block(m)
     for first in range(0, m, block):
         columns = min(block, m - first)
-        padded = _padded(columns)
-        of_block = flat[first * k * count : (first + padded) * k * count]
-        at = of_block.reshape(k, count, padded)
-        if not _cut_columns(b, first, width, at, half[first : first + columns]):
+        at, of_block = address_of(parts) + 8 * first * k * count, half[first : first + columns]
+        if not _cut_columns(b, first, width, count, at, _padded(columns), of_block):
             return False
+    lives_until_here(parts)
     return True
 
 
@@ -349,7 +349,7 @@ def _piece(kind):
         job = carray(product_pointer(at_job), 1)[0]
         n, k, m, count = job.n, job.k, job.m, job.slices
         shape = (k, n) if job.across else (n, k)
-        a, out = carray(pointer_to(kind, job.a), shape), carray(pointer_to(kind, job.out), (n, m))
+        a = carray(pointer_to(kind, job.a), shape)
         half, orders = np.empty(size), aligned(size * count * _padded(m))
         if job.words == 0:
             finite = _dense(job, a, first, half, orders)
@@ -360,15 +360,18 @@ def _piece(kind):
         if not finite:
             job.finite = 0
             return
-        b_half = carray(pointer_to(0.0, job.b_half), m)
-        bias = carray(pointer_to(kind, job.bias), job.biases)
         block = _block(m)
         for column in range(0, m, block):
             columns = min(block, m - column)
             padded = _padded(columns)
-            of_block = orders[size * count * column : size * count * (column + padded)]
-            found = of_block.reshape(size, count, padded)
-            _add_orders(found, half, b_half, bias, out[first : first + size], column, columns)
+            found = address_of(orders) + 8 * size * count * column
+            of_bias = 0 if job.biases == 0 else job.bias + column * size_of(kind)
+            to = job.out + (first * m + column) * size_of(kind)
+            for i in range(size):
+                at, here = found + 8 * i * count * padded, to + i * m * size_of(kind)
+                halves = job.b_half + 8 * column
+                _add_orders(kind, at, 8 * padded, count, half[i], halves, of_bias, here, columns)
+        lives_until_here(orders)
 
     return piece
 
@@ -382,11 +385,10 @@ def _dense(job, a, first, half, orders):
     k, m, count, size = job.k, job.m, job.slices, half.size
     parts = np.empty(size * count * k)
     if job.across:
-        finite = _cut_columns(a, first, job.width, parts.reshape(k, count, size), half)
+        finite = _cut_columns(a, first, job.width, count, address_of(parts), size, half)
         row, step, of_slice = 8, 8 * count * size, 8 * size
     else:
-        of_a = parts.reshape(size, count, k)
-        finite = _cut_rows(a[first : first + size], job.width, of_a, half)
+        finite = _cut_rows(a, first, job.width, count, address_of(parts), half)
         row, step, of_slice = 8 * count * k, 8, 8 * k
     block, zeros = _block(m), np.zeros(count * COLUMNS)
     for column in range(0, m if finite else 0, block):
@@ -427,19 +429,21 @@ def _sparse_rows(job, a, first, half, orders):
     back, shift = np.empty(size), np.empty(size)
     if not _begin_rows(a[first : first + size], job.width, half, back, shift):
         return False
-    per_row, unit = (k + BITS - 1) // BITS, 2.0**-job.width
+    per_row, unit, kind = (k + BITS - 1) // BITS, unit_of(job.width), a.dtype.type(0)
     known = carray(pointer_to(np.int64(0), job.words), (job.n, per_row))
-    parts, rest = np.empty((count, BITS)), np.empty(BITS)
+    room = np.empty(count * BITS)
+    parts, to = address_of(room), address_of(orders)
     orders[:] = 0.0
     for w in range(per_row):
-        start, end = w * BITS, min(k, (w + 1) * BITS)
+        start = w * BITS
         for i in range(size):
             word = known[first + i, w]
             if word != 0:
-                _cut(a[first + i, start:end], back[i], shift[i], unit, parts, rest)
-                at, to = address_of(parts), address_of(orders)
-                _chosen(job, at, 8, 8 * BITS, word, start, i, size, to)
-    lives_until_here((parts, orders))
+                at = address_of(a) + ((first + i) * k + start) * a.itemsize
+                by = address_of(back) + 8 * i, address_of(shift) + 8 * i
+                _cut(kind, at, min(BITS, k - start), by[0], by[1], unit, count, parts, 8 * BITS)
+                _chosen(job, parts, 8, 8 * BITS, word, start, i, size, to)
+    lives_until_here((room, orders, back, shift))
     return True
 
 
@@ -451,49 +455,42 @@ def _sparse_columns(job, a, first, half, orders):
     """
     k, n, count, size, task = job.k, job.n, job.slices, half.size, first // BITS
     known = carray(pointer_to(np.int64(0), job.words), (k, (n + BITS - 1) // BITS))[:, task]
-    back, rest, shifts = np.empty(size), np.empty(size), np.empty((count, size))
-    if not _begin_columns(a, first, known, job.width, half, back, shifts):
+    back, shift, unit, kind = np.empty(size), np.empty(size), unit_of(job.width), a.dtype.type(0)
+    if not _begin_columns(a, first, known, job.width, half, back, shift):
         return False
-    parts, block = np.empty((BITS, count, BITS)), np.empty(BITS, np.uint64)
+    room, block = np.empty(BITS * count * BITS), np.empty(BITS, np.uint64)
+    parts, to, line = address_of(room), address_of(orders), 8 * count * BITS
     orders[:] = 0.0
     for start in range(0, k, BITS):
         for i in range(BITS):
             block[i] = np.uint64(known[start + i]) if start + i < k else np.uint64(0)
             if block[i] != 0:
-                of_row = a[start + i, first : first + size]
-                _cut_each(of_row, back, shifts, parts[i, :, :size], rest)
+                at = address_of(a) + ((start + i) * n + first) * a.itemsize
+                by = address_of(back), address_of(shift)
+                _cut_each(kind, at, size, by[0], by[1], unit, count, parts + i * line, 8 * BITS)
         products.transpose_bits(block)
         for row in range(size):
             if block[row] != 0:
-                at, to = address_of(parts) + 8 * row, address_of(orders)
                 word = np.int64(block[row])
-                _chosen(job, at, 8 * count * BITS, 8 * BITS, word, start, row, size, to)
-    lives_until_here((parts, orders))
+                _chosen(job, parts + 8 * row, line, 8 * BITS, word, start, row, size, to)
+    lives_until_here((room, orders, back, shift))
     return True
 
 
 @_strict
-def _add_orders(orders, a_half, b_half, bias, out, first, columns):
-    """So many columns of out (n, ...), from the first, plus the bias if there is any.
-
-    Each row's products of each order (n, S, columns) are added up, the smallest first.
-    """
-    total, count, kind = np.empty(columns), orders.shape[1], out.dtype.type
-    at = np.uint64(first)  # an index that cannot be negative keeps the loops vectorised
-    for i in range(out.shape[0]):
-        of_row, to, half = orders[i], out[i], a_half[i]
-        for j in range(columns):
-            total[j] = of_row[count - 1, j] + 0.0
-        for order in range(count - 2, -1, -1):
-            of_order = of_row[order]
-            for j in range(columns):
-                total[j] = of_order[j] + total[j]
-        for j in range(columns):
-            both = half * b_half[at + np.uint64(j)]
-            to[at + np.uint64(j)] = kind(total[j] * both * both)
-        if bias.size:
-            for j in range(columns):
-                to[at + np.uint64(j)] += bias[at + np.uint64(j)]
+def _add_orders(kind, orders, of_order, count, half, halves, bias, out, columns):
+    """So many columns of a row of the product; addresses as those of `slices.add_up`."""
+    j, size = 0, size_of(kind)
+    while j + LANES <= columns:
+        of_bias = 0 if bias == 0 else bias + j * size
+        at = halves + 8 * j, of_bias, out + j * size
+        add_up(kind, LANES, orders + 8 * j, of_order, count, half, at[0], at[1], at[2])
+        j += LANES
+    while j < columns:
+        of_bias = 0 if bias == 0 else bias + j * size
+        at = halves + 8 * j, of_bias, out + j * size
+        add_up(kind, 1, orders + 8 * j, of_order, count, half, at[0], at[1], at[2])
+        j += 1
 
 
 CHOSEN = 3
@@ -581,20 +578,18 @@ def sum_columns(a, out):
     """The sum of each column of a (k, m); whether they are finite, else it is of no use."""
     (k, m), wide = a.shape, a.itemsize == 8
     count, bits = sum_slices(k, wide)
-    half, back, rest, shifts = np.empty(m), np.empty(m), np.empty(m), np.empty((count, m))
-    if not _begin_columns(a, 0, np.empty(0, np.int64), bits, half, back, shifts):
+    half, back, shift = np.empty(m), np.empty(m), np.empty(m)
+    if not _begin_columns(a, 0, np.empty(0, np.int64), bits, half, back, shift):
         return False
-    sums = np.zeros((count, m))
+    sums, parts, kind = np.zeros((count, m)), np.empty((count, m)), a.dtype.type(0)
     for i in range(k):
-        row = a[i]
-        for j in range(m):
-            rest[j] = np.float64(row[j]) * back[j] * back[j]
+        at, to = address_of(a) + i * m * a.itemsize, address_of(parts)
+        by = address_of(back), address_of(shift)
+        _cut_each(kind, at, m, by[0], by[1], unit_of(bits), count, to, 8 * m)
         for s in range(count):
-            shift, total = shifts[s], sums[s]
             for j in range(m):
-                cut = (rest[j] + shift[j]) - shift[j]
-                total[j] += cut
-                rest[j] -= cut
+                sums[s, j] += parts[s, j]
+    lives_until_here((parts, back, shift))
     for j in range(m):
         total = 0.0
         for s in range(count - 1, -1, -1):

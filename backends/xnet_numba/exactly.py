@@ -56,6 +56,12 @@ def half_scale(largest, wide):
 
 
 @_strict
+def unit_of(width):
+    """2^-width, of which slices of so many bits have each to the one before."""
+    return bits_to_float(np.int64(1023 - width) << np.int64(52))
+
+
+@_strict
 def first_shift(largest, half, unit):
     """What cuts the first slice off, as in `xnet.exact.cut`; the next one's is `unit` of it."""
     p = largest / half / half
@@ -110,7 +116,7 @@ def row_sum(a):
     if not largest < np.inf:
         return _sum_of_infinities(a)
     count, bits = sum_slices(a.size, wide)
-    unit, half = bits_to_float(np.int64(1023 - bits) << np.int64(52)), half_scale(largest, wide)
+    unit, half = unit_of(bits), half_scale(largest, wide)
     back, first = 1.0 / half, first_shift(largest, half, unit)
     room = carray(pointer_to(0.0, room_on_stack(ROOM)), ROOM)
     rest, part, sums = room[:CHUNK], room[CHUNK : 2 * CHUNK], room[2 * CHUNK :]

@@ -20,6 +20,7 @@ from numba import carray, types  # pyright: ignore[reportPrivateImportUsage]
 
 from xnet_numba.compiling import _serial, routine
 from xnet_numba.intrinsics import address_of, call, lives_until_here, pointer_to, size_of
+from xnet_numba.slices import slices_tile
 from xnet_numba.tiles import (
     BITS,
     PANEL,
@@ -27,7 +28,6 @@ from xnet_numba.tiles import (
     VECTOR_BYTES,
     bits_not_zero,
     ones,
-    slices_tile,
     tile,
     transpose_square,
 )

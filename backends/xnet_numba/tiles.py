@@ -12,12 +12,12 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-_WIDE = llvm.get_host_cpu_features().get("avx512f", False)
-VECTOR_BYTES = 64 if _WIDE else 32
+WIDE = llvm.get_host_cpu_features().get("avx512f", False)
+VECTOR_BYTES = 64 if WIDE else 32
 """Bytes of a vector: a register of AVX-512 or AVX2, two of an older or of an ARM processor."""
 ROWS = 6
 """Rows of a tile where there are so many; else it has 2, or 1."""
-PANEL = {ROWS: 4 if _WIDE else 2, 2: 4, 1: 8}
+PANEL = {ROWS: 4 if WIDE else 2, 2: 4, 1: 8}
 """Vectors, at most, in a row of a tile, by its rows. The 24 sums of ROWS rows, or 12, fill 32
 registers with a row of B beside them, or AVX2's 16. Smaller tiles have 8 sums, for each waits four
 cycles for its next number and two can be added to in one."""
@@ -27,7 +27,7 @@ BITS = 64
 _I64, _I32 = ir.IntType(64), ir.IntType(32)
 
 
-class _Vectors:
+class Vectors:
     """What the code of a tile is made of: vectors of `count` numbers at addresses."""
 
     def __init__(self, builder, kind, count):
@@ -66,7 +66,7 @@ class _Vectors:
 def _tile(builder, kind, rows, vectors, count, by_bits, args):
     """Code of one tile of `rows` rows and `vectors` vectors of `count` numbers; see `tile`."""
     a, row, step, k, b, ldb, start, start_row, c, ldc, j, m = args
-    v = _Vectors(builder, kind, count)
+    v = Vectors(builder, kind, count)
     last = builder.sub(m, v.constant(count))
     offsets = []
     for n in range(vectors):
@@ -168,87 +168,6 @@ def tile(typingctx, kind, rows, by_bits, a, row, step, k, b, ldb, start, start_r
     return signature, codegen
 
 
-SUMS = 24 if _WIDE else 12
-"""Of products of slices, kept in registers beside the slices of a number and a row of B."""
-
-
-def _slices(builder, count, vectors, args):
-    """Code of so many vectors of columns of `slices_tile`."""
-    a, of_slice, step, word, b, row, c, apart, j = args
-    v = _Vectors(builder, types.float64, VECTOR_BYTES // 8)
-    offsets = [v.at(j, v.constant(n), v.constant(VECTOR_BYTES)) for n in range(vectors)]
-    parts = [v.constant(s) for s in range(count)]
-    places = [builder.add(v.at(c, order, apart), at) for order in parts for at in offsets]
-    starts = [v.load(place) for place in places]
-    before = builder.block
-    head, body, end = (builder.append_basic_block(f"slice.{name}") for name in ("k", "body", "end"))
-    builder.branch(head)
-    builder.position_at_end(head)
-    n = builder.phi(_I64)
-    n.add_incoming(word, before)
-    sums = [builder.phi(v.type) for _ in starts]
-    for total, start in zip(sums, starts, strict=True):
-        total.add_incoming(start, before)
-    builder.cbranch(builder.icmp_signed("!=", n, v.constant(0)), body, end)
-    builder.position_at_end(body)
-    index = builder.cttz(n, ir.Constant(ir.IntType(1), 1))
-    number, b_row = v.at(a, index, step), v.at(b, index, row)
-    values = [v.broadcast(v.load(v.at(number, s, of_slice), v.element)) for s in parts]
-    totals = list(sums)
-    for t in range(count):
-        for i in range(vectors):
-            part = v.load(builder.add(v.at(b_row, parts[t], apart), offsets[i]))
-            for s in range(count - t):
-                at = (s + t) * vectors + i
-                totals[at] = v.multiply_add(values[s], part, totals[at])
-    for total, following in zip(sums, totals, strict=True):
-        total.add_incoming(following, body)
-    n.add_incoming(builder.and_(n, builder.sub(n, v.constant(1))), body)
-    builder.branch(head)
-    builder.position_at_end(end)
-    for place, total in zip(places, sums, strict=True):
-        v.store(total, place)
-
-
-@intrinsic
-def slices_tile(typingctx, slices, a, of_slice, step, word, b, row, c, apart, m):
-    """C[s + t, j] += A[s, n] B[n, t, j] for all s + t < `slices` and n < 64 whose bit is set.
-
-    All are float64, of so many slices, a literal. Arrays are given by their first element's
-    address: A's slices lie `of_slice` bytes apart and its numbers `step`, B's rows `row` and the
-    slices of one `apart`, and so C's orders. B and C have m columns, whole vectors.
-    """
-    count = getattr(slices, "literal_value", None)
-    if count is None:
-        return None
-
-    def codegen(context, builder, signature, args):
-        panel = max(1, min(8, SUMS // count))
-        *arrays, m = args[1:]
-        whole = builder.mul(m, ir.Constant(_I64, 8))
-        before = builder.block
-        head, end = (builder.append_basic_block(f"slices.{name}") for name in ("head", "end"))
-        builder.branch(head)
-        builder.position_at_end(head)
-        j = builder.phi(_I64)
-        j.add_incoming(ir.Constant(_I64, 0), before)
-        left = builder.sub(whole, j)
-        for vectors in range(panel, 0, -1):
-            then, otherwise = (builder.append_basic_block(x) for x in ("slices.then", "slices.else"))
-            most = ir.Constant(_I64, vectors * VECTOR_BYTES)
-            builder.cbranch(builder.icmp_signed(">=", left, most), then, otherwise)
-            builder.position_at_end(then)
-            _slices(builder, count, vectors, (*arrays, j))
-            j.add_incoming(builder.add(j, most), builder.block)
-            builder.branch(head)
-            builder.position_at_end(otherwise)
-        builder.branch(end)
-        builder.position_at_end(end)
-        return context.get_dummy_value()
-
-    return types.void(slices, *[types.int64] * 9), codegen
-
-
 @intrinsic
 def transpose_square(typingctx, kind, side, a, row, out, out_row):
     """out[j, i] = a[i, j] for `side` rows and columns, a power of two and a literal.
@@ -260,7 +179,7 @@ def transpose_square(typingctx, kind, side, a, row, out, out_row):
         return None
 
     def codegen(context, builder, signature, args):
-        v = _Vectors(builder, kind, n)
+        v = Vectors(builder, kind, n)
         _, _, source, row, target, target_row = args
         rows = [v.load(v.at(source, v.constant(i), row)) for i in range(n)]
         # Each turn, row i and the one half of them on give their numbers alternately to rows 2 i
@@ -293,7 +212,7 @@ def bits_not_zero(typingctx, kind, count, address):
         return None
 
     def codegen(context, builder, signature, args):
-        v = _Vectors(builder, kind, n_count)
+        v = Vectors(builder, kind, n_count)
         found = builder.fcmp_unordered("!=", v.load(args[2]), ir.Constant(v.type, [0.0] * n_count))
         return builder.zext(builder.bitcast(found, ir.IntType(n_count)), _I64)
 
