@@ -163,8 +163,10 @@ class NumbaBackend(OnHost):
         prepared = run.prepared
         if prepared is None:
             prepared = self._prepared(run)
-        if prepared and not self.reproducible:
-            return prepared.forward(x if x.flags.c_contiguous else packed(x), loss)
+        if prepared:
+            found = prepared.forward(x if x.flags.c_contiguous else packed(x), loss)
+            if found is not None:
+                return found
         return super().forward(run, x, loss)
 
     def forward_keeping(self, run: Run, x: Array) -> tuple[Array, Any]:

@@ -27,12 +27,12 @@ from xnet_numba.pool import claim, run
 from xnet_numba.tiles import BITS
 
 
-def _record(*names):
+def record(*names):
     """A dtype of int64 with these names: addresses, sizes, and numbers of this and that."""
     return np.dtype([(name, np.int64) for name in names])
 
 
-LAYER = _record(
+LAYER = record(
     "weights",
     "bias",
     "inputs",
@@ -45,17 +45,17 @@ LAYER = _record(
     "back_numbers",
 )
 
-HEAD = _record("work", "routines", "table", "layers", "widest", "predict", "predict_numbers")
+HEAD = record("work", "routines", "table", "layers", "widest", "predict", "predict_numbers")
 """A run: where `_forward_work` and the products' routines are, the layers, and what comes last."""
 
-FORWARD = _record(
+FORWARD = record(
     *("taken", "front", "back"),  # what `pool.claim` counts
     *("routines", "table", "layers", "x", "n", "k", "out", "m", "predict", "predict_numbers"),
     *("widest", "skip", "rows", "columns"),
 )
 """A job of `_forward_work`. `columns` is 0, or how many of one layer's are taken at a time."""
 
-TRAINING = _record(
+TRAINING = record(
     *("taken", "front", "back"),  # of blocks of rows
     *("weights_taken", "weights_front", "weights_back"),  # of blocks of inputs
     *("there_and_back", "weights", "routines", "table", "layers", "k", "m"),

@@ -1,23 +1,36 @@
 # pyright: basic, reportAttributeAccessIssue=false, reportCallIssue=false, reportArgumentType=false
-"""A training step of a whole run in one compiled call, in reproducible mode.
+"""A whole run in one compiled call, in reproducible mode: predictions, a training step.
 
 The table, the job and what is called by address are those of `fused` and `passes`; the products
 and sums are `exact`'s. A layer is done for all rows before the next, for the slices of a gradient
 need the largest number of a column: what is shared among threads is each product.
 """
 
+from functools import cache
+
 import numpy as np
-from numba import carray  # pyright: ignore[reportPrivateImportUsage]
+from numba import carray, types  # pyright: ignore[reportPrivateImportUsage]
 
 from xnet import exact as definitions
-from xnet_numba import exact
-from xnet_numba.compiling import _alone, _strict
+from xnet_numba import exact, generated, products
+from xnet_numba.compiling import _alone, _strict, address, routine
+from xnet_numba.exact import PRODUCT_WORDS, ROWS
 from xnet_numba.exactly import row_sum
 from xnet_numba.fused import DONE, Prepared, takes
-from xnet_numba.generated import EXACT
-from xnet_numba.intrinsics import address_of, call, lives_until_here, pointer_to, size_of
-from xnet_numba.passes import _table_at, _take_step, _training_pointer
-from xnet_numba.pool import pool
+from xnet_numba.generated import EXACT, OPTIONS
+from xnet_numba.intrinsics import (
+    address_of,
+    call,
+    int64s_at,
+    lives_until_here,
+    pointer_to,
+    record_pointer,
+    room_on_stack,
+    size_of,
+)
+from xnet_numba.passes import _table_at, _take_step, _training_pointer, record
+from xnet_numba.pool import claim, pool, run
+from xnet_numba.tiles import BITS
 
 
 @_strict
@@ -143,6 +156,150 @@ def _train(mail, at_job, routines, x, t, found, slices, helpers):
     return True
 
 
+# -- predictions
+
+
+SLICED = record(
+    *("weights", "copy", "parts", "half", "slices", "width", "inputs", "outputs", "bias"),
+    *("chosen", "forth", "forth_numbers"),
+)
+"""A layer: its weights, what they were when they were cut, and the slices of that."""
+
+FORWARD = record(
+    *("taken", "front", "back"),  # what `pool.claim` counts
+    *("piece", "dense", "table", "layers", "x", "words", "n", "k", "out", "m", "rows", "widest"),
+    *("predict", "predict_numbers", "finite"),
+)
+"""A job of `_forward_work`; `words` is as in `exact.PRODUCT`."""
+
+_sliced_pointer = record_pointer(SLICED)
+_forward_pointer = record_pointer(FORWARD)
+_FORWARD_WORDS = len(FORWARD.names)
+
+CHANGED, FOUND, INFINITE = range(3)
+"""What became of a prediction: weights have changed, all is well, or not all numbers are finite."""
+
+
+def _forward_work(kind):
+    def work(at_job, helping):
+        """Take blocks of rows through all layers, as long as there are any."""
+        job = carray(_forward_pointer(at_job), 1)[0]
+        table = carray(_sliced_pointer(job.table), job.layers)
+        at_product = room_on_stack(PRODUCT_WORDS)
+        product = carray(exact.product_pointer(at_product), 1)[0]
+        product.piece, product.dense, product.across = job.piece, job.dense, 0
+        size, line = size_of(kind), (job.k + BITS - 1) // BITS * 8
+        room = np.empty(2 * job.rows * job.widest, type(kind))
+        pieces = (job.n + job.rows - 1) // job.rows
+        piece = claim(at_job, helping, pieces)
+        while piece >= 0 and job.finite:
+            start = piece * job.rows
+            count = min(job.rows, job.n - start)
+            at, result = job.x + start * job.k * size, job.out + start * job.m * size
+            for depth in range(job.layers):
+                layer = table[depth]
+                to = result
+                if depth < job.layers - 1:
+                    to = address_of(room) + depth % 2 * job.rows * job.widest * size
+                product.a, product.out, product.n = at, to, count
+                product.words = 0
+                if depth == 0 and job.words != 0:
+                    product.words = job.words + start * line
+                product.b, product.b_half, product.bias = layer.parts, layer.half, layer.bias
+                product.k, product.m, product.biases = layer.inputs, layer.outputs, layer.outputs
+                product.slices, product.width = layer.slices, layer.width
+                product.chosen, product.finite = layer.chosen, 1
+                call(job.piece, (at_product, 0, count))
+                if product.finite == 0:
+                    job.finite = 0
+                    break
+                if layer.forth != 0:
+                    call(layer.forth, (kind, to, count * layer.outputs, layer.forth_numbers))
+                at = to
+            if job.finite and job.predict != 0:
+                call(job.predict, (kind, result, count, job.m, job.predict_numbers))
+            piece = claim(at_job, helping, pieces)
+        lives_until_here(room)
+
+    return work
+
+
+@cache
+def _work(dtype):
+    """The address of `_forward_work` for a dtype."""
+    work = _forward_work(dtype.type(0))
+    return routine(work, types.int64, types.int64, options=OPTIONS[EXACT])
+
+
+@_strict
+def _same(a, b, words):
+    """Whether so many words of eight bytes are the same at two addresses."""
+    some, others, different = int64s_at(a, words), int64s_at(b, words), 0
+    for i in range(words):
+        different |= some[i] ^ others[i]
+    return different == 0
+
+
+@_alone
+def _forward(mail, work, routines, table, words, predict, predict_numbers, x, out, helpers):
+    """Fill `out`; what became of that. The slices must be those of the weights as they are now."""
+    (n, k), size = x.shape, x.itemsize
+    at_job = room_on_stack(_FORWARD_WORDS)
+    job = carray(_forward_pointer(at_job), 1)[0]
+    job.taken, job.front, job.back = 0, 0, 0
+    job.piece, job.dense, job.table, job.layers = routines[1], routines[2], address_of(table), 0
+    layers = carray(_sliced_pointer(job.table), table.size)
+    job.widest = 0
+    for depth in range(table.size):
+        layer = layers[depth]
+        numbers = layer.inputs * layer.outputs
+        whole, rest = numbers * size // 8, numbers * size % 8 // 4
+        if not _same(layer.weights, layer.copy, whole):
+            return CHANGED
+        if rest != 0:
+            at = (numbers - 1) * size
+            last = carray(pointer_to(np.int32(0), layer.weights + at), 1)
+            if last[0] != carray(pointer_to(np.int32(0), layer.copy + at), 1)[0]:
+                return CHANGED
+        job.widest = max(job.widest, layer.outputs)
+    job.layers = table.size
+    job.words = address_of(words) if exact.nonzeros(x, address_of(words)) else 0
+    job.x, job.n, job.k, job.out, job.m = address_of(x), n, k, address_of(out), out.shape[1]
+    job.predict, job.predict_numbers, job.finite = predict, predict_numbers, 1
+    threads = helpers + 1
+    turns = (n + threads * ROWS - 1) // (threads * ROWS) * threads
+    job.rows = (n + turns - 1) // turns
+    run(mail, work, at_job, helpers)
+    lives_until_here((table, words))
+    return FOUND if job.finite else INFINITE
+
+
+class _Sliced:
+    """The slices of a run's weights as they are when this is made.
+
+    Attributes
+    ----------
+    table
+        The layers, for compiled code; None if not all weights are finite.
+    """
+
+    def __init__(self, run):
+        self.table = np.zeros(len(run.layers), SLICED)
+        self.held = []
+        for row, layer, (W, _, _) in zip(self.table, run.table, run.layers, strict=True):
+            copy = W.copy()  # what is cut: another thread may be writing
+            (k, m), (count, width) = W.shape, definitions.product_slices(len(W), W.dtype.name)
+            parts, half = exact.room_for_slices(k, m, count), np.empty(m)
+            if not exact.cut_blocks(copy, width, parts, half):
+                self.table = None
+                return
+            self.held += [copy, parts, half]
+            row["copy"], row["parts"], row["half"] = map(address, self.held[-3:])
+            row["slices"], row["width"], row["chosen"] = count, width, products.chosen(count)
+            for name in ("weights", "bias", "inputs", "outputs", "forth", "forth_numbers"):
+                row[name] = layer[name]
+
+
 def prepared(run):
     """`Reproducible` of a run, False if it is not what that takes."""
     whole = run.operations and takes(run) == len(run.operations)
@@ -150,11 +307,50 @@ def prepared(run):
 
 
 class Reproducible(Prepared):
-    """A run for training in reproducible mode."""
+    """A run in reproducible mode."""
 
     mode = EXACT
 
+    def __init__(self, run):
+        super().__init__(run)
+        self.sliced, self.predictions = None, {}
+
     works = 0, 0  # each product has its own
+
+    def forward(self, x, loss):
+        """As `Prepared.forward`; None if not all numbers are finite, or there are too many."""
+        if self.weights > exact.LARGEST_KEPT:
+            return None
+        n, out = len(x), np.empty((len(x), self.outputs), self.dtype)
+        work, routines, *predict = self.predictions.get(loss) or self._prediction(loss)
+        words = np.empty((n, -(-self.inputs // BITS)), np.int64)
+        for _ in "ab":
+            sliced = self.sliced
+            if sliced is None:
+                sliced = self.sliced = _Sliced(self)
+            if sliced.table is None:
+                self.sliced = None
+                return None
+            given = work, routines, sliced.table, words, *predict, x, out
+            found = pool.share(3 * self._work(n), _forward, *given)
+            if found == FOUND:
+                return out
+            if found == INFINITE:
+                break
+            self.sliced = None
+        return None
+
+    def _prediction(self, loss):
+        """Where the work is, the routines of products, what a loss predicts, and its numbers."""
+        work = _work(self.dtype)
+        counts = {definitions.product_slices(len(W), W.dtype.name)[0] for W, _, _ in self.layers}
+        loop = None if loss is None else generated.predicted(loss, self.dtype, self.mode)
+        predict = 0, 0
+        if loop is not None:
+            self.held += [loss, loop.numbers(loss, self.dtype)]
+            predict = loop.address, address(self.held[-1])
+        found = work, exact.routines(self.dtype, *sorted(counts)), *predict
+        return self.predictions.setdefault(loss, found)
 
     def _run(self, room, x, t, found):
         if room.slices is None:

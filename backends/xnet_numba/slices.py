@@ -3,7 +3,8 @@
 
 What LLVM makes of a loop over the columns of a narrow matrix is mostly what it does before and
 after its vectors. Here are the vectors alone, as in `tiles`. What is cut and added up is as
-`xnet.exact` has it, nothing contracted or reordered; only products, whose sums are exact, are fused.
+`xnet.exact` has it, nothing contracted or reordered; only products, whose sums are exact, are
+fused.
 """
 
 from llvmlite import ir
@@ -59,11 +60,11 @@ def _wide(builder, vectors, value):
 
 @intrinsic
 def cut(typingctx, kind, lanes, each, values, back, shift, unit, count, parts, of_slice):
-    """Cut `lanes` numbers, a literal, in so many slices, at `parts` and `of_slice` bytes further on.
+    """Cut `lanes` numbers, a literal, in so many slices, each `of_slice` bytes on from `parts`.
 
     `values` is the address of numbers of the dtype of `kind`. They are multiplied twice by the
-    number at `back`; the first slice is cut by the one at `shift`, each other by `unit` times the one
-    before. If `each`, a literal, every number has its own `back` and `shift`.
+    number at `back`; the first slice is cut by the one at `shift`, each other by `unit` times the
+    one before. If `each`, a literal, every number has its own `back` and `shift`.
     """
     n, own = (getattr(x, "literal_value", None) for x in (lanes, each))
     if n is None or own is None:
@@ -96,8 +97,8 @@ def cut(typingctx, kind, lanes, each, values, back, shift, unit, count, parts, o
 def add_up(typingctx, kind, lanes, orders, of_order, count, half, halves, bias, out):
     """The products of each order of `lanes` numbers, a literal, from the smallest, and a bias.
 
-    Of so many orders at `orders` and `of_order` bytes further on. The sum is multiplied twice by
-    `half` times the numbers at `halves`, rounded to the dtype of `kind`, and the numbers at `bias`, if
+    Of so many orders, each `of_order` bytes on from `orders`. The sum is multiplied twice by `half`
+    times the numbers at `halves`, rounded to the dtype of `kind`, and the numbers at `bias`, if
     that is not 0, are added.
     """
     n = getattr(lanes, "literal_value", None)
