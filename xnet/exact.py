@@ -58,6 +58,10 @@ ACCURATE_BITS = {"float32": 32, "float64": 60}
 LARGEST_PIECE = 1 << 17
 """Numbers, at most, in the rows of a product that are cut at a time: 1 MiB a slice."""
 
+WORTH_LOOKING, LEFT_OUT_BELOW = 1 << 14, 0.9
+"""Numbers of a left factor from which it is looked through for rows and columns of zeros, and the
+share of the others below which these are left out."""
+
 DIGITS = {"float32": 24, "float64": 53}
 """Bits of a significand."""
 
@@ -162,6 +166,11 @@ def _half_scale(xp: Namespace, largest: Array) -> Array:
     return xp.where(largest > 2.0**400, one * 2.0**300, low)
 
 
+def _beyond(xp: Namespace, largest: Array) -> bool:
+    """Whether there is a number that leaves the range in which no slice is lost."""
+    return bool(xp.any((largest > 2.0**400) | ((largest < 2.0**-400) & (largest > 0))))
+
+
 def _every_finite(xp: Namespace, *arrays: Array) -> bool:
     return all(bool(xp.all(xp.isfinite(array))) for array in arrays)
 
@@ -197,17 +206,59 @@ def matmul(xp: Namespace, a: Array, b: Array) -> Array:
         return xp.zeros(shape, dtype=getattr(xp, dtype), device=a.device)
     largest_a, largest_b = _largest(xp, a, 1), _largest(xp, b, 0)
     if _every_finite(xp, largest_a, largest_b):
-        return _finite_matmul(xp, a, b, largest_a, largest_b, dtype)
+        return _without_zeros(xp, a, b, largest_a, largest_b, dtype)
     zero = xp.zeros_like(a[0, 0])
     finite_a, finite_b = (xp.where(xp.isfinite(array), array, zero) for array in (a, b))
     return _with_infinities(xp, a, b, matmul(xp, finite_a, finite_b))
 
 
-def _finite_matmul(
+def _without_zeros(
     xp: Namespace, a: Array, b: Array, largest_a: Array, largest_b: Array, dtype: str
 ) -> Array:
+    """The product of finite matrices, whose rows and columns of zeros in a (N, K) are left out.
+
+    They change no exact sum. How a and b are cut is what it is for all of them.
+    """
+    slices = product_slices(a.shape[1], dtype)
+    if math.prod(a.shape) < WORTH_LOOKING:
+        return _finite_matmul(xp, a, b, largest_a, largest_b, dtype, *slices)
+    rows = _nonzero(xp, largest_a[:, 0])
+    terms = _nonzero(xp, _largest(xp, a, 0)[0, :])
+    n = a.shape[0]
+    if terms is not None:
+        a, b = xp.take(a, terms, axis=1), xp.take(b, terms, axis=0)
+    if rows is not None:
+        a, largest_a = xp.take(a, rows, axis=0), xp.take(largest_a, rows, axis=0)
+    if 0 in a.shape:
+        return xp.zeros((n, b.shape[1]), dtype=getattr(xp, dtype), device=a.device)
+    found = _finite_matmul(xp, a, b, largest_a, largest_b, dtype, *slices)
+    if rows is None:
+        return found
+    # Row i of the result is the one whose place among `rows` is i's, else the zeros at the end.
+    places = xp.searchsorted(rows, every := xp.arange(n, dtype=rows.dtype, device=a.device))
+    last = xp.full_like(places, rows.shape[0])
+    known = xp.take(xp.concat([rows, every[:1] - 1]), places) == every
+    zeros = xp.zeros_like(found[:1, :])
+    return xp.take(xp.concat([found, zeros]), xp.where(known, places, last), axis=0)
+
+
+def _nonzero(xp: Namespace, largest: Array) -> Array | None:
+    """The places of what is not 0, None if that is nearly everything."""
+    count = int(xp.count_nonzero(largest))
+    return xp.nonzero(largest)[0] if count < LEFT_OUT_BELOW * largest.shape[0] else None
+
+
+def _finite_matmul(
+    xp: Namespace,
+    a: Array,
+    b: Array,
+    largest_a: Array,
+    largest_b: Array,
+    dtype: str,
+    slices: int,
+    bits: int,
+) -> Array:
     """The product of finite matrices, so many rows at a time that their slices stay in cache."""
-    slices, bits = product_slices(a.shape[1], dtype)
     parts_b, half_b = _in_range(xp, b, largest_b, dtype, slices, bits)
     # One product with all the slices of b that meet a slice of a: BLAS likes few and wide ones.
     wide = [xp.concat(parts_b[: slices - s], axis=1) for s in range(slices - 1)] + parts_b[:1]
@@ -218,18 +269,25 @@ def _finite_matmul(
         parts_a, half_a = _in_range(xp, a[piece, :], largest_a[piece, :], dtype, slices, bits)
         products = [xp.matmul(*pair) for pair in zip(parts_a, wide, strict=True)]
         total = _add_orders(products, slices, b.shape[1])
-        if half_a is not None:
-            total = total * (half_a * half_b) * (half_a * half_b)
+        for half in _scaled_back(half_a, half_b):
+            total = total * half * half
         pieces.append(xp.astype(total, getattr(xp, dtype), copy=False))
     return pieces[0] if len(pieces) == 1 else xp.concat(pieces, axis=0)
+
+
+def _scaled_back(half_a: Array | None, half_b: Array | None) -> list[Array]:
+    """The roots of what a product is to be multiplied by."""
+    if half_a is None or half_b is None:
+        return [half for half in (half_a, half_b) if half is not None]
+    return [half_a * half_b]
 
 
 def _in_range(
     xp: Namespace, a: Array, largest: Array, dtype: str, slices: int, bits: int
 ) -> tuple[list[Array], Array | None]:
-    """Slices of `a`, which in float64 is divided by a power of two first, and that one's root."""
+    """Slices of `a`, if need be divided by a power of two first, and that one's root, else None."""
     half = None
-    if dtype == "float64":
+    if dtype == "float64" and _beyond(xp, largest):
         half = _half_scale(xp, largest)
         a, largest = a / half / half, largest / half / half
     a = xp.astype(a, xp.float64, copy=False)
