@@ -1,0 +1,236 @@
+"""Mistakes on purpose: do the test vectors tell them? python tests/mutants.py [MODULE ...]
+
+A mutant is one of xnet's modules with one change: another order of an expression, a product fused
+with a sum, a division done by the inverse, a comparison that takes equality for the other side, a
+number with its last bit flipped. Each is run on the vectors of the operations that it concerns. What
+no vector tells is listed; `EQUIVALENT` says which of these cannot be told, and why.
+"""
+
+import ast
+import copy
+import json
+import math
+import sys
+import types
+from fractions import Fraction
+from unittest import mock
+
+import make_vectors
+import numpy as np
+
+import xnet
+from xnet.backend import Backend
+
+MODULES = ("exact", "random", "operations", "optimizers")
+
+
+class Plain(Backend):
+    """Every generic form on NumPy's arrays, so that a change of a module changes what it gives."""
+
+    name = "plain"
+    xp = np
+
+    def owns(self, array):
+        return isinstance(array, (np.ndarray, np.generic))
+
+    def running(self):
+        return np.errstate(all="ignore")
+
+
+def fused(a, b, c):
+    """A product and a sum rounded once, of arrays or numbers."""
+    if isinstance(a, np.ndarray) or isinstance(b, np.ndarray) or isinstance(c, np.ndarray):
+        dtype = np.result_type(*(v for v in (a, b, c) if isinstance(v, (np.ndarray, np.generic))))
+        arrays = np.broadcast_arrays(*(np.asarray(v, dtype) for v in (a, b, c)))
+        flat = [_fused(*map(float, of), dtype) for of in zip(*(v.ravel() for v in arrays), strict=True)]
+        return np.asarray(flat, dtype).reshape(arrays[0].shape)
+    return a * b + c
+
+
+def _fused(a, b, c, dtype):
+    if not all(map(math.isfinite, (a, b, c))):
+        return a * b + c
+    exact = Fraction(a) * Fraction(b) + Fraction(c)
+    if exact == 0:
+        return a * b + c
+    if dtype == np.float32:
+        near = np.float64(_float(exact))  # rounded to odd, so that rounding again is harmless
+        if Fraction(float(near)) != exact and math.isfinite(near) and not near.view(np.int64) & 1:
+            near = np.nextafter(near, math.inf if Fraction(float(near)) < exact else -math.inf)
+        return near
+    return _float(exact)
+
+
+def _float(exact):
+    try:
+        return float(exact)
+    except OverflowError:
+        return math.copysign(math.inf, exact)
+
+
+# -- changes
+
+
+def flipped(value):
+    """A float64 number with its last bit flipped."""
+    return float((np.float64(value).view(np.int64) ^ 1).view(np.float64))
+
+
+def _changes(node):
+    """What a node may become, by what that is called."""
+    if isinstance(node, ast.BinOp):
+        left, op, right = node.left, node.op, node.right
+        if isinstance(left, ast.BinOp):
+            pair = type(left.op), type(op)
+            again = {
+                (ast.Add, ast.Add): (ast.Add, ast.Add),
+                (ast.Mult, ast.Mult): (ast.Mult, ast.Mult),
+                (ast.Add, ast.Sub): (ast.Add, ast.Sub),
+                (ast.Sub, ast.Add): (ast.Sub, ast.Sub),
+                (ast.Sub, ast.Sub): (ast.Sub, ast.Add),
+                (ast.Mult, ast.Div): (ast.Mult, ast.Div),
+                (ast.Div, ast.Mult): (ast.Div, ast.Div),
+                (ast.Div, ast.Div): (ast.Div, ast.Mult),
+            }.get(pair)
+            if again:
+                inner = ast.BinOp(left.right, again[1](), right)
+                yield "associated", ast.BinOp(left.left, again[0](), inner)
+        for a, b in ((left, right), (right, left)):
+            if isinstance(op, ast.Mult) and isinstance(b, ast.BinOp) and isinstance(b.op, (ast.Add, ast.Sub)):
+                one, two = (ast.BinOp(a, ast.Mult(), part) for part in (b.left, b.right))
+                yield "distributed", ast.BinOp(one, b.op, two)
+        if isinstance(op, (ast.Add, ast.Sub)):
+            for a, b, ours in ((left, right, True), (right, left, False)):
+                if isinstance(a, ast.BinOp) and isinstance(a.op, ast.Mult):
+                    x, y, c = a.left, a.right, b
+                    if isinstance(op, ast.Sub):
+                        x, c = (x, ast.UnaryOp(ast.USub(), c)) if ours else (ast.UnaryOp(ast.USub(), x), c)
+                    yield "fused", ast.Call(ast.Name("fused", ast.Load()), [x, y, c], [])
+        if isinstance(op, ast.Div):
+            yield "inverse", ast.BinOp(left, ast.Mult(), ast.BinOp(ast.Constant(1.0), ast.Div(), right))
+    if isinstance(node, ast.Compare) and len(node.ops) == 1:
+        other = {ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt}
+        if type(node.ops[0]) in other:
+            yield "compared", ast.Compare(node.left, [other[type(node.ops[0])]()], node.comparators)
+    if isinstance(node, ast.Constant) and isinstance(node.value, (int, float)) and not isinstance(node.value, bool):
+        value = node.value
+        if isinstance(value, float):
+            yield "last bit", ast.Constant(flipped(value))
+        else:
+            yield "plus 1", ast.Constant(value + 1)
+    if isinstance(node, ast.Constant) and isinstance(node.value, str) and "0x1." in node.value:
+        words = node.value.split()
+        for k, word in enumerate(words):
+            changed = [*words[:k], flipped(float.fromhex(word)).hex(), *words[k + 1 :]]
+            yield f"last bit of number {k}", ast.Constant(" ".join(changed))
+
+
+def _places(tree):
+    """Every node that computes, with the class and function that it stands in."""
+
+    def visit(node, where):
+        if isinstance(node, (ast.Raise, ast.Assert, ast.arguments, ast.JoinedStr)):
+            return
+        if isinstance(node, (ast.ClassDef, ast.FunctionDef)):
+            where = (*where, node.name)
+        if isinstance(node, ast.AnnAssign):  # no annotation is computed
+            if node.value is not None:
+                yield from visit(node.value, (*where, ast.unparse(node.target)))
+            return
+        if isinstance(node, ast.Assign) and len(where) < 2 and isinstance(node.targets[0], ast.Name):
+            where = (*where, node.targets[0].id)
+        yield node, where
+        for child in ast.iter_child_nodes(node):
+            yield from visit(child, where)
+
+    yield from visit(tree, ())
+
+
+def mutants(module):
+    """Every mutant of a module: where, what, and the code."""
+    path = sys.modules[f"xnet.{module}"].__file__
+    with open(path) as file:
+        source = file.read()
+    count = sum(1 for _ in _places(ast.parse(source)))
+    for k in range(count):
+        node, where = next(v for j, v in enumerate(_places(ast.parse(source))) if j == k)
+        for n in range(len(list(_changes(node)))):
+            tree = ast.parse(source)
+            node, _ = next(v for j, v in enumerate(_places(tree)) if j == k)
+            before = ast.unparse(node)
+            what, new = copy.deepcopy(list(_changes(node))[n])
+            text = f"{before}  ->  {ast.unparse(new)}"
+            node.__class__, node.__dict__ = new.__class__, new.__dict__
+            yield where, f"{what}: {text}", compile(ast.fix_missing_locations(tree), path, "exec")
+
+
+def module_of(name, code):
+    """The module that a mutant's code makes."""
+    made = types.ModuleType(f"xnet.{name}")
+    made.__file__ = sys.modules[f"xnet.{name}"].__file__
+    made.fused = fused
+    with mock.patch.dict(sys.modules, {f"xnet.{name}": made}):
+        exec(code, vars(made))
+    return made
+
+
+def patched(name, module):
+    """Block in which vectors are computed with a module in place of xnet's."""
+    places = [mock.patch.object(make_vectors, name, module)]
+    if name == "exact":
+        places += [mock.patch.object(xnet.backend, "exact", module), mock.patch.object(xnet.random, "exact", module)]
+    if name == "random":
+        places.append(mock.patch.object(make_vectors, "Generator", module.Generator))
+    return places
+
+
+def concerned(module, where, operations):
+    """The operations whose vectors may tell a change at a place."""
+    if module == "exact":
+        return [v for v in operations if v in make_vectors.PRIMITIVES or v.endswith("_slices")]
+    if module == "random":
+        return [v for v in operations if v in make_vectors.HOST and not v.endswith("_slices")]
+    names = {v.partition(".")[0] for v in operations} & set(where)
+    known = getattr(sys.modules[f"xnet.{module}"], module.upper())
+    if not names:
+        base = where and where[0]
+        return [v for v in operations if v.partition(".")[0] in known or v.lower() in known]
+    derived = {
+        cls.__name__ for cls in known.values() if names & {of.__name__ for of in cls.__mro__}
+    }
+    return [v for v in operations if v.partition(".")[0] in derived]
+
+
+def told(module, where, code, vectors):
+    """The first vector that tells a mutant, or how it fails; None if none does."""
+    wanted = concerned(module, where, dict.fromkeys(v["operation"] for v in vectors))
+    backend = Plain(reproducible=True)
+    try:
+        places = patched(module, module_of(module, code))
+        with places[0]:
+            for place in places[1:]:
+                place.start()
+            try:
+                found = make_vectors.differences(backend, [v for v in vectors if v["operation"] in wanted])
+                first = next(found, None)
+            finally:
+                for place in places[1:]:
+                    place.stop()
+        return first and f"{first[0]}: {first[1]}"
+    except Exception as error:  # it computes nothing at all
+        return f"{type(error).__name__}: {error}"
+
+
+def main():
+    vectors = json.loads(make_vectors.PATH.read_text())["vectors"]
+    vectors = [v for v in vectors if v["operation"] != "train"]
+    for module in sys.argv[1:] or MODULES:
+        found = [(where, what, told(module, where, code, vectors)) for where, what, code in mutants(module)]
+        missed = [(where, what) for where, what, by in found if by is None]
+        print(f"{module}: {len(found)} mutants, {len(found) - len(missed)} told")
+        for where, what in missed:
+            print(f"    {'.'.join(where)}: {what}")
+
+
+if __name__ == "__main__":
+    main()
