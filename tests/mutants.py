@@ -10,9 +10,11 @@ import ast
 import copy
 import json
 import math
+import signal
 import sys
 import types
 from fractions import Fraction
+from itertools import islice
 from unittest import mock
 
 import make_vectors
@@ -20,6 +22,9 @@ import numpy as np
 
 import xnet
 from xnet.backend import Backend
+
+LONGEST = 20
+"""Seconds for the vectors of a mutant: some never end."""
 
 MODULES = ("exact", "random", "operations", "optimizers")
 
@@ -44,7 +49,7 @@ def fused(a, b, c):
         arrays = np.broadcast_arrays(*(np.asarray(v, dtype) for v in (a, b, c)))
         flat = [_fused(*map(float, of), dtype) for of in zip(*(v.ravel() for v in arrays), strict=True)]
         return np.asarray(flat, dtype).reshape(arrays[0].shape)
-    return a * b + c
+    return _fused(float(a), float(b), float(c), np.float64)
 
 
 def _fused(a, b, c, dtype):
@@ -151,17 +156,15 @@ def mutants(module):
     path = sys.modules[f"xnet.{module}"].__file__
     with open(path) as file:
         source = file.read()
-    count = sum(1 for _ in _places(ast.parse(source)))
-    for k in range(count):
-        node, where = next(v for j, v in enumerate(_places(ast.parse(source))) if j == k)
+    places = list(_places(ast.parse(source)))
+    for k, (node, where) in enumerate(places):
         for n in range(len(list(_changes(node)))):
             tree = ast.parse(source)
-            node, _ = next(v for j, v in enumerate(_places(tree)) if j == k)
-            before = ast.unparse(node)
+            node = next(islice(_places(tree), k, None))[0]
             what, new = copy.deepcopy(list(_changes(node))[n])
-            text = f"{before}  ->  {ast.unparse(new)}"
+            text = f"{what}: {ast.unparse(node)}  ->  {ast.unparse(new)}"
             node.__class__, node.__dict__ = new.__class__, new.__dict__
-            yield where, f"{what}: {text}", compile(ast.fix_missing_locations(tree), path, "exec")
+            yield where, text, compile(ast.fix_missing_locations(tree), path, "exec")
 
 
 def module_of(name, code):
@@ -205,6 +208,8 @@ def told(module, where, code, vectors):
     """The first vector that tells a mutant, or how it fails; None if none does."""
     wanted = concerned(module, where, dict.fromkeys(v["operation"] for v in vectors))
     backend = Plain(reproducible=True)
+    signal.signal(signal.SIGALRM, _never_ends)
+    signal.alarm(LONGEST)
     try:
         places = patched(module, module_of(module, code))
         with places[0]:
@@ -219,6 +224,12 @@ def told(module, where, code, vectors):
         return first and f"{first[0]}: {first[1]}"
     except Exception as error:  # it computes nothing at all
         return f"{type(error).__name__}: {error}"
+    finally:
+        signal.alarm(0)
+
+
+def _never_ends(*_):
+    raise TimeoutError("it never ends")
 
 
 def main():
