@@ -1,9 +1,9 @@
 """What the pages of docs/reproducible/ say, computed: a second implementation, without xnet.
 
-The pages' code runs as it stands there, on single numbers, and so do their formulas, on arrays: NumPy
-adds, subtracts, multiplies, divides and takes roots, all else is the pages'. Random numbers, which
-a page defines in words, are programmed here one number at a time. `computed` makes of a vector of
-docs/reproducible/vectors.json what the pages say.
+The pages' code runs as it stands there, on single numbers, and so do their formulas, on arrays:
+NumPy adds, subtracts, multiplies, divides and takes roots, all else is the pages'. Random numbers,
+which a page defines in words, are programmed here one number at a time. `computed` makes of a
+vector of docs/reproducible/vectors.json what the pages say.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 FOLDER = Path(__file__).parent.parent / "docs" / "reproducible"
-PAGE = FOLDER / "random.md"
+RANDOM = FOLDER / "random.md"
 
 # -- random.md, by one number at a time
 
@@ -98,7 +98,7 @@ class Specified:
 
 def rows(heading):
     """The cells of the page's table that begins so, without their quotes."""
-    part = PAGE.read_text().partition(f"\n| {heading} |")[2].partition("\n\n")[0]
+    part = RANDOM.read_text().partition(f"\n| {heading} |")[2].partition("\n\n")[0]
     return [
         [cell.strip(" `") for cell in line.strip("|").split("|")] for line in part.splitlines()[2:]
     ]
@@ -374,7 +374,12 @@ def training(dtype, settings, given):
                 held = memory.setdefault((k, key), zeros)
                 parameters[key], *held[:] = step(name, dtype, facts, n, W, gradients[k][key], held)
         record()
-    last = [array.ravel().tolist() for held in (arrays, kept) for of in held.values() for array in of.values()]
+    last = [
+        array.ravel().tolist()
+        for held in (arrays, kept)
+        for of in held.values()
+        for array in of.values()
+    ]
     found = {key: np.stack(of) if isinstance(of, list) else of for key, of in results.items()}
     return found | {"sha256": np.asarray(TRAINING["digest"](last, dtype))}
 
@@ -392,7 +397,9 @@ def drawn(take, settings):
 
 
 def slices(function, given, settings):
-    found = np.asarray([ARITHMETIC[function](n, settings["dtype"]) for n in given["terms"].tolist()])
+    found = np.asarray(
+        [ARITHMETIC[function](n, settings["dtype"]) for n in given["terms"].tolist()]
+    )
     return {"slices": found[:, 0], "bits": found[:, 1]}
 
 

@@ -1,4 +1,4 @@
-"""The test vectors, docs/reproducible/vectors.json: on every backend, and that they tell mistakes."""
+"""The test vectors: every backend computes them, and they tell mistakes."""
 
 import json
 
