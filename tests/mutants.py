@@ -4,6 +4,7 @@ A mutant is one of xnet's modules with one change: another order of an expressio
 with a sum, a division done by the inverse, a comparison that takes equality for the other side, a
 whole number that is 1 more, a number with its last bit flipped. Each is run on the vectors of the
 operations that it concerns. What no vector tells is listed, with the reason where there is one.
+``python tests/mutants.py bits`` flips every bit of every constant, one at a time.
 """
 
 import ast
@@ -21,6 +22,7 @@ import make_vectors
 import numpy as np
 
 import xnet
+from xnet import exact, random
 from xnet.backend import Backend
 
 LONGEST = 20
@@ -55,6 +57,7 @@ SAME = {
     "Focal.log_rest: last bit: 1e-30": "its logarithm is the same number",
     "Adam.step: inverse: 1 / c2": "1 / c2 is 1 * (1 / c2)",
     "Lion.step: fused: W - self.lr * sign": "a product with 1 or -1 is exact",
+    "Affine.weight_init_std: last bit": "nothing is drawn; the pages name it, and a test compares",
     "Optimizer.lr: last bit": "every optimizer has its own, and the pages name them",
     "AdamW.weight_decay: last bit": "it is lost in W; the pages name it, and a test compares",
 }
@@ -112,7 +115,7 @@ def _float(exact):
 
 def flipped(value):
     """A float64 number with its last bit flipped."""
-    return float((np.float64(value).view(np.int64) ^ 1).view(np.float64))
+    return other_bit(value, 0)
 
 
 def _changes(node):
@@ -206,20 +209,25 @@ def _places(tree):
     yield from visit(tree, ())
 
 
-def mutants(module):
-    """Every mutant of a module: where, what, and the code."""
+def mutants(module, place=None, every=1):
+    """Mutants of a module, or of one class or function there: where, what, and the code."""
     path = sys.modules[f"xnet.{module}"].__file__
     with open(path) as file:
         source = file.read()
-    places = list(_places(ast.parse(source)))
-    for k, (node, where) in enumerate(places):
-        for n in range(len(list(_changes(node)))):
-            tree = ast.parse(source)
-            node = next(islice(_places(tree), k, None))[0]
-            what, new = copy.deepcopy(list(_changes(node))[n])
-            text = f"{what}: {ast.unparse(node)}  ->  {ast.unparse(new)}"
-            node.__class__, node.__dict__ = new.__class__, new.__dict__
-            yield where, text, compile(ast.fix_missing_locations(tree), path, "exec")
+    there = ((k, node, where) for k, (node, where) in enumerate(_places(ast.parse(source))))
+    found = (
+        (k, n, where)
+        for k, node, where in there
+        if place is None or place in where
+        for n in range(len(list(_changes(node))))
+    )
+    for k, n, where in islice(found, 0, None, every):
+        tree = ast.parse(source)
+        node = next(islice(_places(tree), k, None))[0]
+        what, new = copy.deepcopy(list(_changes(node))[n])
+        text = f"{what}: {ast.unparse(node)}  ->  {ast.unparse(new)}"
+        node.__class__, node.__dict__ = new.__class__, new.__dict__
+        yield where, text, compile(ast.fix_missing_locations(tree), path, "exec")
 
 
 def module_of(name, code):
@@ -291,6 +299,55 @@ def _never_ends(*_):
     raise TimeoutError("it never ends")
 
 
+# -- constants, bit by bit
+
+NAMES = {"LOWEST": "EXP_LOWEST", "HIGHEST": "EXP_HIGHEST"}
+TELLING = {"exp": ("exp", "expm1"), "log": ("log", "log1p"), "quantile": ("quantile",)}
+"""The operations that each group of the file's constants is of."""
+
+
+def other_bit(value, bit):
+    """A float64 number with one bit flipped, 0 the last."""
+    return float(
+        (np.float64(value).view(np.int64) ^ (np.int64(1) << np.int64(bit))).view(np.float64)
+    )
+
+
+def altered(of, name, bit):
+    """Block in which a constant of xnet has one bit flipped."""
+    module, letter, power = (random if of == "quantile" else exact), name[0], name[1:]
+    if not power.isdigit():
+        attribute = NAMES.get(name, name)
+        return mock.patch.object(module, attribute, other_bit(getattr(module, attribute), bit))
+    attributes = {"c": "EXP_COEFFICIENTS", "L": "LOG_COEFFICIENTS"}
+    if of == "quantile":
+        attributes = dict(zip("abcdef", ["CENTRE"] * 2 + ["MIDDLE"] * 2 + ["FAR"] * 2, strict=True))
+    kept = getattr(module, attributes[letter])
+    row = kept["abcdef".index(letter) % 2] if of == "quantile" else kept
+    last = {"c": 13, "L": 11}.get(letter, 7) if of != "quantile" else 7
+    k = last - int(power)
+    row = (*row[:k], other_bit(row[k], bit), *row[k + 1 :])
+    if of == "quantile":
+        row = (row, kept[1]) if letter in "ace" else (kept[0], row)
+    return mock.patch.object(module, attributes[letter], row)
+
+
+def bit_told(of, name, bit, vectors):
+    """The first vector that tells a flipped bit of a constant; None if none does."""
+    wanted = [v for v in vectors if v["operation"] in TELLING[of]]
+    try:
+        with altered(of, name, bit):
+            return next(make_vectors.differences(Plain(reproducible=True), wanted), None)
+    except (IndexError, OverflowError) as error:  # a power of two beyond the largest
+        return str(error)
+
+
+def lowest_told(of, name, vectors):
+    """The lowest bit of a significand from which on all are told; 52 if the highest is not."""
+    untold = (bit for bit in range(51, -1, -1) if bit_told(of, name, bit, vectors) is None)
+    return next(untold, -1) + 1
+
+
 def same(where, what):
     """Why a mutant gives the same bits, if it is known to."""
     mutant = f"{'.'.join(where)}: {what}"
@@ -298,7 +355,12 @@ def same(where, what):
 
 
 def main():
-    vectors = json.loads(make_vectors.PATH.read_text())["vectors"]
+    file = json.loads(make_vectors.PATH.read_text())
+    vectors = file["vectors"]
+    if sys.argv[1:] == ["bits"]:
+        for of, values in file["constants"].items():
+            print(f"{of}, lowest bit told:", {k: lowest_told(of, k, vectors) for k in values})
+        return
     for module in sys.argv[1:] or MODULES:
         found = [(*m[:2], told(module, *m, vectors)) for m in mutants(module)]
         missed = [(where, what) for where, what, by in found if by is None]

@@ -20,6 +20,10 @@ RANDOM = FOLDER / "random.md"
 # -- random.md, by one number at a time
 
 WORD, LONG, STATE = 2**32 - 1, 2**64 - 1, 2**128 - 1
+MIXING = 0xCA01F9DD, 0x4973F715
+FIRST, SECOND = (0x43B0D7E5, 0x931E8875), (0x8B51F9DD, 0x58F38DED)
+"""The first h of each hashing, and its factor."""
+MULTIPLIER = 0x2360ED051FC65DA44385DF649FCCF645
 
 
 def words(number):
@@ -42,12 +46,12 @@ class Hash:
 
 
 def mixed(x, y):
-    v = (0xCA01F9DD * x - 0x4973F715 * y) & WORD
+    v = (MIXING[0] * x - MIXING[1] * y) & WORD
     return v ^ v >> 16
 
 
 def pool(entropy):
-    first = Hash(0x43B0D7E5, 0x931E8875)
+    first = Hash(*FIRST)
     found = [first(v) for v in (entropy + [0] * 4)[:4]]
     for k in range(4):
         for j in range(4):
@@ -62,7 +66,7 @@ class Specified:
     """The page's generator, of a seed or of several integers."""
 
     def __init__(self, *seeds):
-        second = Hash(0x8B51F9DD, 0x58F38DED)
+        second = Hash(*SECOND)
         w = [second(v) for v in pool([word for seed in seeds for word in words(seed)]) * 2]
         a, b, c, d = (w[k] | w[k + 1] << 32 for k in (0, 2, 4, 6))
         self.inc = ((c << 64 | d) << 1 | 1) & STATE
@@ -72,7 +76,7 @@ class Specified:
         self.step()
 
     def step(self):
-        self.state = self.state * 0x2360ED051FC65DA44385DF649FCCF645 + self.inc & STATE
+        self.state = self.state * MULTIPLIER + self.inc & STATE
 
     def raw(self):
         self.step()

@@ -1,13 +1,17 @@
 """The test vectors: every backend computes them, and they tell mistakes."""
 
 import json
+import re
 
 import make_vectors
+import mutants
 import pytest
+import specified
 from conftest import BACKENDS, ON_HOST, require_host_cuda
 from test_parity import PEERS, make
 
 import xnet
+from xnet import operations, optimizers
 from xnet.errors import BackendError
 
 FILE = json.loads(make_vectors.PATH.read_text())
@@ -46,3 +50,82 @@ def test_the_file_is_what_the_script_makes():
     made = make_vectors.content(xnet.resolve("numpy", reproducible=True))
     assert make_vectors.dumped(made) == make_vectors.PATH.read_text()
     assert make_vectors.PATH.stat().st_size < 400_000
+
+
+# -- mistakes
+
+
+def test_what_computes_the_mutants_computes_the_vectors():
+    assert list(make_vectors.differences(mutants.Plain(reproducible=True), FILE["vectors"])) == []
+
+
+@pytest.mark.parametrize("of", list(FILE["constants"]))
+def test_the_page_says_which_flipped_bits_are_told(of):
+    """Of each constant it names the lowest bit from which on all are told; 0 where it says none."""
+    page = (make_vectors.PATH.parent / "vectors.md").read_text()
+    line = re.search(rf"^\| {of} \|(.*)$", page, re.MULTILINE)[1]
+    said = {name: int(bit) for name, bit in re.findall(r"(\w+) from (\d+)", line)}
+    for name in FILE["constants"][of]:
+        if name in ("LOWEST", "HIGHEST", "SHIFTER"):  # others would do as well
+            continue
+        told = [mutants.bit_told(of, name, bit, FILE["vectors"]) for bit in (said.get(name, 0), 51)]
+        assert all(told), (name, told)
+        if name in said:
+            assert mutants.bit_told(of, name, said[name] - 1, FILE["vectors"]) is None, name
+    assert said.keys() <= FILE["constants"][of].keys()
+
+
+BITS = {"MIXING": 32, "FIRST": 32, "SECOND": 32, "MULTIPLIER": 128}
+
+
+@pytest.mark.parametrize("name", BITS)
+def test_every_flipped_bit_of_the_generator_is_told(monkeypatch, name):
+    """Of the page's own, for NumPy's are in its C code."""
+    kept = getattr(specified, name)
+    for k, value in enumerate(kept if isinstance(kept, tuple) else (kept,)):
+        for bit in range(BITS[name]):
+            new = value ^ 1 << bit
+            changed = (*kept[:k], new, *kept[k + 1 :]) if isinstance(kept, tuple) else new
+            monkeypatch.setattr(specified, name, changed)
+            assert any(
+                specified.Specified(*map(int, v["settings"]["seed"])).raw()
+                != int(v["outputs"]["out"]["values"][0])
+                for v in vectors_of("raw")
+            ), (k, bit)
+
+
+@pytest.mark.parametrize("module", ["operations", "optimizers"])
+def test_mutants_are_told(module):
+    """Every tenth; `python tests/mutants.py` tries them all."""
+    found = list(mutants.mutants(module, every=10))
+    assert len(found) > 8
+    for where, what, code in found:
+        by = mutants.told(module, where, what, code, FILE["vectors"])
+        assert by or mutants.same(where, what), (where, what)
+        if by and where[0] in (*operations.OPERATIONS, *optimizers.OPTIMIZERS):
+            assert by.startswith(where[0]) or "Error" in by or module == "optimizers", (where, by)
+
+
+@pytest.mark.parametrize(
+    ("module", "place", "what"),
+    [
+        ("exact", "_reduced", "associated: x - n * LN2_HIGH - n * LN2_LOW"),
+        ("exact", "_reduced", "fused: p * r + coefficient"),
+        ("exact", "exp_formula", "associated: r * r * p + r + 1.0"),
+        ("exact", "exp_formula", "fused: r * r * p + r"),
+        ("exact", "log_formula", "fused: R * z + coefficient"),
+        ("exact", "log_formula", "inverse: f / (f + 2.0)"),
+        ("exact", "log1p_formula", "last bit: 1.0"),
+        ("exact", "product_slices", "plus 1: 2"),
+        ("exact", "sum_slices", "plus 1: 53"),
+        ("random", "_quantile", "fused: 0.180625 - q * q"),
+        ("random", "_ratio", "plus 1: 0"),
+        ("random", "Generator", "last bit: 0.5"),
+    ],
+)
+def test_another_order_is_told(module, place, what):
+    """And by the name of an operation that it concerns."""
+    found = [m for m in mutants.mutants(module, place) if m[1].startswith(what)]
+    assert found
+    for where, text, code in found:
+        assert mutants.told(module, where, text, code, FILE["vectors"]), text
