@@ -429,10 +429,10 @@ EDGES = {
 """Where one formula ends and another begins, or the range does."""
 
 ARGUMENTS = {
-    "exp": [-750.0, -746.0, -104.0, -20.0, -1.0, 0.5, 1.0, 89.0, 710.0, 711.0, 1e-8, 1e-17],
-    "expm1": [-800.0, -37.0, -1.0, -0.5, -1e-5, 1e-10, 0.25, 0.5, 1.0, 39.0, 41.0, 88.5],
-    "log": [2.0, 0.75, 1.5, 3.0, 1e-30, 1e30, 10.0, 1e-3, -1.0],
-    "log1p": [-1.5, -0.75, -0.25, 1e-3, 1e-10, 1e-17, 0.5, 2.0, 1e10, 1e30],
+    "exp": [-750.0, -746.0, -104.0, -20.0, 1.0, 89.0, 710.0, 711.0, 1e-8, 1e-17],
+    "expm1": [-800.0, -37.0, -1.0, -1e-5, 1e-10, 0.25, 1.0, 41.0, 88.5],
+    "log": [2.0, 1.5, 1e-30, 1e30, 10.0, 1e-3, -1.0],
+    "log1p": [-1.5, -0.25, 1e-3, 1e-10, 1e-17, 2.0, 1e10, 1e30],
 }
 
 
@@ -460,14 +460,14 @@ def elementary_vectors(made):
 def random_vectors(made):
     f64 = "float64"
     for seed in ([0], [1], [2**32 - 1], [2**32], [2**200 + 12345], [3, 4]):
-        settings = {"seed": [str(s) for s in seed], "count": 4}
+        settings = {"seed": [str(s) for s in seed], "count": 3}
         made.add(f"seed {', '.join(settings['seed'])}", "raw", f64, settings)
     for dtype in DTYPES:
         made.add("", "uniform", dtype, {"seed": ["5"], "count": 6, "dtype": dtype})
-    for bound in (1, 2, 10, 60_000, 3 * 2**61, 2**63):
+    for bound in (1, 2, 3, 10, 60_000, 3 * 2**61, 2**63):
         settings = {"seed": ["6"], "count": 5, "bound": str(bound)}
         made.add(f"below {bound}", "integers", f64, settings)
-    for count in (0, 1, 2, 5, 20):
+    for count in (0, 1, 2, 12):
         made.add(f"of {count}", "permutation", f64, {"seed": ["7"], "count": count})
     made.add("", "normal", f64, {"seed": ["8"], "count": 20})
     q = [2.0**-54, 0.425, -0.425, math.nextafter(0.425, 1), 0.25, -0.4375, 0.5 - 2.0**-54]
@@ -516,7 +516,7 @@ def operation_vectors(made):
                     layer_vectors(made, cls, dtype, required | more, rng, bool(more))
 
 
-SEEDS = {"GELU": 6, "SoftmaxWithLoss": 1, "Huber": 1, "BinaryCrossEntropy": 3, "Nadam": 1}
+SEEDS = {"GELU": 6, "SoftmaxWithLoss": 3, "BinaryCrossEntropy": 5, "LayerNorm": 1, "Nadam": 1}
 """Of what is drawn for an operation: where a mistake shows with a few numbers, see mutants.py."""
 
 ORDER = [cls for cls in operations.OPERATIONS.values() if cls.__module__ == operations.__name__]
@@ -527,6 +527,8 @@ def both_ways(made, name, cls, dtype, settings, rng, **inputs):
     made.add(name, f"{cls.__name__}.forward", dtype, settings, **inputs)
     dout = normal(rng, tuple(made.vectors[-1]["outputs"]["y"]["shape"]))
     dout.ravel()[:: max(1, dout.size // 3)] = 0.0
+    last = dout[-1:] if len(dout) > 1 else dout[:, -2:]
+    last[...] = normal(rng, last.shape) * 1000 * float(np.finfo(dtype).smallest_subnormal)
     made.add(name, f"{cls.__name__}.backward", dtype, settings, dout=dout, **inputs)
 
 
@@ -535,7 +537,7 @@ def rows_of(kinds, dtype, rng, columns):
     info = np.finfo(dtype)
     kind = {
         "ordinary": lambda n: normal(rng, (n, columns)) * 2,
-        "far apart": lambda n: normal(rng, (n, columns)) * 300,
+        "far apart": lambda n: np.resize([0.0, -100.5, -741.0], (n, columns)),
         "mixed magnitudes": lambda n: of_all_sizes(rng, (n, columns), dtype, 12),
         "subnormal": lambda n: normal(rng, (n, columns)) * 1000 * float(info.smallest_subnormal),
         "huge": lambda n: normal(rng, (n, columns)) * (float(info.max) / 64),
@@ -579,6 +581,7 @@ def layer_vectors(made, cls, dtype, settings, rng, other):
             x = rows_of(kinds, dtype, rng, features)
             inputs = {"x": x} | {name: normal(rng, shape) for name, shape in shapes.items()}
             if cls.random:
+                x[-1] = x[-1] * float(np.finfo(dtype).smallest_subnormal) * 1000
                 inputs["u"] = rng.uniform(x.shape, dtype)
                 inputs["u"][0, 0] = settings.get("ratio", cls.ratio)
             for name, (of, _) in cls.state.items():
@@ -606,7 +609,8 @@ def loss_vectors(made, cls, dtype, settings, rng):
             t[3] = [1.0, 0.0, 0.0]  # where numbers are 1 apart, the margin of Hinge
         if not cls.classes and cls is not operations.BinaryCrossEntropy:
             t[0] = normal(rng, 3)
-        t[-1] = x[-1] if not cls.classes else t[-1]
+        if not cls.classes:
+            t[-1] = [x[-1, 0], 0.0, 0.0]
         words = [
             "finite" if kinds is FINITE else "not finite",
             *["other settings"] * bool(settings),

@@ -367,7 +367,7 @@ def main():
         print(f"{module}: {len(found)} mutants, {len(found) - len(missed)} told")
         for where, what in missed:
             why = same(where, what)
-            print(f"    {'.'.join(where)}: {what[:200]}" + f" ({why})" * bool(why))
+            print(f"    {'.'.join(where)}: {what[:200]}" + f" | {why}" * bool(why))
 
 
 if __name__ == "__main__":
