@@ -12,7 +12,7 @@ from conftest import BACKENDS, ON_HOST, require_host_cuda
 from test_parity import PEERS, make
 
 import xnet
-from xnet import operations, optimizers
+from xnet import exact, operations, optimizers, random
 from xnet.errors import BackendError
 
 FILE = json.loads(make_vectors.PATH.read_text())
@@ -74,6 +74,25 @@ def test_the_page_says_which_flipped_bits_are_told(of):
         if name in said:
             assert mutants.bit_told(of, name, said[name] - 1, FILE["vectors"]) is None, name
     assert said.keys() <= FILE["constants"][of].keys()
+
+
+def test_nothing_tells_the_last_bit_of_sqrt_half():
+    """One number of each power of two is on the other side; the logarithm is the same on both."""
+    x = np.ldexp(np.nextafter(exact.SQRT_HALF, 0), np.arange(-1021, 1025))
+    expected = exact.elementary(np, "log", x)
+    with mutants.altered("log", "SQRT_HALF", 0):
+        np.testing.assert_array_equal(exact.elementary(np, "log", x), expected)
+
+
+def test_nothing_tells_a_lower_bit_of_the_far_ends_coefficients():
+    """All numbers that can be drawn there are tried."""
+    p = np.arange(1, 2 * 130_000, 2) * 2.0**-54
+    q = (0.5 - p)[-exact.elementary(np, "log", p) > 25.0]
+    assert len(q) == 125_091
+    expected = random._quantile(q)
+    for name, bit in {"e4": 0, "e5": 6, "e6": 14, "e7": 20, "f5": 5, "f6": 13, "f7": 40}.items():
+        with mutants.altered("quantile", name, bit):
+            np.testing.assert_array_equal(random._quantile(q), expected)
 
 
 BITS = {"MIXING": 32, "FIRST": 32, "SECOND": 32, "MULTIPLIER": 128}
