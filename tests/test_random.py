@@ -7,148 +7,33 @@ import subprocess
 import sys
 from fractions import Fraction
 from itertools import permutations
-from pathlib import Path
 
 import mpmath
 import numpy as np
 import pytest
 from numpy._core._multiarray_umath import __cpu_dispatch__ as dispatched
+from specified import (
+    COEFFICIENTS,
+    CONSTANTS,
+    LONG,
+    RANDOM,
+    A,
+    B,
+    C,
+    D,
+    E,
+    F,
+    Specified,
+    quantile,
+    rows,
+)
 
 import xnet
 from xnet import exact, random
 from xnet.operations import Affine, Dropout
 from xnet.random import Generator
 
-# -- the specification, docs/reproducible/random.md, by one number at a time
-
-WORD, LONG, STATE = 2**32 - 1, 2**64 - 1, 2**128 - 1
-
-
-def words(number):
-    """Of 32 bits, the lowest first."""
-    found = [number & WORD]
-    while number := number >> 32:
-        found.append(number & WORD)
-    return found
-
-
-class Hash:
-    def __init__(self, start, factor):
-        self.h, self.factor = start, factor
-
-    def __call__(self, v):
-        v ^= self.h
-        self.h = self.h * self.factor & WORD
-        v = v * self.h & WORD
-        return v ^ v >> 16
-
-
-def mixed(x, y):
-    v = (0xCA01F9DD * x - 0x4973F715 * y) & WORD
-    return v ^ v >> 16
-
-
-def pool(entropy):
-    first = Hash(0x43B0D7E5, 0x931E8875)
-    found = [first(v) for v in (entropy + [0] * 4)[:4]]
-    for k in range(4):
-        for j in range(4):
-            if j != k:
-                found[j] = mixed(found[j], first(found[k]))
-    for v in entropy[4:]:
-        found = [mixed(p, first(v)) for p in found]
-    return found
-
-
-class Specified:
-    """The page's generator."""
-
-    def __init__(self, seed):
-        second = Hash(0x8B51F9DD, 0x58F38DED)
-        w = [second(v) for v in pool(words(seed)) * 2]
-        a, b, c, d = (w[k] | w[k + 1] << 32 for k in (0, 2, 4, 6))
-        self.inc = ((c << 64 | d) << 1 | 1) & STATE
-        self.state = 0
-        self.step()
-        self.state = self.state + (a << 64 | b) & STATE
-        self.step()
-
-    def step(self):
-        self.state = self.state * 0x2360ED051FC65DA44385DF649FCCF645 + self.inc & STATE
-
-    def raw(self):
-        self.step()
-        v, by = self.state >> 64 ^ self.state & LONG, self.state >> 122
-        return v >> by | v << (64 - by) & LONG
-
-    def uniform(self):
-        return float(self.raw() >> 11) / 2.0**53
-
-    def normal(self):
-        return quantile(self.uniform() - 0.5 + 2.0**-54)
-
-    def integer(self, bound):
-        while (v := self.raw() >> 64 - max(1, (bound - 1).bit_length())) >= bound:
-            pass
-        return v
-
-    def permutation(self, n):
-        while len(set(keys := [self.raw() for _ in range(n)])) < n:
-            pass
-        return sorted(range(n), key=keys.__getitem__)
-
-
-PAGE = Path(__file__).parent.parent / "docs" / "reproducible" / "random.md"
-
-
-def rows(heading):
-    """The cells of the page's table that begins so, without their quotes."""
-    part = PAGE.read_text().partition(f"\n| {heading} |")[2].partition("\n\n")[0]
-    return [
-        [cell.strip(" `") for cell in line.strip("|").split("|")] for line in part.splitlines()[2:]
-    ]
-
-
-def numbers(heading):
-    """Of a table, the last column by the first."""
-    return {row[0]: float.fromhex(row[-1]) for row in rows(heading)}
-
-
-COEFFICIENTS, CONSTANTS = numbers("coefficient"), numbers("constant")
-A, B, C, D, E, F = (
-    [COEFFICIENTS.get(f"{letter}{k}", 1.0) for k in range(8)] for letter in "abcdef"
-)
-
-
-def horner(coefficients, x):
-    found = coefficients[-1]
-    for c in coefficients[-2::-1]:
-        found = found * x + c
-    return found
-
-
-def quantile(q):
-    if abs(q) <= 0.425:
-        x = 0.180625 - q * q
-        return q * (horner(A, x) / horner(B, x))
-    r = math.sqrt(-log(0.5 - abs(q)))
-    top, bottom, x = (C, D, r - 1.6) if r <= 5 else (E, F, r - 5)
-    return math.copysign(horner(top, x) / horner(bottom, x), q)
-
-
-def log(p):
-    m, n = math.frexp(p)
-    if m == 0.5:  # a power of two is 1 times itself
-        m, n = 1.0, n - 1
-    if m < CONSTANTS["Q"]:
-        m, n = m + m, n - 1
-    f = m - 1
-    s = f / (f + 2)
-    z = s * s
-    R = horner([CONSTANTS[f"L{k}"] for k in range(1, 12)], z)
-    h = f * f * 0.5
-    return n * CONSTANTS["H"] - ((h - (s * (h + R * z) + n * CONSTANTS["T"])) - f)
-
+# -- the specification, docs/reproducible/random.md, of which `specified` makes one number at a time
 
 SEEDS = [0, 1, 2**32 - 1, 2**32, 2**200 + 12345]
 
@@ -175,7 +60,7 @@ def test_the_coefficients_are_those_of_the_code():
     page = {"H": exact.LN2_HIGH, "T": exact.LN2_LOW, "Q": exact.SQRT_HALF}
     page |= {f"L{k + 1}": c for k, c in enumerate(exact.LOG_COEFFICIENTS[::-1])}
     assert page == CONSTANTS
-    text = PAGE.read_text()
+    text = RANDOM.read_text()
     for decimal, bits in re.findall(r"(\d\.\d+) (?:is|and|,) `(0x[\w.+-]+)`", text):
         assert float(decimal) == float.fromhex(bits)
 
