@@ -263,10 +263,10 @@ def stacked_matmul(xp: Namespace, a: Array, b: Array) -> Array:
     a = xp.reshape(xp.broadcast_to(a, (*stack, n, k)), (count, n, k))
     b = xp.reshape(xp.broadcast_to(b, (*stack, k, m)), (count, k, m))
     some = max(1, LARGEST_PIECE // max(n * k, k * m, 1))
-    pieces = [
-        _product(xp, a[start : start + some, ...], b[start : start + some, ...], dtype)
-        for start in range(0, max(count, 1), some)
-    ]
+    pieces: list[Array] = []
+    for start in range(0, max(count, 1), some):
+        stop = min(start + some, count)
+        pieces.append(_product(xp, a[start:stop, ...], b[start:stop, ...], dtype))
     return xp.reshape(xp.concat(pieces, axis=0), (*stack, n, m))
 
 
