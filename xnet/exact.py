@@ -270,15 +270,42 @@ def stacked_matmul(xp: Namespace, a: Array, b: Array) -> Array:
     return xp.reshape(xp.concat(pieces, axis=0), (*stack, n, m))
 
 
+def dot(xp: Namespace, a: Array, b: Array) -> Array:
+    """Sums of products along the last axis, (..., 1): the very bits of `matmul`, row by column.
+
+    Parameters
+    ----------
+    xp
+        The array namespace.
+    a, b
+        (..., K), of one shape, both float32 or both float64.
+    """
+    dtype = precision(a)
+    if 0 in a.shape:
+        return xp.sum(a, axis=-1, keepdims=True)
+    largest_a, largest_b = _largest(xp, a, -1), _largest(xp, b, -1)
+    if not _every_finite(xp, largest_a, largest_b):
+        rows, columns = xp.expand_dims(a, axis=-2), xp.expand_dims(b, axis=-1)
+        return xp.squeeze(stacked_matmul(xp, rows, columns), axis=-1)
+    slices, bits = product_slices(a.shape[-1], dtype)
+    parts_a, half_a = _sliced(xp, a, largest_a, dtype, slices, bits)
+    parts_b, half_b = _sliced(xp, b, largest_b, dtype, slices, bits)
+    products = [
+        xp.concat([xp.sum(p * q, axis=-1, keepdims=True) for q in parts_b[: slices - s]], axis=-1)
+        for s, p in enumerate(parts_a)
+    ]
+    total = _add_orders(products, slices, 1)
+    if half_a is not None:
+        total = total * (half_a * half_b) * (half_a * half_b)
+    return xp.astype(total, getattr(xp, dtype), copy=False)
+
+
 def broadcast(one: Sequence[int], other: Sequence[int]) -> tuple[int, ...]:
     """The shape to which two shapes broadcast; ValueError if they do not."""
-    one, other = (
-        (1,) * (len(other) - len(one)) + tuple(one),
-        (1,) * (len(one) - len(other)) + tuple(other),
-    )
-    pairs = list(zip(one, other, strict=True))
+    length = max(len(one), len(other))
+    pairs = list(zip(*((*[1] * (length - len(v)), *v) for v in (one, other)), strict=True))
     if any(v != w and 1 not in (v, w) for v, w in pairs):
-        raise ValueError(f"{one} and {other} do not broadcast")
+        raise ValueError(f"{tuple(one)} and {tuple(other)} do not broadcast")
     return tuple(w if v == 1 else v for v, w in pairs)
 
 

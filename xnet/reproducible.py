@@ -35,7 +35,8 @@ BackendError
 import contextlib
 import math
 import numbers
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 from importlib import import_module
 from typing import Any, TypeAlias
 
@@ -69,6 +70,13 @@ __all__ = [
 DTYPES = (*exact.DIGITS, *exact.NARROW)
 """The dtypes that are taken."""
 
+PIECE = 1 << 15
+"""Numbers, at most, that the host computes with at a time: all that a formula makes of them stays
+in cache. Other devices are handed the whole array: there a call costs more than memory."""
+
+ON_HOST = 1
+"""What DLPack calls the host (``kDLCPU``)."""
+
 
 # -- array libraries
 
@@ -90,6 +98,8 @@ class Library:
     def __init__(self, xp: Namespace, device: Any) -> None:
         self.xp, self.device = xp, device
         self.tried: set[Any] = set()
+        on_host = xp.zeros((), device=device).__dlpack_device__()[0] == ON_HOST
+        self.piece = PIECE if on_host else math.inf
         self.maths = Along(self, (-1,))
 
     def __str__(self) -> str:
@@ -173,6 +183,10 @@ class Along(Arrays):
     def sum(self, a: Array) -> Array:
         """Along each row, whose axes are kept."""
         return self.backend.sum(a, self.axes, keepdims=True)
+
+    def width(self, a: Array) -> int:
+        """Numbers in a row."""
+        return math.prod(a.shape[k] for k in self.axes)
 
     def max(self, a: Array) -> Array:
         """Of each row, whose axes are kept; NaN if the row holds one."""
@@ -306,6 +320,26 @@ class Computation:
         """The mathematics with rows along these axes of x."""
         return Along(self.library, exact.checked_axes(x, axis, self.function, "x"))
 
+    def each(self, function: Callable[[Array], Array], x: Array) -> Array:
+        """A function of each element."""
+        if math.prod(x.shape) <= self.library.piece:
+            return function(x)
+        return self.xp.reshape(self.rows(function, (), self.xp.reshape(x, (-1,))), x.shape)
+
+    def rows(self, function: Callable[..., Array], axes: tuple[int, ...], *arrays: Array) -> Array:
+        """A function along axes, which it keeps, of arrays of one shape: some rows at a time."""
+        shape = arrays[0].shape
+        size, others = math.prod(shape), [k for k in range(len(shape)) if k not in axes]
+        if size <= self.library.piece or not others:
+            return function(*arrays)
+        along = max(others, key=shape.__getitem__)
+        length, before = shape[along], (slice(None),) * along
+        some, found = max(1, int(self.library.piece * length // size)), list[Array]()
+        for start in range(0, length, some):
+            piece = *before, slice(start, min(start + some, length)), ...
+            found.append(function(*(array[piece] for array in arrays)))
+        return self.xp.concat(found, axis=along)
+
     def result(self, found: Array, without: tuple[int, ...] = ()) -> Array:
         """What was found, in the dtype of what was given, and without some axes of length 1."""
         if self.narrow:
@@ -339,8 +373,8 @@ def sum(x: Array, /, *, axis: Axis = None, keepdims: bool = False) -> Array:
         Within u |sum| + u max|x| of the sum; 0 for no numbers.
     """
     with Computation("sum", x=x) as (c, x):
-        axes = c.along(x, axis).axes
-        return c.result(exact.sum(c.xp, x, axes, keepdims))
+        m = c.along(x, axis)
+        return c.result(c.rows(m.sum, m.axes, x), () if keepdims else m.axes)
 
 
 def mean(x: Array, /, *, axis: Axis = None, keepdims: bool = False) -> Array:
@@ -360,8 +394,9 @@ def mean(x: Array, /, *, axis: Axis = None, keepdims: bool = False) -> Array:
         Within 2 u |mean| + u max|x| / n of the mean; NaN for no numbers.
     """
     with Computation("mean", x=x) as (c, x):
-        axes = c.along(x, axis).axes
-        return c.result(exact.sum(c.xp, x, axes, keepdims, _count(x, axes)))
+        m = c.along(x, axis)
+        found = c.rows(partial(_mean, m), m.axes, x)
+        return c.result(found, () if keepdims else m.axes)
 
 
 def var(
@@ -395,15 +430,7 @@ def var(
         raise TypeError(f"var: correction is a {type(correction).__name__}, expected a number")
     with Computation("var", x=x) as (c, x):
         m = c.along(x, axis)
-        count = _count(x, m.axes)
-        if 0 in x.shape or not count > correction:
-            nothing = c.xp.sum(x, axis=m.axes, keepdims=keepdims) if m.axes else x
-            return c.result(nothing * math.nan)
-        x, unit = _in_range(m, x)
-        difference = x - exact.sum(c.xp, x, m.axes, True, count)
-        found = exact.sum(c.xp, difference * difference, m.axes, True, count - correction)
-        if unit is not None:
-            found = found * unit * unit
+        found = c.rows(partial(_var, m, correction=correction), m.axes, x)
         return c.result(found, () if keepdims else m.axes)
 
 
@@ -437,14 +464,7 @@ def norm(x: Array, /, *, axis: Axis = None, keepdims: bool = False, ord: float =
         raise ValueError(f"norm: ord is {ord!r}, expected 1, 2 or inf")
     with Computation("norm", x=x) as (c, x):
         m = c.along(x, axis)
-        if ord == 1 or 0 in x.shape:
-            return c.result(exact.sum(c.xp, c.xp.abs(x), m.axes, keepdims))
-        if ord == math.inf:
-            return c.result(m.max(c.xp.abs(x)), () if keepdims else m.axes)
-        x, unit = _in_range(m, x)
-        found = m.sqrt(m.sum(x * x))
-        if unit is not None:
-            found = found * unit
+        found = c.rows(partial(_norm, m, ord=ord), m.axes, x)
         return c.result(found, () if keepdims else m.axes)
 
 
@@ -477,7 +497,8 @@ def matmul(x1: Array, x2: Array, /) -> Array:
         b = xp.expand_dims(b, axis=1) if b.ndim == 1 else b
         if a.shape[-1] != b.shape[-2]:
             raise ValueError(f"matmul: {shapes}, expected (..., N, K) and (..., K, M)")
-        return c.result(_stacked(xp, a, b, f"matmul: {shapes}"), without)
+        _broadcast(a.shape[:-2], b.shape[:-2], f"matmul: {shapes}")
+        return c.result(exact.stacked_matmul(xp, a, b), without)
 
 
 def dot(x1: Array, x2: Array, /, *, axis: int = -1) -> Array:
@@ -504,23 +525,41 @@ def dot(x1: Array, x2: Array, /, *, axis: int = -1) -> Array:
                 raise ValueError(f"dot: axis is {axis}, expected one counted from the end, as -1")
         if a.shape[axis] != b.shape[axis]:
             raise ValueError(f"dot: {shapes}, expected as many numbers along axis {axis}")
-        a = xp.expand_dims(xp.moveaxis(a, axis, -1), axis=-2)
-        b = xp.expand_dims(xp.moveaxis(b, axis, -1), axis=-1)
-        return c.result(_stacked(xp, a, b, f"dot: {shapes}"), (-2, -1))
+        shape = _broadcast(a.shape, b.shape, f"dot: {shapes}")
+        a, b = (xp.moveaxis(xp.broadcast_to(v, shape), axis, -1) for v in (a, b))
+        return c.result(c.rows(partial(exact.dot, xp), (len(shape) - 1,), a, b), (-1,))
 
 
-def _stacked(xp: Namespace, a: Array, b: Array, what: str) -> Array:
-    """`exact.stacked_matmul`, or `what` cannot be broadcast."""
+def _broadcast(one: tuple[int, ...], other: tuple[int, ...], what: str) -> tuple[int, ...]:
+    """The shape to which two broadcast, or an error that says what does not."""
     try:
-        exact.broadcast(a.shape[:-2], b.shape[:-2])
+        return exact.broadcast(one, other)
     except ValueError as error:
         raise ValueError(f"{what}, which do not broadcast") from error
-    return exact.stacked_matmul(xp, a, b)
 
 
-def _count(x: Array, axes: tuple[int, ...]) -> float:
-    """How many numbers lie along these axes."""
-    return float(math.prod(x.shape[k] for k in axes))
+def _mean(m: Along, x: Array) -> Array:
+    return exact.sum(m.xp, x, m.axes, True, m.width(x))
+
+
+def _var(m: Along, x: Array, correction: float) -> Array:
+    left = m.width(x) - correction
+    if 0 in x.shape or not left > 0:
+        return m.sum(x) * math.nan
+    x, unit = _in_range(m, x)
+    difference = x - _mean(m, x)
+    found = exact.sum(m.xp, difference * difference, m.axes, True, left)
+    return found if unit is None else found * unit * unit
+
+
+def _norm(m: Along, x: Array, ord: float) -> Array:
+    if ord == 1 or 0 in x.shape:
+        return m.sum(m.xp.abs(x))
+    if ord == math.inf:
+        return m.max(m.xp.abs(x))
+    x, unit = _in_range(m, x)
+    root = m.sqrt(m.sum(x * x))
+    return root if unit is None else root * unit
 
 
 def _in_range(m: Along, x: Array) -> tuple[Array, Array | None]:
@@ -584,7 +623,7 @@ def log1p(x: Array, /) -> Array:
 
 def _elementary(name: str, x: Array) -> Array:
     with Computation(name, x=x) as (c, x):
-        return c.result(exact.elementary(c.xp, name, x))
+        return c.result(c.each(partial(exact.elementary, c.xp, name), x))
 
 
 def tanh(x: Array, /) -> Array:
@@ -599,7 +638,7 @@ def tanh(x: Array, /) -> Array:
         Within 12 u |tanh x| in float64, 6 u in float32, u + 2^-49 else.
     """
     with Computation("tanh", x=x) as (c, x):
-        return c.result(operations.tanh(c.library.maths, x))
+        return c.result(c.each(partial(operations.tanh, c.library.maths), x))
 
 
 # -- functions along axes
@@ -627,7 +666,9 @@ def softmax(x: Array, /, *, axis: Axis = -1) -> Array:
     """
     with Computation("softmax", x=x) as (c, x):
         m = c.along(x, axis)
-        return c.result(x if 0 in x.shape else operations.softmax(m, x))
+        if 0 in x.shape:
+            return c.xp.zeros_like(x)
+        return c.result(c.rows(partial(operations.softmax, m), m.axes, x))
 
 
 def logsumexp(x: Array, /, *, axis: Axis = None, keepdims: bool = False) -> Array:
@@ -648,11 +689,16 @@ def logsumexp(x: Array, /, *, axis: Axis = None, keepdims: bool = False) -> Arra
         max - x, but 746 at most, v = 2^-53; -inf for no numbers.
     """
     with Computation("logsumexp", x=x) as (c, x):
-        xp, m = c.xp, c.along(x, axis)
-        if 0 in x.shape:
-            return c.result(m.log(exact.sum(xp, x, m.axes, keepdims)))
-        x = xp.astype(x, xp.float64, copy=False)
-        top = m.max(x)
-        top = xp.where(xp.isfinite(top), top, xp.zeros_like(top))
-        found = top + m.log(m.sum(m.exp(x - top)))
+        m = c.along(x, axis)
+        found = c.rows(partial(_logsumexp, m), m.axes, x)
         return c.result(found, () if keepdims else m.axes)
+
+
+def _logsumexp(m: Along, x: Array) -> Array:
+    xp = m.xp
+    x = xp.astype(x, xp.float64, copy=False)
+    if 0 in x.shape:
+        return m.log(m.sum(x))
+    top = m.max(x)
+    top = xp.where(xp.isfinite(top), top, xp.zeros_like(top))
+    return top + m.log(m.sum(m.exp(x - top)))
