@@ -673,9 +673,9 @@ def sqrt(xp: Namespace, a: Array) -> Array:
     unit = 2.0**-52
     s = xp.where(rest > s * unit, s + unit, xp.where(rest <= -(s * unit), s - unit, s))
     root = m.scale(s, m.where(n == half + half, half - 1.0, half))
-    return xp.astype(
-        xp.where((x > 0) & (x < math.inf), root, xp.sqrt(x)), getattr(xp, precision(a))
-    )
+    special = xp.where((x == 0) | (x == math.inf), x, x * math.nan)
+    root = xp.where((x > 0) & (x < math.inf), root, special)
+    return xp.astype(root, getattr(xp, precision(a)))
 
 
 def narrowed(xp: Namespace, a: Array, dtype: str) -> Array:

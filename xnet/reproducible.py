@@ -98,8 +98,8 @@ class Library:
     def __init__(self, xp: Namespace, device: Any) -> None:
         self.xp, self.device = xp, device
         self.tried: set[Any] = set()
-        on_host = xp.zeros((), device=device).__dlpack_device__()[0] == ON_HOST
-        self.piece = PIECE if on_host else math.inf
+        self.on_host = xp.zeros((), device=device).__dlpack_device__()[0] == ON_HOST
+        self.piece = PIECE if self.on_host else math.inf
         self.maths = Along(self, (-1,))
 
     def __str__(self) -> str:
@@ -119,9 +119,11 @@ class Library:
         """An array on the host."""
         import numpy as np
 
+        if not self.on_host and (compat := _compat()):
+            array = compat.to_device(array, "cpu")
         try:
             return np.asarray(array)
-        except TypeError:  # it is on another device, and leaves it only if told to
+        except (TypeError, RuntimeError):  # what is elsewhere moves only if told to
             return np.from_dlpack(array, device="cpu", copy=True)
 
     def matmul(self, a: Array, b: Array) -> Array:
