@@ -148,7 +148,7 @@ def test_order_layout_and_pieces_do_not_matter(dtype, rng, monkeypatch):
         apart = [function(*(v[k : k + 1, :, ::-1] for v in arrays), **axis) for k in range(6)]
         assert same_bits(np.concatenate(apart)[..., ::-1], whole)
         with monkeypatch.context() as patch:
-            patch.setattr(reproducible._library(xnp(a), "cpu"), "piece", 200)
+            patch.setattr(reproducible._library_of("", "", a), "piece", 200)
             assert same_bits(function(*arrays, **axis), whole)
             assert same_bits(function(*(np.asfortranarray(v) for v in arrays), **axis), whole)
     product = reproducible.matmul(a[:, :4], a.mT)
@@ -156,13 +156,8 @@ def test_order_layout_and_pieces_do_not_matter(dtype, rng, monkeypatch):
     for name in SINGLE:
         whole = getattr(reproducible, name)(a)
         with monkeypatch.context() as patch:
-            patch.setattr(reproducible._library(xnp(a), "cpu"), "piece", 200)
+            patch.setattr(reproducible._library_of("", "", a), "piece", 200)
             assert same(getattr(reproducible, name)(a), whole)
-
-
-def xnp(array):
-    """The namespace of an array of NumPy's, as the module finds it."""
-    return reproducible._library_of("", "", array).xp
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -477,6 +472,17 @@ def test_arguments_that_do_not_fit():
             wrong()
 
 
+def test_what_is_watched_for_its_gradient_is_refused():
+    """A derivative of the steps is none of the function: what rounds to an integer has a slope."""
+    torch = pytest.importorskip("torch")
+    x = torch.ones(3, requires_grad=True)
+    for name in FUNCTIONS:
+        arguments = (x,) * (1 + (name in ("dot", "matmul")))
+        with pytest.raises(TypeError, match=rf"^{name}: x1? is watched .*: hand over x1?\.detach"):
+            getattr(reproducible, name)(*arguments)
+    assert reproducible.sum(x.detach()) == 3
+
+
 def test_kinds_of_numpys_arrays_that_mean_something_else_are_plain_ones(rng):
     a = rng.standard_normal((3, 4))
     assert same_bits(reproducible.matmul(a.view(np.matrix), a.T), reproducible.matmul(a, a.T))
@@ -533,6 +539,21 @@ def test_a_library_whose_arithmetic_is_another_is_refused_by_name(handed_out):
         ):
             reproducible.var(strict.ones(3))
     assert len(tries) == 2
+
+
+def test_a_library_that_flushes_float32_has_float64(handed_out):
+    """As CuPy's own kernels do."""
+
+    def abs(a):
+        found = strict.abs(a)
+        if a.dtype != strict.float32:
+            return found
+        return strict.where(found < 1e-38, strict.zeros_like(found), found)
+
+    handed_out(broken(abs=abs))
+    assert reproducible.sum(strict.ones(3, dtype=strict.float64)) == 3
+    with pytest.raises(BackendError, match=r"abs of float32 numbers, .*; subnormal numbers are ta"):
+        reproducible.sum(strict.ones(3, dtype=strict.float32))
 
 
 def test_a_library_is_tried_once(handed_out, monkeypatch):
@@ -594,7 +615,7 @@ except ValueError as error:
 """
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert said.stdout.startswith("BackendError sum: jax.numpy on ")
-    assert "of float32 numbers" in said.stdout
+    assert "subnormal numbers are taken for zeros" in said.stdout
 
 
 def test_the_processors_mode_is_looked_at_in_every_call(monkeypatch):

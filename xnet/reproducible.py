@@ -23,8 +23,9 @@ device, some milliseconds (`xnet.arithmetic`). The thread's mode is looked at in
 **Errors** that every function raises:
 
 TypeError
-    An argument is no array of an array-API library, is of another dtype, or two are of two
-    libraries or dtypes; an `axis` is no whole number.
+    An argument is no array of an array-API library, is of another dtype, or is watched for its
+    gradient (PyTorch's ``requires_grad``); two are of two libraries or dtypes; an `axis` is no
+    whole number.
 ValueError
     Shapes that do not fit; an axis that is not there, or is named twice.
 BackendError
@@ -74,6 +75,9 @@ PIECE = 1 << 15
 """Numbers, at most, that the host computes with at a time: all that a formula makes of them stays
 in cache. Other devices are handed the whole array: there a call costs more than memory."""
 
+NEED_FLOAT32 = ("float32", "bfloat16")
+"""Dtypes whose subnormal numbers are float32's."""
+
 ON_HOST = 1
 """What DLPack calls the host (``kDLCPU``)."""
 
@@ -90,13 +94,14 @@ class Library:
         Its array-API namespace.
     device
         As its arrays name it.
+    flushes
+        Precisions in which it may take subnormal numbers for zeros.
     """
 
     compiled = False
-    flushes: tuple[str, ...] = ()
 
-    def __init__(self, xp: Namespace, device: Any) -> None:
-        self.xp, self.device = xp, device
+    def __init__(self, xp: Namespace, device: Any, flushes: tuple[str, ...] = ()) -> None:
+        self.xp, self.device, self.flushes = xp, device, flushes
         self.tried: set[Any] = set()
         self.on_host = xp.zeros((), device=device).__dlpack_device__()[0] == ON_HOST
         self.piece = PIECE if self.on_host else math.inf
@@ -160,8 +165,8 @@ class Library:
         """
         check_mode()
         if dtype not in self.tried:
-            key, who = (self.xp, self.device), f"{function}: {self} cannot be used"
-            tried = try_once(self, key, who, "use another library")
+            key, who = (self.xp, self.device, self.flushes), f"{function}: {self} cannot be used"
+            tried = try_once(self, key, who, "use another library or dtype")
             if tried and dtype_name(dtype) in exact.NARROW:
                 with self.running():
                     failure = _narrow_trial(dtype).failure(self)
@@ -229,8 +234,9 @@ def _narrow_trial(dtype: Any) -> Trial:
 
 
 @cache
-def _library(xp: Namespace, device: Any) -> Library:
-    return Library(xp, device)
+def _library(xp: Namespace, device: Any, dtype: str) -> Library:
+    """The library for numbers of a dtype: those whose float32 flushes, as CuPy's, have float64."""
+    return Library(xp, device, () if dtype in NEED_FLOAT32 else ("float32",))
 
 
 @cache
@@ -253,7 +259,7 @@ def _library_of(function: str, name: str, array: Array) -> Library:
     compat = _compat()
     try:
         xp = compat.array_namespace(array) if compat else array.__array_namespace__()
-        return _library(xp, array.device)
+        return _library(xp, array.device, name_of(array))
     except (AttributeError, TypeError) as error:
         hint = "" if compat else "; PyTorch's and others' take array-api-compat, to be installed"
         raise TypeError(
@@ -291,6 +297,11 @@ class Computation:
                 raise TypeError(
                     f"{function}: {name} is {name_of(array)}, expected {' or '.join(DTYPES)}"
                 )
+            if getattr(array, "requires_grad", False):
+                raise TypeError(
+                    f"{function}: {name} is watched for its gradient, and what rounds on purpose "
+                    f"would have a wrong one: hand over {name}.detach()"
+                )
         first, *others = given
         self.library, dtype = libraries[first], name_of(given[first])
         for name in others:
@@ -298,10 +309,10 @@ class Computation:
             where = f"{first} is of {self.library}, {name} of {libraries[name]}"
             if libraries[name].xp is not self.library.xp:
                 raise TypeError(f"{function}: {where}, expected one library")
-            if libraries[name] is not self.library:
-                raise BackendError(f"{function}: {where}, expected one device")
             if name_of(given[name]) != dtype:
                 raise TypeError(f"{function}: {kinds}, expected one dtype")
+            if libraries[name] is not self.library:
+                raise BackendError(f"{function}: {where}, expected one device")
         self.function, self.xp, self.dtype = function, self.library.xp, given[first].dtype
         self.library.check(function, self.dtype)
         self.narrow = dtype if dtype in exact.NARROW else None
