@@ -121,6 +121,16 @@ def test_narrow_numbers_are_computed_in_float64_and_rounded_once(name, rng):
         assert same(from_torch(found(on_torch), kind), expected), narrow[0]
 
 
+@pytest.mark.parametrize("name", ["float16", "bfloat16"])
+def test_results_do_not_go_by_float32(name):
+    """Where they would, as PyTorch converts, this sum would be 1: twice a tie to even."""
+    kind = narrow_dtypes()[name]
+    unit = 2.0 ** (1 - exact.NARROW[name][0])
+    x = np.array([1, unit / 2, 2.0**-24]).astype(kind)
+    for array in (x, to_torch(x)):
+        assert float(reproducible.sum(array)) == 1 + unit
+
+
 def test_without_array_api_compat(monkeypatch, rng):
     """NumPy and others say themselves what their namespace is."""
     a = numbers(rng, "float32")
@@ -565,6 +575,22 @@ def test_a_library_is_tried_once(handed_out, monkeypatch):
         reproducible.sum(strict.ones(3))
         reproducible.exp(strict.ones(3))
     assert len(tried) == 1
+
+
+def test_libraries_are_not_asked_what_no_axes_mean(handed_out):
+    """PyTorch's own functions take them for all."""
+
+    def asked(name):
+        def reduction(a, *, axis, keepdims=False):
+            assert axis != ()
+            return getattr(strict, name)(a, axis=axis, keepdims=keepdims)
+
+        return reduction
+
+    handed_out(broken(**{name: asked(name) for name in ("max", "min", "sum", "any")}))
+    x = strict.asarray([[1.0, 2.0], [-INF, 3.0]])
+    for name in ALONG:
+        assert getattr(reproducible, name)(x, axis=()).shape == (2, 2)
 
 
 def test_a_square_root_that_is_a_unit_off_will_do(handed_out):
