@@ -1,43 +1,58 @@
 """xnet: a neural network you can read in one sitting, on NumPy, Numba or CuPy.
 
-Importing it imports no array library: each is imported by the first thing that needs it.
+Importing it imports neither an array library nor most of xnet: each part is imported by the first
+thing that needs it.
 """
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from xnet import activations, gradient, layers, losses, measures, operations, optimizers, perceptron
-from xnet.backend import (
-    Backend,
-    BackendInfo,
-    backends,
-    get_backend,
-    resolve,
-    set_backend,
-    use_backend,
-)
-from xnet.errors import (
-    BackendError,
-    DatasetError,
-    KinkWarning,
-    NaiveGradientWarning,
-    NonFiniteWarning,
-    RoundingWarning,
-    WeightsError,
-    XnetError,
-)
-from xnet.gradient import (
-    gradient_descent,
-    numerical_diff,
-    numerical_gradient,
-    partial_derivative,
-)
-from xnet.gradient_check import gradient_check
-from xnet.network import Network, TwoLayerNet
-from xnet.threads import num_threads, set_num_threads
-
 if TYPE_CHECKING:
-    from xnet import datasets, random, training, weights
+    from xnet import (
+        activations,
+        datasets,
+        gradient,
+        layers,
+        losses,
+        measures,
+        operations,
+        optimizers,
+        perceptron,
+        random,
+        reproducible,
+        training,
+        weights,
+    )
+    from xnet.backend import (
+        Backend,
+        BackendInfo,
+        backends,
+        get_backend,
+        resolve,
+        set_backend,
+        use_backend,
+    )
+    from xnet.errors import (
+        BackendError,
+        DatasetError,
+        KinkWarning,
+        NaiveGradientWarning,
+        NonFiniteWarning,
+        RoundingWarning,
+        WeightsError,
+        XnetError,
+    )
+    from xnet.gradient import (
+        gradient_descent,
+        numerical_diff,
+        numerical_gradient,
+        partial_derivative,
+    )
+    from xnet.gradient_check import gradient_check
+    from xnet.network import Network, TwoLayerNet
+    from xnet.threads import num_threads, set_num_threads
     from xnet.training import History, Training, train
 
 __version__ = "0.1.0"
@@ -75,6 +90,7 @@ __all__ = [
     "partial_derivative",
     "perceptron",
     "random",
+    "reproducible",
     "resolve",
     "set_backend",
     "set_num_threads",
@@ -84,15 +100,68 @@ __all__ = [
     "weights",
 ]
 
+_HOMES = {
+    "backend": (
+        "Backend",
+        "BackendInfo",
+        "backends",
+        "get_backend",
+        "resolve",
+        "set_backend",
+        "use_backend",
+    ),
+    "errors": (
+        "BackendError",
+        "DatasetError",
+        "KinkWarning",
+        "NaiveGradientWarning",
+        "NonFiniteWarning",
+        "RoundingWarning",
+        "WeightsError",
+        "XnetError",
+    ),
+    "gradient": (
+        "gradient_descent",
+        "numerical_diff",
+        "numerical_gradient",
+        "partial_derivative",
+    ),
+    "gradient_check": ("gradient_check",),
+    "network": ("Network", "TwoLayerNet"),
+    "threads": ("num_threads", "set_num_threads"),
+    "training": ("History", "Training", "train"),
+}
+"""What of a module is a name of the package's; modules are names by themselves."""
+
+_HOME = {name: module for module, names in _HOMES.items() for name in names}
+
 
 def __getattr__(name: str) -> Any:
-    # These are imported when asked for: they import NumPy, for work on the host.
-    if name in ("datasets", "random", "training", "weights"):
-        return import_module(f"xnet.{name}")
-    if name in ("train", "Training", "History"):
-        return getattr(import_module("xnet.training"), name)
-    raise AttributeError(f"module 'xnet' has no attribute {name!r}")
+    module = f"xnet.{_HOME.get(name, name)}"
+    if name.startswith("_"):
+        raise AttributeError(f"module 'xnet' has no attribute {name!r}")
+    try:
+        found = import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name != module:
+            raise
+        raise AttributeError(f"module 'xnet' has no attribute {name!r}") from None
+    if name in _HOME:
+        found = globals()[name] = getattr(found, name)
+    return found
 
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
+
+
+class _Package(ModuleType):
+    """The package, in which a function named as its module stays one when that is imported."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if isinstance(value, ModuleType) and _HOME.get(name) == name:
+            value = getattr(value, name)
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

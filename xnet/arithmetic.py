@@ -24,7 +24,7 @@ import contextlib
 import os
 import struct
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from xnet.backend import Backend
 
 Array: TypeAlias = Any
+Library: TypeAlias = Any
+"""Whose arithmetic is tried: a `Backend`, or what has as much of one as is asked for here."""
 AnyBackend = TypeVar("AnyBackend", bound="Backend")
 
 LONG = 67
@@ -60,8 +62,8 @@ PRECISIONS = {"float32": (24, -149), "float64": (53, -1074)}
 _TINY: float = struct.unpack("<d", struct.pack("<q", 1))[0]
 _ONE, _LESS, _MORE, _NEXT = 1.0, 2.0**-54, 1.5 * 2.0**-53, 1 + 2.0**-52
 
-_passed: set[tuple[type, int | None]] = set()
-"""Backends, by class and device, whose arithmetic was tried in this process, and is sound."""
+_passed: set[Hashable] = set()
+"""Whose arithmetic was tried in this process, and is sound: backends by class and device."""
 
 _locks: dict[int, Any] = {}
 """One for each process: a fork leaves its child locks that nobody opens."""
@@ -79,12 +81,20 @@ def sound(backend: AnyBackend) -> AnyBackend:
         It is in reproducible mode, and its arithmetic, or this thread's, is another.
     """
     if backend.reproducible:
-        # A quarter of a unit in the last place is lost, three quarters are a whole one.
-        if not _TINY + _TINY or _ONE + _LESS + _MORE != _NEXT:
-            raise BackendError(_mode())
+        check_mode("; fast mode does not ask for it")
         if not backend.tried:
-            _try(backend)
+            key = type(backend), backend.device
+            who = f"backend {backend.label!r} cannot be used in reproducible mode here"
+            if try_once(backend, key, who, "use another backend; fast mode does not ask for it"):
+                backend.tried = True
     return backend
+
+
+def check_mode(instead: str = "") -> None:
+    """Raise a BackendError, ending in `instead`, if this thread's processor is set otherwise."""
+    # A quarter of a unit in the last place is lost, three quarters are a whole one.
+    if not _TINY + _TINY or _ONE + _LESS + _MORE != _NEXT:
+        raise BackendError(_mode() + instead)
 
 
 def _mode() -> str:
@@ -94,35 +104,48 @@ def _mode() -> str:
         return (
             "this thread's processor does not round to nearest: 0x1p+0 + 0x1p-54 + 0x1.8p-53 gave "
             f"{found.hex()}, expected {_NEXT.hex()}. Something in the process has set another way "
-            "to round: set FE_TONEAREST again (C's fesetround); fast mode does not ask for it"
+            "to round: set FE_TONEAREST again (C's fesetround)"
         )
     return (
         "this thread's processor takes subnormal numbers for zeros (FTZ or DAZ is on): "
         "0x1p-1074 + 0x1p-1074 gave 0x0p+0, expected 0x1p-1073. Something in the process has "
         "switched that on, as torch.set_flush_denormal(True) and libraries linked with "
-        "-ffast-math do: switch it off, as torch.set_flush_denormal(False) does; fast mode does "
-        "not ask for it"
+        "-ffast-math do: switch it off, as torch.set_flush_denormal(False) does"
     )
 
 
-def _try(backend: "Backend") -> None:
-    """Try its arithmetic, or wait for the thread that does, and remember if it is sound."""
-    key = type(backend), backend.device
+def try_once(library: Library, key: Hashable, who: str, instead: str) -> bool:
+    """Try an arithmetic, or wait for the thread that does, and remember by the key if it is sound.
+
+    Parameters
+    ----------
+    who
+        Begins the error: who cannot be used.
+    instead
+        Ends it: what else to do.
+
+    Returns
+    -------
+    bool
+        Whether it has been tried; not while that is being done, or in a block of `unchecked`.
+
+    Raises
+    ------
+    BackendError
+        It is not IEEE 754's.
+    """
     if _unchecked.get() or key in getattr(_own, "trying", ()):
-        return  # what is tried may ask for the very backend
+        return False  # what is tried may ask for the very backend
     with _locks.setdefault(os.getpid(), threading.RLock()):
         if key not in _passed:
             _own.trying = (*getattr(_own, "trying", ()), key)
             try:
-                for failure in failures(backend):
-                    raise BackendError(
-                        f"backend {backend.label!r} cannot be used in reproducible mode here: "
-                        f"{failure}. Or use another backend; fast mode does not ask for it"
-                    )
+                for failure in failures(library):
+                    raise BackendError(f"{who}: {failure}. Or {instead}")
             finally:
                 _own.trying = _own.trying[:-1]
             _passed.add(key)
-    backend.tried = True
+    return True
 
 
 @contextlib.contextmanager
@@ -183,7 +206,7 @@ CURES = {
 }
 """What to do about an operation that is not `INEXACT` alone."""
 
-Run: TypeAlias = "Callable[[Backend, list[Array]], Array]"
+Run: TypeAlias = Callable[[Library, list[Array]], Array]
 
 
 @dataclass(frozen=True)
@@ -208,7 +231,7 @@ class Trial:
     run: Run
     rows: str
 
-    def failure(self, b: "Backend") -> Failure | None:
+    def failure(self, b: Library) -> Failure | None:
         """The first case that comes out otherwise; None if none does."""
         rows = list(zip(*_columns(self.rows), strict=True))
         if {self.takes, self.gives} & set(b.flushes):
@@ -267,7 +290,7 @@ def _pieces(cases: int) -> Iterator[tuple[int, int]]:
             yield start, start + length
 
 
-def failures(backend: "Backend") -> Iterator[Failure]:
+def failures(backend: Library) -> Iterator[Failure]:
     """What is wrong with the arithmetic under a backend in reproducible mode, the first case each.
 
     Whatever its library raises is a failure too.
@@ -283,7 +306,7 @@ def failures(backend: "Backend") -> Iterator[Failure]:
                 yield failure
 
 
-Attempt: TypeAlias = "Callable[[Backend], Failure | None]"
+Attempt: TypeAlias = Callable[[Library], Failure | None]
 
 
 def _attempts(flushes: Iterable[str]) -> Iterator[tuple[str, str, Attempt]]:
@@ -297,7 +320,7 @@ def _attempts(flushes: Iterable[str]) -> Iterator[tuple[str, str, Attempt]]:
 # -- operations of numbers one by one
 
 
-def _cut(b: "Backend", arrays: list[Array]) -> Array:
+def _cut(b: Library, arrays: list[Array]) -> Array:
     (a,) = arrays
     return exact.cut(b.xp, a, b.xp.ones_like(a), 1, 21)[0]
 
@@ -305,7 +328,7 @@ def _cut(b: "Backend", arrays: list[Array]) -> Array:
 def _along(reduction: str, negated: bool = False) -> Run:
     """The larger of two numbers by a reduction of the library's."""
 
-    def run(b: "Backend", arrays: list[Array]) -> Array:
+    def run(b: Library, arrays: list[Array]) -> Array:
         if negated:
             arrays = [-a for a in arrays]
         found = getattr(b.xp, reduction)(b.xp.stack(arrays, axis=-1), axis=-1)
@@ -535,7 +558,7 @@ class Whole:
             for row in self.a
         ]
 
-    def _found(self, backend: "Backend") -> Array:
+    def _found(self, backend: Library) -> Array:
         def array(rows: list[list[int]], unit: float) -> Array:
             return backend.asarray([[v * unit for v in row] for row in rows], self.dtype)
 
@@ -547,7 +570,7 @@ class Whole:
             return exact.sum(xp, x, 1, True)
         return backend.sum(x, axis=1, keepdims=True)
 
-    def failure(self, backend: "Backend") -> Failure | None:
+    def failure(self, backend: Library) -> Failure | None:
         """The first number that comes out otherwise; None if none does."""
         found = backend.to_numpy(self._found(backend))
         facts, where = (self.name, self.dtype), f"{len(self.a)} rows of {len(self.a[0])}"

@@ -42,6 +42,8 @@ both inf and -inf; else it is the infinity among its terms.
 """
 
 import math
+import operator
+from collections.abc import Sequence
 from functools import cache
 from typing import Any, TypeAlias
 
@@ -58,12 +60,15 @@ ACCURATE_BITS = {"float32": 32, "float64": 60}
 LARGEST_PIECE = 1 << 17
 """Numbers, at most, in the rows of a product that are cut at a time: 1 MiB a slice."""
 
-WORTH_LOOKING, LEFT_OUT_BELOW = 1 << 14, 0.9
+WORTH_LOOKING, MOST = 1 << 14, 0.9
 """Numbers of a left factor from which it is looked through for rows and columns of zeros, and the
-share of the others below which these are left out."""
+share of others up to which these are left out."""
 
 DIGITS = {"float32": 24, "float64": 53}
 """Bits of a significand."""
+
+NARROW = {"float16": (11, -14), "bfloat16": (8, -126)}
+"""Those of precisions too narrow to compute in, and the exponents of their least normal numbers."""
 
 
 # -- what is taken
@@ -98,9 +103,34 @@ def check_product(a: Array, b: Array) -> str:
 
 def checked_axis(a: Array, axis: int | None) -> int | None:
     """`axis` of `a`, from 0; ValueError if `a` has no such axis."""
-    if axis is None or -a.ndim <= axis < a.ndim:
-        return axis if axis is None else axis % a.ndim
-    raise ValueError(f"sum: axis is {axis}, a has {a.ndim} axes")
+    return axis if axis is None else checked_axes(a, axis)[0]
+
+
+def checked_axes(
+    a: Array, axis: int | tuple[int, ...] | None, function: str = "sum", name: str = "a"
+) -> tuple[int, ...]:
+    """The axes of `a` that `axis` means, from 0: all of them for None.
+
+    Raises
+    ------
+    ValueError
+        `a` has no such axis, or one is named twice.
+    TypeError
+        `axis` is no whole number.
+    """
+    if axis is None:
+        return tuple(range(a.ndim))
+    try:
+        given = tuple(map(operator.index, axis if isinstance(axis, tuple) else (axis,)))
+    except TypeError as error:
+        expected = "expected an int, a tuple of them, or None"
+        raise TypeError(f"{function}: axis is {axis!r}, {expected}") from error
+    if not all(-a.ndim <= k < a.ndim for k in given):
+        raise ValueError(f"{function}: axis is {axis}, {name} has {a.ndim} axes")
+    found = tuple(k % a.ndim for k in given)
+    if len(set(found)) < len(found):
+        raise ValueError(f"{function}: axis is {axis}, one of them twice")
+    return found
 
 
 # -- slices
@@ -159,6 +189,22 @@ def _largest(xp: Namespace, a: Array, axis: int | tuple[int, ...] | None) -> Arr
     return xp.maximum(xp.max(a, axis=axis, keepdims=True), -xp.min(a, axis=axis, keepdims=True))
 
 
+def in_range(
+    xp: Namespace, a: Array, largest: Array, dtype: str
+) -> tuple[Array, Array, Array | None]:
+    """`a` and its `largest` as float64, and twice by what results are to be multiplied.
+
+    Where numbers of float64 are out of range both are divided by a power of two first, whose root
+    that is; else it is None.
+    """
+    half = None
+    if dtype == "float64" and _beyond(xp, largest):
+        half = _half_scale(xp, largest)
+        a, largest = a / half / half, largest / half / half
+    a = xp.astype(a, xp.float64, copy=False)
+    return a, xp.astype(largest, xp.float64, copy=False), half
+
+
 def _half_scale(xp: Namespace, largest: Array) -> Array:
     """2^300, 1 or 2^-300: the root of the factor by which the range of float64 was left."""
     one = xp.ones_like(largest)
@@ -200,16 +246,89 @@ def matmul(xp: Namespace, a: Array, b: Array) -> Array:
     TypeError
         Dtypes that differ, or are neither float32 nor float64.
     """
-    dtype = check_product(a, b)
+    return _product(xp, a, b, check_product(a, b))
+
+
+def stacked_matmul(xp: Namespace, a: Array, b: Array) -> Array:
+    """Matrix products (..., N, K) by (..., K, M), each with the very bits of `matmul`.
+
+    Parameters
+    ----------
+    xp
+        The array namespace.
+    a, b
+        Both float32 or both float64, at least 2-d. The axes before the last two broadcast.
+
+    Returns
+    -------
+    Array
+        (..., N, M), the dtype of a.
+    """
+    (*stack_a, n, k), (*stack_b, _, m), dtype = a.shape, b.shape, precision(a)
+    if not stack_b:  # one product with all the rows: BLAS likes few and large ones
+        rows = _product(xp, xp.reshape(a, (math.prod(stack_a) * n, k)), b, dtype)
+        return xp.reshape(rows, (*stack_a, n, m))
+    stack = broadcast(stack_a, stack_b)
+    count = math.prod(stack)
+    a = xp.reshape(xp.broadcast_to(a, (*stack, n, k)), (count, n, k))
+    b = xp.reshape(xp.broadcast_to(b, (*stack, k, m)), (count, k, m))
+    some = max(1, LARGEST_PIECE // max(n * k, k * m, 1))
+    pieces: list[Array] = []
+    for start in range(0, max(count, 1), some):
+        stop = min(start + some, count)
+        pieces.append(_product(xp, a[start:stop, ...], b[start:stop, ...], dtype))
+    return xp.reshape(xp.concat(pieces, axis=0), (*stack, n, m))
+
+
+def dot(xp: Namespace, a: Array, b: Array) -> Array:
+    """Sums of products along the last axis, (..., 1): the very bits of `matmul`, row by column.
+
+    Parameters
+    ----------
+    xp
+        The array namespace.
+    a, b
+        (..., K), of one shape, both float32 or both float64.
+    """
+    dtype = precision(a)
+    if 0 in a.shape:
+        return xp.sum(a, axis=-1, keepdims=True)
+    largest_a, largest_b = _largest(xp, a, -1), _largest(xp, b, -1)
+    if not _every_finite(xp, largest_a, largest_b):
+        rows, columns = xp.expand_dims(a, axis=-2), xp.expand_dims(b, axis=-1)
+        return xp.squeeze(stacked_matmul(xp, rows, columns), axis=-1)
+    slices, bits = product_slices(a.shape[-1], dtype)
+    parts_a, half_a = _sliced(xp, a, largest_a, dtype, slices, bits)
+    parts_b, half_b = _sliced(xp, b, largest_b, dtype, slices, bits)
+    products = [
+        xp.concat([xp.sum(p * q, axis=-1, keepdims=True) for q in parts_b[: slices - s]], axis=-1)
+        for s, p in enumerate(parts_a)
+    ]
+    total = _add_orders(products, slices, 1)
+    for half in _scaled_back(half_a, half_b):
+        total = total * half * half
+    return xp.astype(total, getattr(xp, dtype), copy=False)
+
+
+def broadcast(one: Sequence[int], other: Sequence[int]) -> tuple[int, ...]:
+    """The shape to which two shapes broadcast; ValueError if they do not."""
+    length = max(len(one), len(other))
+    pairs = list(zip(*((*[1] * (length - len(v)), *v) for v in (one, other)), strict=True))
+    if any(v != w and 1 not in (v, w) for v, w in pairs):
+        raise ValueError(f"{tuple(one)} and {tuple(other)} do not broadcast")
+    return tuple(w if v == 1 else v for v, w in pairs)
+
+
+def _product(xp: Namespace, a: Array, b: Array, dtype: str) -> Array:
+    """`matmul` of matrices, or of as many in one stack as in the other."""
     if 0 in (*a.shape, *b.shape):
-        shape = a.shape[0], b.shape[1]
+        shape = (*a.shape[:-1], b.shape[-1])
         return xp.zeros(shape, dtype=getattr(xp, dtype), device=a.device)
-    largest_a, largest_b = _largest(xp, a, 1), _largest(xp, b, 0)
+    largest_a, largest_b = _largest(xp, a, -1), _largest(xp, b, -2)
     if _every_finite(xp, largest_a, largest_b):
         return _without_zeros(xp, a, b, largest_a, largest_b, dtype)
-    zero = xp.zeros_like(a[0, 0])
-    finite_a, finite_b = (xp.where(xp.isfinite(array), array, zero) for array in (a, b))
-    return _with_infinities(xp, a, b, matmul(xp, finite_a, finite_b))
+    finite_a, finite_b = (xp.where(xp.isfinite(v), v, xp.zeros_like(v)) for v in (a, b))
+    return _with_infinities(xp, a, b, _product(xp, finite_a, finite_b, dtype))
 
 
 def _without_zeros(
@@ -219,33 +338,25 @@ def _without_zeros(
 
     They change no exact sum. How a and b are cut is what it is for all of them.
     """
-    slices = product_slices(a.shape[1], dtype)
-    if math.prod(a.shape) < WORTH_LOOKING:
+    slices = product_slices(a.shape[-1], dtype)
+    if a.ndim > 2 or math.prod(a.shape) < WORTH_LOOKING:
         return _finite_matmul(xp, a, b, largest_a, largest_b, dtype, *slices)
-    rows = _nonzero(xp, largest_a[:, 0])
-    terms = _nonzero(xp, _largest(xp, a, 0)[0, :])
-    n = a.shape[0]
-    if terms is not None:
-        a, b = xp.take(a, terms, axis=1), xp.take(b, terms, axis=0)
-    if rows is not None:
-        a, largest_a = xp.take(a, rows, axis=0), xp.take(largest_a, rows, axis=0)
+    rows, terms = largest_a[:, 0] > 0, _largest(xp, a, 0)[0, :] > 0
+    few_rows, few_terms = (int(xp.count_nonzero(v)) < MOST * v.shape[0] for v in (rows, terms))
+    if few_terms:
+        kept = xp.nonzero(terms)[0]
+        a, b = xp.take(a, kept, axis=1), xp.take(b, kept, axis=0)
+    if few_rows:
+        kept = xp.nonzero(rows)[0]
+        a, largest_a = xp.take(a, kept, axis=0), xp.take(largest_a, kept, axis=0)
     if 0 in a.shape:
-        return xp.zeros((n, b.shape[1]), dtype=getattr(xp, dtype), device=a.device)
+        return xp.zeros((*rows.shape, b.shape[1]), dtype=getattr(xp, dtype), device=a.device)
     found = _finite_matmul(xp, a, b, largest_a, largest_b, dtype, *slices)
-    if rows is None:
+    if not few_rows:
         return found
-    # Row i of the result is the one whose place among `rows` is i's, else the zeros at the end.
-    places = xp.searchsorted(rows, every := xp.arange(n, dtype=rows.dtype, device=a.device))
-    last = xp.full_like(places, rows.shape[0])
-    known = xp.take(xp.concat([rows, every[:1] - 1]), places) == every
-    zeros = xp.zeros_like(found[:1, :])
-    return xp.take(xp.concat([found, zeros]), xp.where(known, places, last), axis=0)
-
-
-def _nonzero(xp: Namespace, largest: Array) -> Array | None:
-    """The places of what is not 0, None if that is nearly everything."""
-    count = int(xp.count_nonzero(largest))
-    return xp.nonzero(largest)[0] if count < LEFT_OUT_BELOW * largest.shape[0] else None
+    places = xp.cumulative_sum(xp.astype(rows, xp.int64)) - 1
+    places = xp.where(rows, places, xp.full_like(places, found.shape[0]))  # the zeros at the end
+    return xp.take(xp.concat([found, xp.zeros_like(found[:1, :])]), places, axis=0)
 
 
 def _finite_matmul(
@@ -259,20 +370,22 @@ def _finite_matmul(
     bits: int,
 ) -> Array:
     """The product of finite matrices, so many rows at a time that their slices stay in cache."""
-    parts_b, half_b = _in_range(xp, b, largest_b, dtype, slices, bits)
+    parts_b, half_b = _sliced(xp, b, largest_b, dtype, slices, bits)
     # One product with all the slices of b that meet a slice of a: BLAS likes few and wide ones.
-    wide = [xp.concat(parts_b[: slices - s], axis=1) for s in range(slices - 1)] + parts_b[:1]
-    rows = max(1, LARGEST_PIECE // a.shape[1])
+    wide = [xp.concat(parts_b[: slices - s], axis=-1) for s in range(slices - 1)] + parts_b[:1]
+    rows = max(1, LARGEST_PIECE // (math.prod(a.shape) // a.shape[-2]))
     pieces: list[Array] = []
-    for start in range(0, a.shape[0], rows):
-        piece = slice(start, min(start + rows, a.shape[0]))
-        parts_a, half_a = _in_range(xp, a[piece, :], largest_a[piece, :], dtype, slices, bits)
+    for start in range(0, a.shape[-2], rows):
+        piece = slice(start, min(start + rows, a.shape[-2]))
+        parts_a, half_a = _sliced(
+            xp, a[..., piece, :], largest_a[..., piece, :], dtype, slices, bits
+        )
         products = [xp.matmul(*pair) for pair in zip(parts_a, wide, strict=True)]
-        total = _add_orders(products, slices, b.shape[1])
+        total = _add_orders(products, slices, b.shape[-1])
         for half in _scaled_back(half_a, half_b):
             total = total * half * half
         pieces.append(xp.astype(total, getattr(xp, dtype), copy=False))
-    return pieces[0] if len(pieces) == 1 else xp.concat(pieces, axis=0)
+    return pieces[0] if len(pieces) == 1 else xp.concat(pieces, axis=-2)
 
 
 def _scaled_back(half_a: Array | None, half_b: Array | None) -> list[Array]:
@@ -282,16 +395,11 @@ def _scaled_back(half_a: Array | None, half_b: Array | None) -> list[Array]:
     return [half_a * half_b]
 
 
-def _in_range(
+def _sliced(
     xp: Namespace, a: Array, largest: Array, dtype: str, slices: int, bits: int
 ) -> tuple[list[Array], Array | None]:
-    """Slices of `a`, if need be divided by a power of two first, and that one's root, else None."""
-    half = None
-    if dtype == "float64" and _beyond(xp, largest):
-        half = _half_scale(xp, largest)
-        a, largest = a / half / half, largest / half / half
-    a = xp.astype(a, xp.float64, copy=False)
-    largest = xp.astype(largest, xp.float64, copy=False)
+    """Slices of `a` as `in_range` has it, and twice by what results are to be multiplied."""
+    a, largest, half = in_range(xp, a, largest, dtype)
     return cut(xp, a, power_of_two(xp, largest), slices, bits), half
 
 
@@ -303,15 +411,15 @@ def _add_orders(products: list[Array], slices: int, columns: int) -> Array:
     """
     total = 0.0
     for order in range(slices - 1, -1, -1):
-        exact = products[0][:, order * columns : (order + 1) * columns]
+        exact = products[0][..., order * columns : (order + 1) * columns]
         for s in range(1, order + 1):
-            exact = exact + products[s][:, (order - s) * columns : (order - s + 1) * columns]
+            exact = exact + products[s][..., (order - s) * columns : (order - s + 1) * columns]
         total = exact + total
     return total
 
 
 def _with_infinities(xp: Namespace, a: Array, b: Array, finite: Array) -> Array:
-    """`finite` with what the infinities and NaN among a (N, K) and b (K, M) make of it.
+    """`finite` with what the infinities and NaN among a (..., N, K) and b (..., K, M) make of it.
 
     How many terms of each kind there are is a product of zeros and ones, which is exact.
     """
@@ -320,7 +428,7 @@ def _with_infinities(xp: Namespace, a: Array, b: Array, finite: Array) -> Array:
         return xp.astype(xp.concat(masks, axis=axis), xp.float64)
 
     def count(left: list[Array], right: list[Array]) -> Array:
-        return xp.matmul(kinds(*left, axis=1), kinds(*right, axis=0)) > 0
+        return xp.matmul(kinds(*left, axis=-1), kinds(*right, axis=-2)) > 0
 
     def signs(array: Array) -> list[Array]:
         up, down = array == math.inf, array == -math.inf
@@ -351,7 +459,13 @@ def _special(xp: Namespace, finite: Array, up: Array, down: Array, nan: Array) -
 # -- sum
 
 
-def sum(xp: Namespace, a: Array, axis: int | None = None, keepdims: bool = False) -> Array:
+def sum(
+    xp: Namespace,
+    a: Array,
+    axis: int | tuple[int, ...] | None = None,
+    keepdims: bool = False,
+    divisor: float | None = None,
+) -> Array:
     """Sum along `axis` or of all, the same bits whatever `xp.sum` does.
 
     Parameters
@@ -362,6 +476,8 @@ def sum(xp: Namespace, a: Array, axis: int | None = None, keepdims: bool = False
         float32 or float64.
     axis, keepdims
         As those of the array API.
+    divisor
+        What the sum is divided by, in float64 and before it is rounded to the dtype of a.
 
     Returns
     -------
@@ -375,24 +491,32 @@ def sum(xp: Namespace, a: Array, axis: int | None = None, keepdims: bool = False
     TypeError
         `a` is neither float32 nor float64.
     """
-    axis, dtype = checked_axis(a, axis), precision(a)
-    size = math.prod(a.shape)
-    if size == 0:
-        return xp.sum(a, axis=axis, keepdims=keepdims)
-    largest = _largest(xp, a, axis)
+    axes, dtype = checked_axes(a, axis), precision(a)
+    if not axes:  # sums of one number each, along an axis for that: libraries take no axes for all
+        return sum(xp, xp.expand_dims(a, axis=-1), -1, False, divisor)
+    if 0 in a.shape:
+        total = xp.sum(a, axis=axes, keepdims=keepdims)
+        return total if divisor is None else total / divisor
+    largest = _largest(xp, a, axes)
     if not _every_finite(xp, largest):
-        finite = sum(xp, xp.where(xp.isfinite(a), a, xp.zeros_like(a)), axis, keepdims)
+        finite = xp.where(xp.isfinite(a), a, xp.zeros_like(a))
         kinds = (a == math.inf, a == -math.inf, xp.isnan(a))
-        return _special(xp, finite, *(xp.any(v, axis=axis, keepdims=keepdims) for v in kinds))
-    terms = size if axis is None else a.shape[axis]
-    parts, half = _in_range(xp, a, largest, dtype, *sum_slices(terms, dtype))
+        return _special(
+            xp,
+            sum(xp, finite, axes, keepdims, divisor),
+            *(xp.any(v, axis=axes, keepdims=keepdims) for v in kinds),
+        )
+    terms = math.prod(a.shape[k] for k in axes)
+    parts, half = _sliced(xp, a, largest, dtype, *sum_slices(terms, dtype))
     total = 0.0
     for part in reversed(parts):
-        total = xp.sum(part, axis=axis, keepdims=True) + total
+        total = xp.sum(part, axis=axes, keepdims=True) + total
+    if divisor is not None:
+        total = total / divisor
     if half is not None:
         total = total * half * half
     if not keepdims:
-        total = xp.reshape(total, ()) if axis is None else xp.squeeze(total, axis=axis)
+        total = xp.squeeze(total, axis=axes)
     return xp.astype(total, getattr(xp, dtype))
 
 
@@ -561,3 +685,64 @@ def elementary(xp: Namespace, name: str, a: Array) -> Array:
     """
     x = xp.astype(a, xp.float64)
     return xp.astype(ELEMENTARY[name](_Float64(xp), x), getattr(xp, precision(a)))
+
+
+# -- square root, and narrow precisions
+
+
+def sqrt(xp: Namespace, a: Array) -> Array:
+    """Square root of each element, rounded correctly wherever `xp.sqrt` is off by at most a unit.
+
+    Of v in (1, 4], which is `a` but for a power of four, let s be the library's root, in [1, 2],
+    and h = 2^-53, half the distance of its neighbours. The root lies above s + h if v - s^2 > 2 h s
+    and below s - h if v - s^2 <= -2 h s: all are whole numbers in units of h^2. v - s^2 is found by
+    Dekker's product (Dekker 1971), and rounded to no other side of 2 h s.
+
+    Parameters
+    ----------
+    xp
+        The array namespace.
+    a
+        float32 or float64, any shape. float32 is done in float64, which rounds as if at once.
+
+    Raises
+    ------
+    TypeError
+        `a` is of another dtype.
+    """
+    m, x = _Float64(xp), xp.astype(a, xp.float64)
+    part, n = m.split(x)
+    half = xp.floor(n * 0.5)
+    v = m.where(n == half + half, part * 4.0, part * 2.0)
+    s = xp.sqrt(v)
+    s = m.where(s < 1.0, 1.0, s)
+    s = m.where(s > 2.0, 2.0, s)
+    c = s * 134217729.0
+    high = c - (c - s)
+    low, square = s - high, s * s
+    rest = (v - square) - (((high * high - square) + high * low * 2.0) + low * low)
+    unit = 2.0**-52
+    s = xp.where(rest > s * unit, s + unit, xp.where(rest <= -(s * unit), s - unit, s))
+    root = m.scale(s, m.where(n == half + half, half - 1.0, half))
+    special = xp.where((x == 0) | (x == math.inf), x, x * math.nan)
+    root = xp.where((x > 0) & (x < math.inf), root, special)
+    return xp.astype(root, getattr(xp, precision(a)))
+
+
+def narrowed(xp: Namespace, a: Array, dtype: str) -> Array:
+    """float64 `a` rounded to the nearest numbers of a `NARROW` precision, ties to even.
+
+    What a library then converts is converted exactly, whether or not it goes by float32. What is
+    too large to be one becomes a number above all of them.
+    """
+    digits, lowest = NARROW[dtype]
+    size = xp.abs(a)
+    within = size < 2.0**200
+    power = power_of_two(xp, xp.where(within, size, xp.zeros_like(size)))
+    spacing = power * 2.0**-digits
+    least = 2.0 ** (lowest + 1 - digits)
+    spacing = xp.where(spacing > least, spacing, xp.ones_like(spacing) * least)
+    shift = spacing * (1.5 * 2.0**52)
+    rounded = (a + shift) - shift
+    rounded = xp.where(rounded == 0, a * 0.0, rounded)  # -0 stays -0
+    return xp.where(within, rounded, a)
