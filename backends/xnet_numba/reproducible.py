@@ -6,7 +6,7 @@ and sums are `exact`'s. A layer is done for all rows before the next, for the sl
 need the largest number of a column: what is shared among threads is each product.
 """
 
-from functools import cache
+from functools import cache, cached_property
 
 import numpy as np
 from numba import carray, types  # pyright: ignore[reportPrivateImportUsage]
@@ -315,7 +315,10 @@ class Reproducible(Prepared):
         super().__init__(run)
         self.sliced, self.predictions = None, {}
 
-    works = 0, 0  # each product has its own
+    @cached_property
+    def works(self):
+        """Each product has its own."""
+        return 0, 0
 
     def forward(self, x, loss):
         """As `Prepared.forward`; None if not all numbers are finite, or there are too many."""
