@@ -72,18 +72,27 @@ function defineXnet() {
   }
 
   // How many slices, and of how many bits: [slices, bits].
-  function productSlices(dtype, contracted) {
+  const productSlices = kept((dtype, contracted) => {
     for (let slices = 2; ; slices++) {
       const most = Math.ceil((contracted * (slices + 2)) / 4);
       const bits = Math.floor((53 - bitLength(most - 1)) / 2);
       if (slices * bits >= dtype.kept) return [slices, bits];
     }
-  }
+  });
 
-  function sumSlices(dtype, terms) {
+  const sumSlices = kept((dtype, terms) => {
     const more = bitLength(terms - 1);
     const bits = Math.min(51, 53 - more);
     return [Math.ceil((dtype.digits + more) / bits), bits];
+  });
+
+  // A function of a dtype and a length, which is asked for few of them again and again.
+  function kept(compute) {
+    const float32 = [], float64 = [];
+    return (dtype, length) => {
+      const known = dtype === DTYPES.float32 ? float32 : float64;
+      return (known[length] ??= compute(dtype, length));
+    };
   }
 
   // (v + shift) - shift rounds v to slice s, counted from 1, below the power of two `largest`.
@@ -104,15 +113,16 @@ function defineXnet() {
   function product(dtype, n, k, m, a, aRow, aColumn, b, bRow, bColumn, out) {
     if (n * k * m === 0) return out.fill(0, 0, n * m);
     const [slices, bits] = productSlices(dtype, k);
-    // All slices of a row of b side by side, the upper ones first. Of a, slice s meets those that
-    // make an order s + t below `slices`; the sums of one order are exact, and so is their sum.
-    const width = slices * m;
+    // All slices of a row of b side by side, the upper ones first, each filled up to fours with 0. Of
+    // a, slice s meets those that make an order s + t below `slices`; the sums of one order are
+    // exact, and so is their sum.
+    const padded = (m + 3) & ~3, width = slices * padded;
     const wide = room("wide", k * width);
     const halves = room("halves", m);
-    if (!cutColumns(dtype, k, m, b, bRow, bColumn, slices, bits, wide, halves))
+    if (!cutColumns(dtype, k, m, b, bRow, bColumn, slices, bits, padded, wide, halves))
       return productWithInfinities(dtype, n, k, m, a, aRow, aColumn, b, bRow, bColumn, out);
     const values = room("values", k), places = room("places", k, Int32Array);
-    const parts = room("parts", k), partPlaces = room("partPlaces", k, Int32Array);
+    const first = room("first", k), second = room("second", k), cutPlaces = room("cutPlaces", k, Int32Array);
     const sums = room("sums", width);
     for (let i = 0; i < n; i++) {
       // The numbers of the row that are not 0: the others change no sum.
@@ -127,22 +137,31 @@ function defineXnet() {
         values[count] = v;
         places[count++] = c * width;
       }
+      if (count === 0) {
+        out.fill(0, i * m, (i + 1) * m);
+        continue;
+      }
       sums.fill(0, 0, width);
       const half = halfScale(dtype, largest);
       if (half !== 1) {
         for (let p = 0; p < count; p++) values[p] = values[p] / half / half;
         largest = largest / half / half;
       }
+      // Two slices at a time, so that a number of `wide` is fetched once for both.
       const top = nextPower(largest);
-      for (let s = 1; s <= slices && count > 0; s++) {
-        const shift = shiftOf(top, bits, s);
-        let cut = 0, left = 0;
+      for (let s = 1; s <= slices && count > 0; s += 2) {
+        const shift = shiftOf(top, bits, s), both = s < slices;
+        const secondShift = both ? shiftOf(top, bits, s + 1) : 0;
+        let cut = 0, left = 0, seconds = 0;
         for (let p = 0; p < count; p++) {
           const v = values[p], place = places[p];
-          const part = (v + shift) - shift, rest = v - part;
-          if (part !== 0) {
-            parts[cut] = part;
-            partPlaces[cut++] = place;
+          const one = (v + shift) - shift, below = v - one;
+          const two = both ? (below + secondShift) - secondShift : 0, rest = below - two;
+          if (two !== 0) seconds++;
+          if (one !== 0 || two !== 0) {
+            first[cut] = one;
+            second[cut] = two;
+            cutPlaces[cut++] = place;
           }
           if (rest !== 0) {
             values[left] = rest;
@@ -150,12 +169,14 @@ function defineXnet() {
           }
         }
         count = left;
-        addRows(parts, partPlaces, cut, wide, (slices + 1 - s) * m, sums, (s - 1) * m);
+        const end = (slices + 1 - s) * padded, common = seconds > 0 ? end - padded : 0, at = (s - 1) * padded;
+        addTwice(first, second, cutPlaces, cut, wide, common, sums, at, at + padded);
+        addRows(first, cutPlaces, cut, wide, common, end, sums, at);
       }
       // The orders, the smallest first: here alone is something rounded.
       for (let j = 0, p = i * m; j < m; j++, p++) {
         let total = 0;
-        for (let order = slices - 1; order >= 0; order--) total = sums[order * m + j] + total;
+        for (let order = slices - 1; order >= 0; order--) total = sums[order * padded + j] + total;
         const both = half * halves[j];
         out[p] = total * both * both;
       }
@@ -164,7 +185,7 @@ function defineXnet() {
   }
 
   // The slices of every column of b (k, m), relative to its largest number; false if that is not finite.
-  function cutColumns(dtype, k, m, b, bRow, bColumn, slices, bits, wide, halves) {
+  function cutColumns(dtype, k, m, b, bRow, bColumn, slices, bits, padded, wide, halves) {
     const largest = room("largest", m).fill(0, 0, m), shifts = room("shifts", slices * m);
     for (let c = 0; c < k; c++) {
       for (let j = 0, p = c * bRow; j < m; j++, p += bColumn) {
@@ -180,47 +201,58 @@ function defineXnet() {
       const top = nextPower(largest[j] / half / half);
       for (let s = 1; s <= slices; s++) shifts[(s - 1) * m + j] = shiftOf(top, bits, s);
     }
-    const width = slices * m;
+    const width = slices * padded, rests = room("rests", m);
+    if (padded > m) wide.fill(0, 0, k * width);
     for (let c = 0; c < k; c++) {
-      for (let j = 0, p = c * bRow; j < m; j++, p += bColumn) {
-        let rest = scaled ? b[p] / halves[j] / halves[j] : b[p];
-        for (let q = j, to = c * width + j; q < width; q += m, to += m) {
-          const part = (rest + shifts[q]) - shifts[q];
+      for (let j = 0, p = c * bRow; j < m; j++, p += bColumn) rests[j] = b[p];
+      if (scaled) for (let j = 0; j < m; j++) rests[j] = rests[j] / halves[j] / halves[j];
+      for (let s = 0; s < slices; s++) {
+        for (let j = 0, to = c * width + s * padded, q = s * m; j < m; j++, to++, q++) {
+          const rest = rests[j], shift = shifts[q], part = (rest + shift) - shift;
           wide[to] = part;
-          rest -= part;
+          rests[j] = rest - part;
         }
       }
     }
     return true;
   }
 
-  // sums[first + j] += parts[p] * wide[places[p] + j] for all p, and for j below `columns`; by eights,
-  // which stay in registers.
-  function addRows(parts, places, count, wide, columns, sums, first) {
-    if (count === 0) return;
-    let j = 0;
-    for (; j + 8 <= columns; j += 8) {
-      const at = first + j;
-      let s0 = sums[at], s1 = sums[at + 1], s2 = sums[at + 2], s3 = sums[at + 3];
-      let s4 = sums[at + 4], s5 = sums[at + 5], s6 = sums[at + 6], s7 = sums[at + 7];
+  // sums[at + j] += values[p] * wide[places[p] + j] for all p, and all j from `start` to below `end`,
+  // by fours, which stay in registers.
+  function addRows(values, places, count, wide, start, end, sums, at) {
+    for (let j = start; j < end; j += 4) {
+      const to = at + j;
+      let s0 = 0, s1 = 0, s2 = 0, s3 = 0;
       for (let p = 0; p < count; p++) {
-        const v = parts[p], q = places[p] + j;
+        const v = values[p], q = places[p] + j;
         s0 += v * wide[q];
         s1 += v * wide[q + 1];
         s2 += v * wide[q + 2];
         s3 += v * wide[q + 3];
-        s4 += v * wide[q + 4];
-        s5 += v * wide[q + 5];
-        s6 += v * wide[q + 6];
-        s7 += v * wide[q + 7];
       }
-      sums[at] = s0, sums[at + 1] = s1, sums[at + 2] = s2, sums[at + 3] = s3;
-      sums[at + 4] = s4, sums[at + 5] = s5, sums[at + 6] = s6, sums[at + 7] = s7;
+      sums[to] += s0, sums[to + 1] += s1, sums[to + 2] += s2, sums[to + 3] += s3;
     }
-    for (; j < columns; j++) {
-      let s = sums[first + j];
-      for (let p = 0; p < count; p++) s += parts[p] * wide[places[p] + j];
-      sums[first + j] = s;
+  }
+
+  // The same for two at once: also sums[under + j] += seconds[p] * wide[places[p] + j]; from 0 on.
+  function addTwice(values, seconds, places, count, wide, end, sums, at, under) {
+    for (let j = 0; j < end; j += 4) {
+      const to = at + j, too = under + j;
+      let s0 = 0, s1 = 0, s2 = 0, s3 = 0, t0 = 0, t1 = 0, t2 = 0, t3 = 0;
+      for (let p = 0; p < count; p++) {
+        const v = values[p], u = seconds[p], q = places[p] + j;
+        const w0 = wide[q], w1 = wide[q + 1], w2 = wide[q + 2], w3 = wide[q + 3];
+        s0 += v * w0;
+        t0 += u * w0;
+        s1 += v * w1;
+        t1 += u * w1;
+        s2 += v * w2;
+        t2 += u * w2;
+        s3 += v * w3;
+        t3 += u * w3;
+      }
+      sums[to] += s0, sums[to + 1] += s1, sums[to + 2] += s2, sums[to + 3] += s3;
+      sums[too] += t0, sums[too + 1] += t1, sums[too + 2] += t2, sums[too + 3] += t3;
     }
   }
 
@@ -260,13 +292,23 @@ function defineXnet() {
     if (special !== 0) return special;
     const [slices, bits] = sumSlices(dtype, count);
     const half = halfScale(dtype, largest), top = nextPower(largest / half / half);
+    if (slices <= 2) {
+      const shift = shiftOf(top, bits, 1), second = slices === 2 ? shiftOf(top, bits, 2) : 0;
+      let upper = 0, lower = 0;
+      for (let i = 0, p = start; i < count; i++, p += stride) {
+        const v = half === 1 ? a[p] : a[p] / half / half, part = (v + shift) - shift;
+        upper += part;
+        if (slices === 2) lower += ((v - part) + second) - second;
+      }
+      return dtype.f((upper + (lower + 0)) * half * half);
+    }
     for (let s = 0; s < slices; s++) {
       partial[s] = 0;
       sumShifts[s] = shiftOf(top, bits, s + 1);
     }
     for (let i = 0, p = start; i < count; i++, p += stride) {
       let rest = half === 1 ? a[p] : a[p] / half / half;
-      for (let s = 0; s < slices && rest !== 0; s++) {
+      for (let s = 0; s < slices; s++) {
         const part = (rest + sumShifts[s]) - sumShifts[s];
         partial[s] += part;
         rest -= part;
@@ -1278,7 +1320,8 @@ function defineXnet() {
         const t1 = (h + s1 + ((e & f) ^ (~e & g)) + SHA_ROUNDS[i] + w[i]) | 0;
         const s0 = ((a >>> 2) | (a << 30)) ^ ((a >>> 13) | (a << 19)) ^ ((a >>> 22) | (a << 10));
         const t2 = (s0 + ((a & b) ^ (a & c) ^ (b & c))) | 0;
-        [h, g, f, e, d, c, b, a] = [g, f, e, (d + t1) | 0, c, b, a, (t1 + t2) | 0];
+        h = g, g = f, f = e, e = (d + t1) | 0;
+        d = c, c = b, b = a, a = (t1 + t2) | 0;
       }
       [a, b, c, d, e, f, g, h].forEach((v, i) => (state[i] += v));
     }
