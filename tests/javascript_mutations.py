@@ -92,7 +92,7 @@ def mutants(source):
 
 
 def noticed(mutant, training=True):
-    """By what a change is noticed: the name of the first vector that differs, ...; None for nothing."""
+    """By what a change is noticed: the first vector that differs, ...; None for nothing."""
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "xnet.js").write_text(mutant.text)
         (Path(folder) / "page_data.js").write_bytes((PAGE / "page_data.js").read_bytes())

@@ -44,7 +44,7 @@ class Hashes:
 
 
 def trained(name, dtype, epochs):
-    """The network that ``xnet train --reproducible`` makes, and its hashes, the initial one first."""
+    """The network of ``xnet train --reproducible``, and its hashes, the initial one first."""
     (x, t), _ = datasets.load_digits()
     layers = [Affine(64, SETTINGS["hidden"], "he"), ReLU(), Affine(SETTINGS["hidden"], 10, "he")]
     optimizer = SGD(0.1) if name == "SGD" else OPTIMIZERS[name.lower()]()
@@ -78,9 +78,9 @@ def content(runs):
     digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()
     facts = json.dumps({"training": training, "sha256": digest, "runs": runs}, indent=1)
     return (
-        "// Made by tests/make_page_data.py: the digits, a line each, and hashes of xnet's trainings.\n"
-        "// Optical Recognition of Handwritten Digits by E. Alpaydin and C. Kaynak (1998), UCI Machine\n"
-        "// Learning Repository, https://doi.org/10.24432/C50P49, CC BY 4.0.\n"
+        "// Made by tests/make_page_data.py: the digits, a line each, and hashes of trainings.\n"
+        "// Optical Recognition of Handwritten Digits by E. Alpaydin and C. Kaynak (1998), UCI\n"
+        "// Machine Learning Repository, https://doi.org/10.24432/C50P49, CC BY 4.0.\n"
         '"use strict";\n'
         f"const PAGE_DATA = {facts};\n"
         "PAGE_DATA.digits = `\n" + "\n".join(lines) + "`.trim().split(/\\n/);\n"

@@ -1,6 +1,6 @@
-// Made by tests/make_page_data.py: the digits, a line each, and hashes of xnet's trainings.
-// Optical Recognition of Handwritten Digits by E. Alpaydin and C. Kaynak (1998), UCI Machine
-// Learning Repository, https://doi.org/10.24432/C50P49, CC BY 4.0.
+// Made by tests/make_page_data.py: the digits, a line each, and hashes of trainings.
+// Optical Recognition of Handwritten Digits by E. Alpaydin and C. Kaynak (1998), UCI
+// Machine Learning Repository, https://doi.org/10.24432/C50P49, CC BY 4.0.
 "use strict";
 const PAGE_DATA = {
  "training": 1437,
