@@ -2,11 +2,12 @@
 
 ``python tests/javascript_mutations.py`` tries all of them, two at a time, and says how many were
 noticed, by what, and which were not. Of a number the lowest bit is turned; what runs then are the
-test vectors, and the page's first training if they see nothing.
+test vectors, and if they see nothing sums over longer axes than they have, and the page's training.
 """
 
 import argparse
 import collections
+import functools
 import json
 import re
 import struct
@@ -91,7 +92,7 @@ def mutants(source):
         yield Mutant(line + 1, found[0], turned(found), lines[line].strip(), text)
 
 
-def noticed(mutant, training=True):
+def noticed(mutant, vectors_alone=False):
     """By what a change is noticed: the first vector that differs, ...; None for nothing."""
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "xnet.js").write_text(mutant.text)
@@ -100,15 +101,22 @@ def noticed(mutant, training=True):
             found = node(TESTS / "vectors.js", Path(folder) / "xnet.js", VECTORS)
             if found["differ"] or found["missing"]:
                 return [*(one["name"] for one in found["differ"]), *found["missing"]][0]
-            if not training:
+            if vectors_alone:
                 return None
+            if node(TESTS / "long_axes.js", folder) != unchanged("long_axes.js"):
+                return "sums over long axes"
             hashes = node(TESTS / "train_page.js", folder)["hashes"]
         except RuntimeError as error:
             return f"an error: {str(error).splitlines()[-1] if str(error) else error}"
         except subprocess.TimeoutExpired:
             return "no end"
-    expected = node(TESTS / "train_page.js", PAGE)["hashes"]
-    return None if hashes == expected else "the page's training"
+    return None if hashes == unchanged("train_page.js")["hashes"] else "the page's training"
+
+
+@functools.cache
+def unchanged(program):
+    """What one of the programs beside this file prints where nothing is changed."""
+    return node(TESTS / program, PAGE)
 
 
 def main():
@@ -117,6 +125,8 @@ def main():
     parser.add_argument("--every", type=int, default=1, help="try every n-th number alone")
     parser.add_argument("--quiet", action="store_true", help="only the counts, and what was missed")
     options = parser.parse_args()
+    for program in ("long_axes.js", "train_page.js"):
+        unchanged(program)
     tried = list(mutants(SOURCE.read_text()))[:: options.every]
     counts, missed = collections.Counter(), []
     with ThreadPoolExecutor(2) as pool:

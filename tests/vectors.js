@@ -1,7 +1,7 @@
 // Run the test vectors: node tests/vectors.js docs/reproducible/xnet.js docs/reproducible/vectors.json
 //
 // Prints one JSON object: how many vectors were equal, which differ, and where first, and which are
-// of operations that are not here.
+// of operations that are not here. The constants that are listed there are compared too.
 "use strict";
 
 const fs = require("fs");
@@ -157,9 +157,17 @@ function difference(found, outputs) {
   return null;
 }
 
-const { version, vectors: all } = JSON.parse(fs.readFileSync(vectors));
+const { version, constants, vectors: all } = JSON.parse(fs.readFileSync(vectors));
 if (version !== 1) throw new Error(`${vectors} is of version ${version}, expected 1`);
 const result = { equal: 0, differ: [], missing: [] };
+for (const [group, numbers] of Object.entries(constants)) {
+  for (const [name, text] of Object.entries(numbers)) {
+    const found = xnet.constants[group]?.[name], expected = xnet.hex(text);
+    if (found === undefined) result.missing.push(`constants, ${group}: ${name}`);
+    else if (!Object.is(found, expected))
+      result.differ.push({ name: `${group}, constant ${name}`, found: shown(found), expected: shown(expected) });
+  }
+}
 for (const vector of all) {
   let found;
   try {

@@ -324,17 +324,21 @@ function defineXnet() {
   const LN2_HIGH = hex("0x1.62e42fefa3p-1"), LN2_LOW = hex("0x1.3de6af278ece6p-42");
   const LOG2_E = hex("0x1.71547652b82fep+0"), SQRT_HALF = hex("0x1.6a09e667f3bcdp-1");
   const SHIFTER = 1.5 * powerOf2(52); // adding it rounds to an integer
+  const LOWEST = -746, HIGHEST = 710; // where exp has become 0 and inf
 
   // 1/13! to 1/2!
-  const [E13, E12, E11, E10, E9, E8, E7, E6, E5, E4, E3, E2] = hexes(`
+  const EXP = hexes(`
     0x1.6124613a86d09p-33 0x1.1eed8eff8d898p-29 0x1.ae64567f544e4p-26 0x1.27e4fb7789f5cp-22
     0x1.71de3a556c734p-19 0x1.a01a01a01a01ap-16 0x1.a01a01a01a01ap-13 0x1.6c16c16c16c17p-10
     0x1.1111111111111p-7 0x1.5555555555555p-5 0x1.5555555555555p-3 0x1p-1`);
   // 2/23 to 2/3
-  const [L11, L10, L9, L8, L7, L6, L5, L4, L3, L2, L1] = hexes(`
+  const LOG = hexes(`
     0x1.642c8590b2164p-4 0x1.8618618618618p-4 0x1.af286bca1af28p-4 0x1.e1e1e1e1e1e1ep-4
     0x1.1111111111111p-3 0x1.3b13b13b13b14p-3 0x1.745d1745d1746p-3 0x1.c71c71c71c71cp-3
     0x1.2492492492492p-2 0x1.999999999999ap-2 0x1.5555555555555p-1`);
+
+  const [E13, E12, E11, E10, E9, E8, E7, E6, E5, E4, E3, E2] = EXP;
+  const [L11, L10, L9, L8, L7, L6, L5, L4, L3, L2, L1] = LOG;
 
   // 1/2! + r/3! + ... + r^11/13!
   const series = (r) =>
@@ -342,7 +346,7 @@ function defineXnet() {
       r + E4) * r + E3) * r + E2);
 
   function exp(x) {
-    const v = x < -746 ? -746 : x > 710 ? 710 : x;
+    const v = x < LOWEST ? LOWEST : x > HIGHEST ? HIGHEST : x;
     const n = (v * LOG2_E + SHIFTER) - SHIFTER;
     const r = (v - n * LN2_HIGH) - n * LN2_LOW;
     return scale((r * r * series(r) + r) + 1, n);
@@ -1328,8 +1332,17 @@ function defineXnet() {
     return Array.from(state, (v) => (v >>> 0).toString(16).padStart(8, "0")).join("");
   }
 
+  // The constants by the specification's names: coefficients count down to the given one.
+  const named = (letter, values, last) =>
+    Object.fromEntries(values.map((value, k) => [`${letter}${values.length - 1 - k + last}`, value]));
+  const constants = {
+    exp: { LOG2_E, LN2_HIGH, LN2_LOW, SHIFTER, LOWEST, HIGHEST, ...named("c", EXP, 2) },
+    log: { LN2_HIGH, LN2_LOW, SQRT_HALF, ...named("L", LOG, 1) },
+    quantile: Object.assign({}, ...[...CENTRE, ...MIDDLE, ...FAR].map((values, k) => named("abcdef"[k], values, 0))),
+  };
+
   return {
-    DTYPES, POINTWISE, ROWS, LOSSES, LAYERS, OPTIMIZERS,
+    constants, DTYPES, POINTWISE, ROWS, LOSSES, LAYERS, OPTIMIZERS,
     hex, productSlices, product, sumSlices, sum, exp, expm1, log, log1p, quantile, Generator,
     layer, update, Network, train, oneHot, sha256, littleEndian,
   };
