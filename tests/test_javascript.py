@@ -196,6 +196,7 @@ def test_the_browser_computes_the_very_bits(browser, data):
 
 def test_what_is_not_published_is_left_to_the_command(browser):
     page = opened(browser, PAGE)
+    page.set_viewport_size({"width": 390, "height": 800})  # a telephone's
     for name, value in {"optimizer": "Adam", "activation": "Tanh", "dtype": "float32"}.items():
         page.select_option(f"[name={name}]", value)
     for name, value in {"hidden": "7", "epochs": "1", "seed": "5"}.items():
@@ -205,6 +206,7 @@ def test_what_is_not_published_is_left_to_the_command(browser):
     words = page.inner_text("#command").split()
     assert words[:3] == ["xnet", "train", "--reproducible"]
     assert hashes == [command_hash(*words[3:])]
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390  # nothing sticks out
     assert page.errors == []
     page.close()
 
