@@ -2,7 +2,7 @@
 
 ``python tests/javascript_mutations.py`` tries all of them, two at a time, and says how many were
 noticed, by what, and which were not. Of a number the lowest bit is turned; what runs then are the
-test vectors, and if they see nothing sums over longer axes than they have, and the page's training.
+test vectors, and if they see nothing what is beyond them, and the page's training.
 """
 
 import argparse
@@ -103,8 +103,8 @@ def noticed(mutant, vectors_alone=False):
                 return [*(one["name"] for one in found["differ"]), *found["missing"]][0]
             if vectors_alone:
                 return None
-            if node(TESTS / "long_axes.js", folder) != unchanged("long_axes.js"):
-                return "sums over long axes"
+            if node(TESTS / "beyond_vectors.js", folder) != unchanged("beyond_vectors.js"):
+                return "what vectors do not reach"
             hashes = node(TESTS / "train_page.js", folder)["hashes"]
         except RuntimeError as error:
             return f"an error: {str(error).splitlines()[-1] if str(error) else error}"
@@ -125,7 +125,7 @@ def main():
     parser.add_argument("--every", type=int, default=1, help="try every n-th number alone")
     parser.add_argument("--quiet", action="store_true", help="only the counts, and what was missed")
     options = parser.parse_args()
-    for program in ("long_axes.js", "train_page.js"):
+    for program in ("beyond_vectors.js", "train_page.js"):
         unchanged(program)
     tried = list(mutants(SOURCE.read_text()))[:: options.every]
     counts, missed = collections.Counter(), []

@@ -510,7 +510,7 @@ function defineXnet() {
     // A whole number from 0 to below the bound, as a BigInt.
     integer(bound) {
       bound = BigInt(bound);
-      const unused = BigInt(64 - Math.max(1, (bound - 1n).toString(2).length));
+      const unused = BigInt(64 - (bound - 1n).toString(2).length);
       for (;;) {
         const found = this.raw() >> unused;
         if (found < bound) return found;
