@@ -1,6 +1,7 @@
 // What the test vectors do not reach: node tests/beyond_vectors.js docs/reproducible
 //
-// A sum and a product over longer axes, how those are cut, and a seed of six words that differ.
+// A sum and a product over longer axes, how those are cut, a seed of six words that differ, hundreds of
+// numbers for each activation, and a short training with each optimizer.
 "use strict";
 
 const path = require("path");
@@ -27,6 +28,21 @@ for (const dtype of Object.values(xnet.DTYPES)) {
     product: Array.from(product, text),
     sumSlices: lengths.map((length) => xnet.sumSlices(dtype, length)),
     productSlices: lengths.map((length) => xnet.productSlices(dtype, length)),
+    activations: {},
+    trainings: {},
   };
+  const hash = (array) => xnet.sha256([xnet.littleEndian(array)]);
+  const x = normal(400).map((v) => 3 * v), dout = normal(400);
+  for (const name of Object.keys(xnet.POINTWISE)) {
+    const layer = xnet.layer(dtype, name);
+    found[dtype.name].activations[name] = [hash(layer.forward(x, 20, 20)), hash(layer.backward(dout))];
+  }
+  const rows = normal(12 * 5), t = xnet.oneHot(Array.from({ length: 12 }, (_, i) => i % 3), 3);
+  const layers = [["Affine", { inputs: 5, outputs: 6 }], ["Tanh", {}], ["Affine", { inputs: 6, outputs: 3 }]];
+  for (const optimizer of Object.keys(xnet.OPTIMIZERS)) {
+    const network = new xnet.Network(dtype, layers);
+    xnet.train(network, rows, t, 5, { batch: 5, steps: 7, optimizer, settings: {} });
+    found[dtype.name].trainings[optimizer] = [network.sha256(), hash(network.predict(rows, 12, 5))];
+  }
 }
 console.log(JSON.stringify(found));

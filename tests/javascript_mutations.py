@@ -21,7 +21,7 @@ from pathlib import Path
 TESTS = Path(__file__).parent
 PAGE = TESTS.parent / "docs" / "reproducible"
 SOURCE, VECTORS = PAGE / "xnet.js", PAGE / "vectors.json"
-LONGEST = 60.0
+LONGEST = 30.0
 """Seconds in which a run ends, unless a change has it run for ever."""
 
 COMMENT = re.compile(r"//[^\n]*")

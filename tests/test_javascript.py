@@ -1,20 +1,23 @@
 """Reproducible mode in JavaScript: in Node against the test vectors, and in a real browser."""
 
+import hashlib
 import json
 import re
 import shutil
 
 import javascript_mutations as mutations
 import make_page_data
+import numpy as np
 import pytest
 from conftest import require_tool
 from javascript_mutations import PAGE, SOURCE, TESTS, VECTORS, node
 from typer.testing import CliRunner
 
 import xnet
-from xnet import exact
+from xnet import exact, layers, operations, optimizers, weights
 from xnet.random import Generator
 from xnet.tools.cli import app
+from xnet.training import train
 
 BROWSER = "XNET_REQUIRE_BROWSER"
 RUNS = make_page_data.RUNS
@@ -65,36 +68,77 @@ def test_the_published_hashes_begin_as_xnets(run, data):
     assert (data["runs"][run]["optimizer"], data["runs"][run]["dtype"]) == RUNS[run]
 
 
-def command_hash(*options):
-    """The hash that ``xnet train --reproducible`` prints."""
+def printed(*options):
+    """What ``xnet train --reproducible --json`` prints."""
     ran = CliRunner().invoke(app, ["train", "--reproducible", "--json", *options])
     assert ran.exit_code == 0, ran.output
-    return json.loads(ran.stdout.splitlines()[-1])["sha256"]
+    return json.loads(ran.stdout.splitlines()[-1])
 
 
-def test_the_command_prints_what_is_published(data):
-    assert command_hash("--epochs", "20", "--backend", "numpy") == data["runs"][0]["sha256"]
+@pytest.fixture(scope="module")
+def command():
+    """What it prints for the page's first settings."""
+    return printed("--epochs", "20", "--backend", "numpy")
+
+
+def test_the_command_prints_what_is_published(command, data):
+    assert command["sha256"] == data["runs"][0]["sha256"]
 
 
 def test_the_data_are_made_by_the_script(data):
     assert (PAGE / "page_data.js").read_text() == make_page_data.content(data["runs"])
 
 
-def test_what_the_vectors_do_not_reach():
-    """Sums of three slices, products of four, how long axes are cut, a seed of six words."""
-    lengths = [2 ** (k >> 1) + (k & 1) for k in range(50)]
+@pytest.fixture(scope="module")
+def beyond():
+    """What the program computes that the vectors do not reach, by dtype."""
+    return node(TESTS / "beyond_vectors.js", PAGE)
+
+
+def drawn(dtype, backend):
+    """Arrays of normal numbers, as the program draws them: a function of shapes."""
+    g = Generator([1, 2, 3, 4, 5, 6])
+    return lambda *shape: backend.asarray(g.normal(shape), dtype)
+
+
+def digest(array):
+    return hashlib.sha256(array.astype(array.dtype.newbyteorder("<")).tobytes()).hexdigest()
+
+
+def test_what_the_vectors_do_not_reach(beyond, dtype):
+    """Sums of three slices, products of four, how long axes are cut, a seed of six words; then
+    hundreds of numbers for each activation, and a training with each optimizer."""
+    found = beyond[dtype]
     with xnet.use_backend("numpy", reproducible=True) as backend:
-        for dtype, found in node(TESTS / "beyond_vectors.js", PAGE).items():
-            g = Generator([1, 2, 3, 4, 5, 6])
-            total = backend.sum(backend.asarray(g.normal(1 << 18), dtype))
-            a, b = (backend.asarray(g.normal(shape), dtype) for shape in ((2, 7000), (7000, 3)))
-            assert float.fromhex(found["sum"]) == float(total)
-            values = [float.fromhex(text) for text in found["product"]]
-            assert values == backend.matmul(a, b).ravel().tolist()
-            assert found["sumSlices"] == [[*exact.sum_slices(n, dtype)] for n in lengths]
-            assert found["productSlices"] == [[*exact.product_slices(n, dtype)] for n in lengths]
+        draw = drawn(dtype, backend)
+        assert float.fromhex(found["sum"]) == float(backend.sum(draw(1 << 18)))
+        product = backend.matmul(draw(2, 7000), draw(7000, 3))
+        assert [float.fromhex(text) for text in found["product"]] == product.ravel().tolist()
+        x, dout = 3 * draw(20, 20), draw(20, 20)
+        for name, hashes in found["activations"].items():
+            layer = layers.named(name)()
+            y = layer.forward(x)
+            assert [name, digest(y), digest(layer.backward(dout))] == [name, *hashes]
+        rows, labels = draw(12, 5), np.arange(12) % 3
+        for name, hashes in found["trainings"].items():
+            net = xnet.TwoLayerNet(5, 6, 3, activation="tanh", dtype=dtype)
+            optimizer = optimizers.OPTIMIZERS[name.lower()]()
+            train(net, rows, labels, optimizer=optimizer, batch_size=5, iterations=7, seed=0)
+            assert [name, weights.sha256(net), digest(net.predict(rows))] == [name, *hashes]
+    lengths = [2 ** (k >> 1) + (k & 1) for k in range(50)]
+    assert found["sumSlices"] == [[*exact.sum_slices(n, dtype)] for n in lengths]
+    assert found["productSlices"] == [[*exact.product_slices(n, dtype)] for n in lengths]
     assert exact.sum_slices(1 << 18, "float64")[0] == 3
     assert exact.product_slices(7000, "float64")[0] == 4
+
+
+def test_it_has_every_activation_and_optimizer(beyond):
+    own = {k for k, v in operations.OPERATIONS.items() if v.__module__ == operations.__name__}
+    pointwise = {name for name in own if operations.OPERATIONS[name].fuses == "pointwise"}
+    assert beyond["float64"]["activations"].keys() == pointwise
+    steppers = optimizers.OPTIMIZERS.values()
+    own = {kind.__name__ for kind in steppers if kind.__module__ == optimizers.__name__}
+    assert beyond["float64"]["trainings"].keys() == own
 
 
 def test_nothing_of_which_the_bits_depend_on_the_engine_is_used():
@@ -183,12 +227,13 @@ def trained(page):
     return verdict, text, re.findall(r"\b[0-9a-f]{64}\b", text)
 
 
-def test_the_browser_computes_the_very_bits(browser, data):
+def test_the_browser_computes_the_very_bits(browser, command, data):
     page = opened(browser, PAGE)
     assert page.inner_text("#command") == "xnet train --reproducible --epochs 20"
     verdict, text, hashes = trained(page)
     assert verdict == "equal"
     assert "after each of 300 steps" in text
+    assert f"test accuracy {command['test_accuracy'][-1]:.4f}" in text
     assert hashes == [data["runs"][0]["sha256"]] * 2
     assert page.locator("#curve polyline.mean").get_attribute("points").count(",") == 20
     assert "from 2.34" in page.get_attribute("#curve", "aria-label")
@@ -208,7 +253,7 @@ def test_what_is_not_published_is_left_to_the_command(browser):
     assert verdict == "open"
     words = page.inner_text("#command").split()
     assert words[:3] == ["xnet", "train", "--reproducible"]
-    assert hashes == [command_hash(*words[3:])]
+    assert hashes == [printed(*words[3:])["sha256"]]
     assert page.evaluate("document.documentElement.scrollWidth") <= 390  # nothing sticks out
     assert page.errors == []
     page.close()

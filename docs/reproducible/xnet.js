@@ -1229,17 +1229,6 @@ function defineXnet() {
       return y;
     }
 
-    accuracy(x, labels, width) {
-      const n = labels.length, y = this.predict(x, n, width), classes = y.length / n;
-      let right = 0;
-      for (let i = 0; i < n; i++) {
-        let best = 0;
-        for (let j = 1; j < classes; j++) if (y[i * classes + j] > y[i * classes + best]) best = j;
-        if (best === labels[i]) right++;
-      }
-      return right / n;
-    }
-
     sha256() {
       return sha256(this.named().map(([, array]) => littleEndian(array)));
     }
