@@ -1236,7 +1236,7 @@ function defineXnet() {
 
   // Train on rows x (n, width) with labels, or targets, shuffled in each epoch by the stream of `seed`;
   // `show(step, loss, places)` is called after each step, and ends the training where it returns false.
-  function train(network, x, t, width, { batch = 100, steps, seed = 0, optimizer = "SGD", settings = { lr: 0.1 } }, show) {
+  function train(network, x, t, width, { batch = 100, steps, seed = 0, optimizer = "SGD", settings = {} }, show) {
     const n = x.length / width, classes = t.length / n, { dtype } = network, generator = new Generator(seed);
     const rows = new dtype.Array(batch * width), targets = new dtype.Array(batch * classes);
     let order = generator.permutation(n), done = 0;
