@@ -1,4 +1,5 @@
-// xnet's reproducible mode in plain JavaScript, from its specification and none of its code.
+// xnet's reproducible mode in plain JavaScript: a second implementation, which shares no code with the
+// library. The pages beside it specify what is computed, and vectors.json holds it to that.
 //
 // JavaScript's numbers are IEEE 754 doubles, + - * / and Math.sqrt round once, and no engine may
 // fuse a product with a sum: that is all it takes. Math.fround rounds to float32; Math.exp, log, pow
