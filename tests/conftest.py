@@ -191,11 +191,11 @@ def require_host_cuda(monkeypatch):
     return cuda_on_host.install(monkeypatch)
 
 
-def require_tool(found, reason):
-    """Skip where a compiler is missing; fail where XNET_REQUIRE_CUDA_TOOLS=1 says it is there."""
+def require_tool(found, reason, variable="XNET_REQUIRE_CUDA_TOOLS"):
+    """Skip where a compiler, or a browser, is missing; fail where the variable says it is there."""
     if found is None:
-        if os.environ.get("XNET_REQUIRE_CUDA_TOOLS") == "1":
-            pytest.fail(f"{reason}, but XNET_REQUIRE_CUDA_TOOLS=1")
+        if os.environ.get(variable) == "1":
+            pytest.fail(f"{reason}, but {variable}=1")
         pytest.skip(reason)
 
 
