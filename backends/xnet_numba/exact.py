@@ -200,7 +200,7 @@ class _Kept:
         self._kept = {}
 
     def slices(self, b, transposed):
-        """Slices of b (K, M), or of b' if `transposed`, as `_cut_blocks`, and their width.
+        """Slices of b (K, M), or of b' if `transposed`, as `cut_blocks`, and their width.
 
         None if there is an infinity or NaN in it.
         """
@@ -289,7 +289,7 @@ PRODUCT = np.dtype(
 `taken`, `front` and `back` are the counts of `claim`. `piece` is the routine that does a piece,
 `dense` and `chosen` those of `products`. `across` says whether a is stored as
 (k, n); `words`, if there are any, which of its numbers are not 0, as it is stored. Of b there is
-what `_cut_blocks` makes, in so many slices of so many bits. There are m biases or none. `finite`
+what `cut_blocks` makes, in so many slices of so many bits. There are m biases or none. `finite`
 becomes 0 if an infinity or NaN is found in a; `out` is of no use then.
 """
 

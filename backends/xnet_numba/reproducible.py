@@ -358,8 +358,8 @@ class Reproducible(Prepared):
     def _run(self, room, x, t, found):
         if room.slices is None:
             slices = _slices(self, len(x))
-            counts = {int(count) for count in slices[:, 0] if count}
-            room.routines = exact.routines(self.dtype, *sorted(counts))
+            counts = np.unique(slices[:, 0])[1:]  # of no length there are none
+            room.routines = exact.routines(self.dtype, *counts.tolist())
             room.slices = slices  # last: Ctrl-C may come between
         work = 3 * self._work(len(x))
         pool.share(work, _train, room.at_job, room.routines, x, t, found, room.slices)
