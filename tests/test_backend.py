@@ -745,7 +745,7 @@ FLOORS = [
     ["layers", "measures"],
     ["losses"],
     ["arguments"],
-    ["backend"],
+    ["backend", "reproducible"],
     ["arithmetic", "random"],
     ["perturbation", "threads", "exact", "bounds", "arrays"],
     ["operations", "formulas", "errors", "dtypes", "files"],

@@ -441,7 +441,8 @@ class _Comparison:
             self.of_backprop = rounding * float(xp.finfo(g.dtype).eps) * 2.0**52
             loss, most = abs(network.loss(x, t)), float(xp.max(xp.abs(scores)))
             self.size = loss + most
-            self.of_loss = rounding * (loss + float(xp.mean(_steepness(network, x, t))) * most)
+            c = _steepness(network, x, t)
+            self.of_loss = rounding * (loss + float(self.backend.sum(c)) / c.shape[0] * most)
             self.of_weight = 2.0**-53 * float(xp.max(xp.abs(W)))
             self.numerical = xp.full_like(g, math.nan)
             self.apart, self.allowed = (xp.full_like(g, math.inf) for _ in range(2))

@@ -108,7 +108,8 @@ class Library:
         self.maths = Along(self, (-1,))
 
     def __str__(self) -> str:
-        return f"{self.xp.__name__} on {self.device}"
+        name = getattr(self.xp, "__name__", type(self.xp).__name__)
+        return f"{name} on {self.device}"
 
     def running(self) -> contextlib.AbstractContextManager[object]:
         """Block without the warnings of NumPy, which other libraries stand on, too."""
