@@ -1,10 +1,11 @@
 """What does it cost to have the same bits everywhere?
 
-The reproducible product against NumPy's plain one, 10000x784 by 784x50, and the reproducible
-training step against the fast one, 784-50-10 with ReLU in batches of 100. Contenders take turns,
-a fiftieth of a second each; what is told is the median, and the quartiles, of the ratios within a
-round. On one thread it is processor time, so that what other programs take does not count; on more,
-the clock's.
+The reproducible product against NumPy's plain one, 10000x784 by 784x50, and reproducible training
+steps and predictions against the fast ones, 784-50-10 with ReLU: steps in batches of 100 images,
+four fifths of whose pixels are 0 as in MNIST, and of numbers none of which is; predictions of 1,
+100 and 10,000 images. Contenders take turns, a fiftieth of a second each; what is told is the
+median, and the quartiles, of the ratios within a round. On one thread it is processor time, so that
+what other programs take does not count; on more, the clock's.
 The floor of a product is that of the float64 products it takes: three for float32, six for float64.
 
     python benchmarks/reproducible_cost.py [--threads 2] [--rounds 100]
@@ -15,7 +16,7 @@ import statistics
 import time
 
 import numpy as np
-from bench import network_step, training_network, without_handicaps
+from bench import images, network_step, training_network, without_handicaps
 from report import machine, save, summary
 
 import xnet
@@ -67,16 +68,45 @@ def products(dtype):
     return contenders
 
 
-def steps(name, dtype):
-    rng = np.random.default_rng(0)
-    x, t = rng.random((100, 784)), rng.integers(0, 10, 100)
+def in_both_modes(name, dtype, make):
+    """What `make` calls on a backend, fast and reproducible, with a network 784-50-10."""
 
-    def step(reproducible):
+    def contender(reproducible):
         backend = xnet.resolve(name, reproducible=reproducible)
-        here = backend.asarray(x, dtype), backend.asarray(t)
-        return network_step(training_network(backend, dtype), *here, lr=0.1)
+        return make(backend, training_network(backend, dtype))
 
-    return {"fast": step(False), "reproducible": step(True)}
+    return {"fast": contender(False), "reproducible": contender(True)}
+
+
+def step(x):
+    """A training step of these samples."""
+    t = np.random.default_rng(0).integers(0, 10, len(x))
+
+    def make(backend, network):
+        here = backend.asarray(x, network.dtype), backend.asarray(t)
+        return network_step(network, *here, lr=0.1)
+
+    return make
+
+
+def prediction(x):
+    """Their predictions."""
+
+    def make(backend, network):
+        here = backend.asarray(x, network.dtype)
+        return lambda: (network.predict(here), backend.synchronize())
+
+    return make
+
+
+DENSE = np.random.default_rng(0).random((100, 784), dtype=np.float32)
+CALLS = {
+    "step, 100 images": step(images(100)),
+    "step, no number 0": step(DENSE),
+    "predict 1 image": prediction(images(1)),
+    "predict 100 images": prediction(images(100)),
+    "predict 10,000 images": prediction(images(10_000)),
+}
 
 
 def main():
@@ -95,12 +125,15 @@ def main():
         for name in BACKENDS:
             print(f"  {name:12} {ratio(taken, name, 'plain')}")
         found[f"product, {dtype}"] = {name: summary(t) for name, t in taken.items()}
-        print(f"training step, {dtype}: times the fast one")
-        for name in BACKENDS:
-            taken = alternating(steps(name, dtype), chosen.rounds)
-            fast = statistics.median(taken["fast"]) * 1e6
-            print(f"  {name:12} {ratio(taken, 'reproducible', 'fast')}   (fast: {fast:.0f} us)")
-            found[f"step, {dtype}, {name}"] = {mode: summary(t) for mode, t in taken.items()}
+        for call, make in CALLS.items():
+            print(f"{call}, {dtype}: times the fast one")
+            for name in BACKENDS:
+                taken = alternating(in_both_modes(name, dtype, make), chosen.rounds)
+                fast = statistics.median(taken["fast"]) * 1e6
+                told = ratio(taken, "reproducible", "fast")
+                print(f"  {name:12} {told}   (fast: {fast:.0f} us)", flush=True)
+                kept = {mode: summary(t) for mode, t in taken.items()}
+                found[f"{call}, {dtype}, {name}"] = kept
     suffix = "" if chosen.threads == 1 else f"_{chosen.threads}_threads"
     save(f"reproducible_cost{suffix}", {"machine": machine("scipy"), "seconds": found})
 
