@@ -244,6 +244,18 @@ def test_the_browser_computes_the_very_bits(browser, command, data):
     page.close()
 
 
+def test_the_vectors_are_what_a_browser_computes(browser):
+    page, file = browser.new_page(), json.loads(VECTORS.read_text())
+    for program in SOURCE, TESTS / "vectors.js":
+        page.add_script_tag(path=program)
+    assert page.evaluate("verdicts", file) == {
+        "equal": len(file["vectors"]),
+        "differ": [],
+        "missing": [],
+    }
+    page.close()
+
+
 def test_what_is_not_published_is_left_to_the_command(browser):
     page = opened(browser, PAGE)
     page.set_viewport_size({"width": 390, "height": 800})  # a telephone's

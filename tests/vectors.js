@@ -1,14 +1,11 @@
 // Run the test vectors: node tests/vectors.js docs/reproducible/xnet.js docs/reproducible/vectors.json
 //
 // Prints one JSON object: how many vectors were equal, which differ, and where first, and which are
-// of operations that are not here. The constants that are listed there are compared too.
+// of operations that are not here. The constants that are listed there are compared too. In a browser
+// that has loaded xnet.js, `verdicts` gives that object of what the file holds.
 "use strict";
 
-const fs = require("fs");
-const path = require("path");
-
-const [library, vectors] = process.argv.slice(2).map((name) => path.resolve(name));
-const xnet = require(library);
+if (typeof require !== "undefined") globalThis.xnet = require(require("path").resolve(process.argv[2]));
 
 const isReal = (text) => /^-?0x[^p]*p|^(nan|-?inf)$/.test(text);
 // Whole numbers are written in decimal, or as 0x without a p.
@@ -157,28 +154,34 @@ function difference(found, outputs) {
   return null;
 }
 
-const { version, constants, vectors: all } = JSON.parse(fs.readFileSync(vectors));
-if (version !== 1) throw new Error(`${vectors} is of version ${version}, expected 1`);
-const result = { equal: 0, differ: [], missing: [] };
-for (const [group, numbers] of Object.entries(constants)) {
-  for (const [name, text] of Object.entries(numbers)) {
-    const found = xnet.constants[group]?.[name], expected = xnet.hex(text);
-    if (found === undefined) result.missing.push(`constants, ${group}: ${name}`);
-    else if (!Object.is(found, expected))
-      result.differ.push({ name: `${group}, constant ${name}`, found: shown(found), expected: shown(expected) });
+function verdicts({ version, constants, vectors }) {
+  if (version !== 1) throw new Error(`the vectors are of version ${version}, expected 1`);
+  const result = { equal: 0, differ: [], missing: [] };
+  for (const [group, numbers] of Object.entries(constants)) {
+    for (const [name, text] of Object.entries(numbers)) {
+      const found = xnet.constants[group]?.[name], expected = xnet.hex(text);
+      if (found === undefined) result.missing.push(`constants, ${group}: ${name}`);
+      else if (!Object.is(found, expected))
+        result.differ.push({ name: `${group}, constant ${name}`, found: shown(found), expected: shown(expected) });
+    }
   }
-}
-for (const vector of all) {
-  let found;
-  try {
-    found = compute(vector);
-  } catch (error) {
-    result.differ.push({ name: vector.name, error: String(error) });
-    continue;
+  for (const vector of vectors) {
+    let found;
+    try {
+      found = compute(vector);
+    } catch (error) {
+      result.differ.push({ name: vector.name, error: String(error) });
+      continue;
+    }
+    const where = found === null ? null : difference(found, vector.outputs);
+    if (found === null) result.missing.push(vector.name);
+    else if (where !== null) result.differ.push({ name: vector.name, ...where });
+    else result.equal++;
   }
-  const where = found === null ? null : difference(found, vector.outputs);
-  if (found === null) result.missing.push(vector.name);
-  else if (where !== null) result.differ.push({ name: vector.name, ...where });
-  else result.equal++;
+  return result;
 }
-console.log(JSON.stringify(result));
+
+if (typeof require !== "undefined") {
+  const file = require("fs").readFileSync(process.argv[3]);
+  console.log(JSON.stringify(verdicts(JSON.parse(file))));
+}
