@@ -27,6 +27,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 from collections.abc import Iterable
@@ -41,7 +42,7 @@ DEBIAN = "trixie"
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 PACKAGES = ("python3-numpy", "python3-threadpoolctl", "libopenblas0-pthread")
 STEPS = 50
-ITSELF, APART = "on the processor itself", "apart, first"
+ITSELF = "on the processor itself"
 DTYPES = ("float32", "float64")
 
 
@@ -92,7 +93,7 @@ def answers() -> dict[str, Any]:
     config: Any = np.show_config(mode="dicts")
     simd = config["SIMD Extensions"]
     found: dict[str, Any] = {
-        "machine": platform.machine(),
+        "compiled for": sysconfig.get_config_var("MULTIARCH"),
         "bits": 8 * np.intp().itemsize,
         "order": sys.byteorder,
         "python": platform.python_version(),
@@ -182,7 +183,7 @@ def mirror() -> str:
         where, _, label = line.partition(" ")
         if label == "Debian":
             return where
-    sys.exit("apt knows no mirror of Debian here (apt-get indextargets)")
+    sys.exit("apt knows no mirror of Debian here: apt-get update may not have been run yet")
 
 
 def unpack(processor: Processor, folder: Path) -> Path:
@@ -265,14 +266,18 @@ def run(name: str) -> dict[str, Any]:
 # -- the report
 
 
+def apart(row: dict[str, Any], here: dict[str, Any]) -> list[str]:
+    """The results and vectors that are otherwise than published, and hashes otherwise than here."""
+    hashes = [name for name, digest in row["sha256"].items() if digest != here["sha256"][name]]
+    return [*row["results apart"], *row["vectors apart"], *hashes]
+
+
 def verdict(row: dict[str, Any], here: dict[str, Any]) -> str:
     """What a row of the report says, in a line."""
-    if "refused" in row:
-        return f"refused, {row['refused']}"
-    hashes = [name for name, digest in row["sha256"].items() if digest != here["sha256"][name]]
-    apart = [*row["results apart"], *row["vectors apart"], *hashes]
-    counted = f"{row['results']} results, {row['vectors']} vectors, {len(row['sha256'])} trainings"
-    return f"{counted}, {f'{len(apart)} {APART} {apart[0]}' if apart else 'all equal'}"
+    compared = row["results"] + row["vectors"] + len(row["sha256"])
+    found = apart(row, here)
+    equal = f"{len(found)} of {compared} apart, first {found[0]}" if found else f"{compared} equal"
+    return f"refused ({row['refused']}); all the same, {equal}" if "refused" in row else equal
 
 
 def main(names: list[str]) -> None:
@@ -289,12 +294,12 @@ def main(names: list[str]) -> None:
     kept = load(NAME)["processors"] if names and (RESULTS / f"{NAME}.json").exists() else []
     rows = {row["processor"]: row for row in kept} | {"here": here}
     print(f"here, {ITSELF}: {verdict(here, here)}", flush=True)
-    broken = []
+    broken: list[str] = []
     for name in chosen:
         rows[name] = run(name)
-        result = verdict(rows[name], here)
-        print(f"{name}, {rows[name]['how']}: {result}", flush=True)
-        if PROCESSORS[name].refused != ("refused" in rows[name]) or APART in result:
+        print(f"{name}, {rows[name]['how']}: {verdict(rows[name], here)}", flush=True)
+        refused = "refused" in rows[name]
+        if refused != PROCESSORS[name].refused or (not refused and apart(rows[name], here)):
             broken.append(name)
         save(NAME, {"machine": machine(), "steps": STEPS, "processors": list(rows.values())})
     if broken:
