@@ -42,7 +42,7 @@ TARGETS = {
     "aarch64": Target("aarch64-unknown-linux-gnu", r"fn?m(?:add|sub)|f(?:c?mla|mls|ml[as]l2?)"),
     "riscv64": Target(
         "riscv64-unknown-linux-gnu",
-        r"v?fn?m(?:add|sub|acc|sac)\.(?:s|d|vv|vf)",
+        r"v?fw?n?m(?:add|sub|acc|sac)\.(?:s|d|vv|vf)",
         features="+m,+a,+f,+d,+c,+v",
     ),
     "s390x": Target("s390x-unknown-linux-gnu", r"m[as][de]br?|[vw]fn?m[as][ds]b", cpu="z14"),
