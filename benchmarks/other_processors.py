@@ -19,6 +19,9 @@ core that does nothing else.
 
     python benchmarks/other_processors.py               # all, one after the other
     python benchmarks/other_processors.py s390x armhf   # these; the report keeps the others
+    python benchmarks/other_processors.py --quick       # without the results of `xnet parity`
+
+With --quick it is half the time, and what is refused is not asked for more.
 """
 
 import json
@@ -81,7 +84,7 @@ PROCESSORS = {
 # -- what each processor is asked; it has NumPy and xnet, and nothing else of what is used here
 
 
-def answers() -> dict[str, Any]:
+def answers(quick: bool) -> dict[str, Any]:
     """What this processor, NumPy and xnet give in reproducible mode; why not, where refused."""
     import numpy as np
     import threadpoolctl
@@ -114,29 +117,36 @@ def answers() -> dict[str, Any]:
         with unchecked():
             numpy = xnet.resolve("numpy", reproducible=True)
             found["failures of NumPy"] = [str(failure) for failure in failures(numpy)]
-            return found | compared()
-    return found | compared()
+            return found if quick else found | results() | vectors_and_hashes()
+    return found | ({} if quick else results()) | vectors_and_hashes()
 
 
-def compared() -> dict[str, Any]:
-    """The numbers of results and vectors compared, which are otherwise, and the trained hashes."""
-    import xnet
-    from xnet.optimizers import SGD, Adam
+def results() -> dict[str, Any]:
+    """How many results of `xnet parity` are published and computed here, and which differ."""
     from xnet.tools import fingerprints
 
-    backend = xnet.resolve("numpy", reproducible=True)
     published = fingerprints.load(fingerprints.PUBLISHED)
-    taken = fingerprints.taken(DTYPES, published.steps, published.seed, backend, show=said)
+    taken = fingerprints.taken(DTYPES, published.steps, published.seed, show=said)
     apart = fingerprints.differences(taken, published.found)
+    return {
+        "results": len(taken.keys() & published.found.keys()),
+        "results apart": [difference.name for difference in apart],
+    }
+
+
+def vectors_and_hashes() -> dict[str, Any]:
+    """How many test vectors there are, which come out otherwise, and the hashes of trainings."""
+    import xnet
+    from xnet.optimizers import SGD, Adam
+
     sys.path.append(str(HOME / "tests"))
     make_vectors: Any = import_module("make_vectors")
     vectors: list[Any] = json.loads(make_vectors.PATH.read_text())["vectors"]
     said("test vectors")
+    backend = xnet.resolve("numpy", reproducible=True)
     wrong: Iterable[Any] = make_vectors.differences(backend, vectors)
     (x, t), _ = xnet.datasets.load_mnist()
     return {
-        "results": len(taken.keys() & published.found.keys()),
-        "results apart": [difference.name for difference in apart],
         "vectors": len(vectors),
         "vectors apart": [f"{name}: {output}" for name, output in wrong],
         "sha256": {
@@ -235,11 +245,11 @@ def emulator(processor: Processor) -> str:
     return program
 
 
-def asked(prefix: list[str], **settings: str) -> dict[str, Any]:
+def asked(prefix: list[str], quick: bool, **settings: str) -> dict[str, Any]:
     """What a Python that is started so answers."""
     started = time.monotonic()
     done = subprocess.run(
-        [*prefix, __file__, "--answer"],
+        [*prefix, __file__, "--answer", *["--quick"] * quick],
         env=os.environ | {"OPENBLAS_NUM_THREADS": "1"} | settings,
         stdout=subprocess.PIPE,
         check=True,
@@ -248,7 +258,7 @@ def asked(prefix: list[str], **settings: str) -> dict[str, Any]:
     return json.loads(done.stdout) | {"seconds": round(time.monotonic() - started)}
 
 
-def run(name: str) -> dict[str, Any]:
+def run(name: str, quick: bool) -> dict[str, Any]:
     """What a processor of `PROCESSORS` answers, and how it was run."""
     processor = PROCESSORS[name]
     with tempfile.TemporaryDirectory() as folder:
@@ -259,7 +269,7 @@ def run(name: str) -> dict[str, Any]:
                 [emulator(processor), "--version"], capture_output=True, text=True, check=True
             ).stdout
             how = f"qemu-{processor.emulator} {version.split()[2]}"
-        found = asked(command(processor, root), PYTHONHOME=f"{root}/usr", PYTHONPATH="")
+        found = asked(command(processor, root), quick, PYTHONHOME=f"{root}/usr", PYTHONPATH="")
     return {"processor": name, "how": how, "debian": f"{DEBIAN} {processor.debian}", **found}
 
 
@@ -268,19 +278,23 @@ def run(name: str) -> dict[str, Any]:
 
 def apart(row: dict[str, Any], here: dict[str, Any]) -> list[str]:
     """The results and vectors that are otherwise than published, and hashes otherwise than here."""
-    hashes = [name for name, digest in row["sha256"].items() if digest != here["sha256"][name]]
-    return [*row["results apart"], *row["vectors apart"], *hashes]
+    hashes = row.get("sha256", {}).items()
+    return [
+        *row.get("results apart", []),
+        *row.get("vectors apart", []),
+        *(name for name, digest in hashes if digest != here["sha256"][name]),
+    ]
 
 
 def verdict(row: dict[str, Any], here: dict[str, Any]) -> str:
     """What a row of the report says, in a line."""
-    compared = row["results"] + row["vectors"] + len(row["sha256"])
+    compared = row.get("results", 0) + row.get("vectors", 0) + len(row.get("sha256", {}))
     found = apart(row, here)
     equal = f"{len(found)} of {compared} apart, first {found[0]}" if found else f"{compared} equal"
     return f"refused ({row['refused']}); all the same, {equal}" if "refused" in row else equal
 
 
-def main(names: list[str]) -> None:
+def main(names: list[str], quick: bool) -> None:
     """Ask this machine, then the processors of these names, all if none is given."""
     from report import RESULTS, load, machine, save
 
@@ -290,13 +304,13 @@ def main(names: list[str]) -> None:
     for name in chosen:
         if PROCESSORS[name].loader is None:
             emulator(PROCESSORS[name])  # said before anything is done, if it is not here
-    here = {"processor": "here", "how": ITSELF, **asked([sys.executable])}
+    here = {"processor": "here", "how": ITSELF, **asked([sys.executable], quick)}
     kept = load(NAME)["processors"] if names and (RESULTS / f"{NAME}.json").exists() else []
     rows = {row["processor"]: row for row in kept} | {"here": here}
     print(f"here, {ITSELF}: {verdict(here, here)}", flush=True)
     broken: list[str] = []
     for name in chosen:
-        rows[name] = run(name)
+        rows[name] = run(name, quick)
         print(f"{name}, {rows[name]['how']}: {verdict(rows[name], here)}", flush=True)
         refused = "refused" in rows[name]
         if refused != PROCESSORS[name].refused or (not refused and apart(rows[name], here)):
@@ -307,7 +321,8 @@ def main(names: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] == ["--answer"]:
-        print(json.dumps(answers()))
+    words = [word for word in sys.argv[1:] if word not in ("--answer", "--quick")]
+    if "--answer" in sys.argv:
+        print(json.dumps(answers("--quick" in sys.argv)))
     else:
-        main(sys.argv[1:])
+        main(words, "--quick" in sys.argv)
