@@ -20,11 +20,13 @@ core that does nothing else.
     python benchmarks/other_processors.py               # all, one after the other
     python benchmarks/other_processors.py s390x armhf   # these; the report keeps the others
     python benchmarks/other_processors.py --quick       # in a third of the time
+    python benchmarks/other_processors.py s390x --debian forky   # of another release
 
 With --quick the results of `xnet parity` are left out, and two of the four trainings; what is
 refused is not asked for more.
 """
 
+import argparse
 import json
 import os
 import platform
@@ -42,7 +44,7 @@ from typing import Any
 
 HOME = Path(__file__).parents[1]
 NAME = "other_processors"
-DEBIAN = "trixie"
+RELEASE = "trixie"
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 PACKAGES = ("python3-numpy", "python3-threadpoolctl", "libopenblas0-pthread")
 STEPS = 50
@@ -201,13 +203,13 @@ def mirror() -> str:
     sys.exit("apt knows no mirror of Debian here: apt-get update may not have been run yet")
 
 
-def unpack(processor: Processor, folder: Path) -> Path:
-    """Python, NumPy and a BLAS for it, and this xnet, as a tree under `folder`."""
+def unpack(processor: Processor, release: str, folder: Path) -> Path:
+    """Python, NumPy and a BLAS of a release for it, and this xnet, as a tree under `folder`."""
     root, apt = folder / "root", folder / "apt"
     for place in (root, apt / "lists/partial", apt / "archives/partial"):
         place.mkdir(parents=True)
     (apt / "status").touch()  # nothing is installed there
-    (apt / "sources").write_text(f"deb [signed-by={KEYRING}] {mirror()} {DEBIAN} main\n")
+    (apt / "sources").write_text(f"deb [signed-by={KEYRING}] {mirror()} {release} main\n")
     (apt / "conf").write_text(
         f'APT::Architecture "{processor.debian}";\n'
         f'APT::Architectures {{ "{processor.debian}"; }};\n'
@@ -263,11 +265,11 @@ def asked(prefix: list[str], quick: bool, **settings: str) -> dict[str, Any]:
     return json.loads(done.stdout) | {"seconds": round(time.monotonic() - started)}
 
 
-def run(name: str, quick: bool) -> dict[str, Any]:
+def run(name: str, release: str, quick: bool) -> dict[str, Any]:
     """What a processor of `PROCESSORS` answers, and how it was run."""
     processor = PROCESSORS[name]
     with tempfile.TemporaryDirectory() as folder:
-        root = unpack(processor, Path(folder))
+        root = unpack(processor, release, Path(folder))
         how = ITSELF
         if processor.loader is None:
             version = subprocess.run(
@@ -275,7 +277,7 @@ def run(name: str, quick: bool) -> dict[str, Any]:
             ).stdout
             how = f"qemu-{processor.emulator} {version.split()[2]}"
         found = asked(command(processor, root), quick, PYTHONHOME=f"{root}/usr", PYTHONPATH="")
-    return {"processor": name, "how": how, "debian": f"{DEBIAN} {processor.debian}", **found}
+    return {"processor": name, "how": how, "debian": f"{release} {processor.debian}", **found}
 
 
 # -- the report
@@ -299,7 +301,7 @@ def verdict(row: dict[str, Any], here: dict[str, Any]) -> str:
     return f"refused ({row['refused']}); all the same, {equal}" if "refused" in row else equal
 
 
-def main(names: list[str], quick: bool) -> None:
+def main(names: list[str], release: str = RELEASE, quick: bool = False) -> None:
     """Ask this machine, then the processors of these names, all if none is given."""
     from report import RESULTS, load, machine, save
 
@@ -315,7 +317,7 @@ def main(names: list[str], quick: bool) -> None:
     print(f"here, {ITSELF}: {verdict(here, here)}", flush=True)
     broken: list[str] = []
     for name in chosen:
-        rows[name] = run(name, quick)
+        rows[name] = run(name, release, quick)
         print(f"{name}, {rows[name]['how']}: {verdict(rows[name], here)}", flush=True)
         refused = "refused" in rows[name]
         if refused != PROCESSORS[name].refused or (not refused and apart(rows[name], here)):
@@ -326,8 +328,13 @@ def main(names: list[str], quick: bool) -> None:
 
 
 if __name__ == "__main__":
-    words = [word for word in sys.argv[1:] if word not in ("--answer", "--quick")]
-    if "--answer" in sys.argv:
-        print(json.dumps(answers("--quick" in sys.argv)))
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("processors", nargs="*", help=f"of {', '.join(PROCESSORS)}; all if none is")
+    parser.add_argument("--debian", default=RELEASE, help="the release, trixie if none is named")
+    parser.add_argument("--quick", action="store_true", help="fewer results and trainings")
+    parser.add_argument("--answer", action="store_true", help="what each processor is asked")
+    given = parser.parse_args()
+    if given.answer:
+        print(json.dumps(answers(given.quick)))
     else:
-        main(words, "--quick" in sys.argv)
+        main(given.processors, given.debian, given.quick)
