@@ -45,7 +45,7 @@ def test_what_is_refused_says_why(script):
 
 def test_an_unknown_processor_is_refused_by_name(script, monkeypatch):
     monkeypatch.syspath_prepend(str(PATH.parent))
-    with pytest.raises(SystemExit, match="unknown processors: vax; there are aarch64, riscv64"):
+    with pytest.raises(SystemExit, match="unknown processors: vax; there are aarch64, "):
         script.main(["vax"])
 
 
