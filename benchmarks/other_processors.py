@@ -5,8 +5,8 @@ What each computes is compared with what is published and with this machine: eve
 (`docs/reproducible/vectors.json`), and the weights after 50 steps on MNIST, 784-50-10, by SGD and
 Adam, whose hashes are those of ``xnet train --dataset mnist --iterations 50 --reproducible``. On
 aarch64, riscv64, ppc64le and big-endian s390x all have to be equal. Two have to be refused: i386,
-where Debian's Python and NumPy round twice, and armhf, whose square root is not rounded correctly;
-what they compute all the same is in the report, too.
+where Debian's Python and NumPy round twice, and armhf, where vectors take subnormal numbers for
+zeros and roots are not rounded correctly; what they compute all the same is in the report, too.
 
 It needs a Debian, or what is made of it, on x86-64: apt, dpkg, `qemu-user-static`, and a
 `debian-archive-keyring` that knows Debian 13. The rest is downloaded from the mirror of Debian that
