@@ -230,7 +230,8 @@ def unpack(processor: Processor, release: str, folder: Path) -> Path:
         subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, check=True)
     for package in sorted((apt / "archives").glob("*.deb")):
         subprocess.run(["dpkg-deb", "-x", package, root], check=True)
-    (root / "lib").symlink_to("usr/lib")  # as Debian's installation does
+    for name in ("lib", "lib64"):
+        (root / name).symlink_to(f"usr/{name}")  # as Debian's installation does
     where = root / "usr/lib/python3/dist-packages"
     pip = (sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation")
     subprocess.run([*pip, "--no-compile", "--target", where, HOME], check=True)
