@@ -785,3 +785,17 @@ def test_each_mode_of_the_processor_is_noticed(control, bits, said):
     control(0)
     assert said in (error or "")
     assert np.array_equal(network.predict(x), expected)
+
+
+@pytest.mark.skipif(not EXTENDED, reason="no numbers of 64 bits here")
+def test_python_on_x87_is_noticed(monkeypatch):
+    class Twice(float):
+        def __add__(self, other):
+            return Twice(np.longdouble(float(self)) + np.longdouble(float(other)))
+
+    monkeypatch.setattr(arithmetic, "_ONE", Twice(1))
+    with pytest.raises(BackendError, match=r"rounds sums twice here.* gave 0x1\.0{13}p\+0, .*sse"):
+        xnet.resolve("numpy", reproducible=True)
+    assert not xnet.resolve("numpy").reproducible
+    with unchecked():
+        assert xnet.resolve("numpy", reproducible=True).reproducible

@@ -16,8 +16,9 @@ numbers of a precision that `Backend.flushes` names are not tried: what is known
 
 **The processor's mode** can be changed at any time, by any library in the process, for the thread
 that asks: `torch.set_flush_denormal(True)` makes zeros of subnormal numbers from then on. So one
-subnormal addition is tried, and two that are rounded up and down, whenever reproducible mode is
-entered: by `use_backend` or `resolve`, or a call of a network, a layer or a function.
+subnormal addition is tried, and two that are rounded down and, by little, up, whenever reproducible
+mode is entered: by `use_backend` or `resolve`, or a call of a network, a layer or a function. That
+tells, too, where Python's own numbers are rounded twice, as on 32-bit x86.
 """
 
 import contextlib
@@ -60,7 +61,7 @@ PRECISIONS = {"float32": (24, -149), "float64": (53, -1074)}
 
 # From their bits: to read one from text takes arithmetic, and that is what is tried.
 _TINY: float = struct.unpack("<d", struct.pack("<q", 1))[0]
-_ONE, _LESS, _MORE, _NEXT = 1.0, 2.0**-54, 1.5 * 2.0**-53, 1 + 2.0**-52
+_ONE, _LESS, _MORE, _NEXT = 1.0, 2.0**-54, (1 + 2.0**-12) * 2.0**-53, 1 + 2.0**-52
 
 _passed: set[Hashable] = set()
 """Whose arithmetic was tried in this process, and is sound: backends by class and device."""
@@ -92,19 +93,26 @@ def sound(backend: AnyBackend) -> AnyBackend:
 
 def check_mode(instead: str = "") -> None:
     """Raise a BackendError, ending in `instead`, if this thread's processor is set otherwise."""
-    # A quarter of a unit in the last place is lost, three quarters are a whole one.
-    if not _TINY + _TINY or _ONE + _LESS + _MORE != _NEXT:
+    # A quarter of a unit in the last place is lost; a little over half of one is a whole one, if
+    # it is not rounded to 64 bits first, which makes it a half.
+    if (not _TINY + _TINY or _ONE + _LESS + _MORE != _NEXT) and not _unchecked.get():
         raise BackendError(_mode() + instead)
 
 
 def _mode() -> str:
     """What is wrong with the mode that the processor is in."""
     if _TINY + _TINY:
-        found = _ONE + _LESS + _MORE
+        gave = f"0x1p+0 + 0x1p-54 + 0x1.001p-53 gave {(_ONE + _LESS + _MORE).hex()}"
+        if _ONE + _LESS == _ONE and _ONE + (_LESS + _MORE) == _NEXT:
+            return (
+                f"Python rounds sums twice here, to 64 bits and then to 53: {gave}, expected "
+                f"{_NEXT.hex()}. It is compiled for x87: have it, and NumPy, compiled for SSE2 "
+                "(-msse2 -mfpmath=sse), or use a 64-bit Python"
+            )
         return (
-            "this thread's processor does not round to nearest: 0x1p+0 + 0x1p-54 + 0x1.8p-53 gave "
-            f"{found.hex()}, expected {_NEXT.hex()}. Something in the process has set another way "
-            "to round: set FE_TONEAREST again (C's fesetround)"
+            f"this thread's processor does not round to nearest: {gave}, expected {_NEXT.hex()}. "
+            "Something in the process has set another way to round: set FE_TONEAREST again (C's "
+            "fesetround)"
         )
     return (
         "this thread's processor takes subnormal numbers for zeros (FTZ or DAZ is on): "
@@ -193,7 +201,10 @@ FLUSHED = (
     "FTZ and DAZ off)"
 )
 MISSING = "what its library has to give says docs/backends.md"
-INEXACT = "have its library round every result once, to the nearest number (no fast-math)"
+INEXACT = (
+    "have its library round every result once, to the nearest number (no fast-math, and no x87: "
+    "-mfpmath=sse)"
+)
 CURES = {
     "division": "have its library divide, and multiply by no inverse (no fast-math)",
     "division by 3": "have its library divide, and multiply by no inverse (no fast-math)",

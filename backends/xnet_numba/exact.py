@@ -506,7 +506,7 @@ def routines(dtype, *counts):
     found = np.zeros(CHOSEN + max(counts) + 1, np.int64)
     found[0] = routine(_work, one, one, options=options)
     found[1] = routine(_piece(dtype.type(0)), one, one, one, options=options)
-    found[2] = products.routines(np.dtype(np.float64))[products.DENSE]
+    found[2] = products.dense_of_slices()
     for count in counts:
         found[CHOSEN + count] = products.chosen(count)
     return found

@@ -427,7 +427,7 @@ def _general(held, backend, a, rest, loss, loop, t, inputs):
         "befores": first,
         "steps": held.address(table),
         "count": len(table),
-        "dense": int(products.routines(FLOAT64)[products.DENSE]),
+        "dense": int(products.routines(FLOAT64)[products._DENSE]),
         "loss": loop.address,
         "numbers": held.address(loop.numbers(loss, FLOAT64)),
         "t": held.address(t),

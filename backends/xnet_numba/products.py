@@ -197,7 +197,7 @@ def transpose_bits(block):
 
 _ROUTINES = {_sparse: 8, dense_tiles: 12, _sparse_gradient: 9}
 """How many int64 each takes after `kind`."""
-_SPARSE, DENSE, _SPARSE_GRADIENT = range(3)
+_SPARSE, _DENSE, _SPARSE_GRADIENT = range(3)
 
 
 @cache
@@ -213,13 +213,19 @@ def routines(dtype, gradient=False):
 
 
 @cache
+def dense_of_slices():
+    """Where `dense_tiles` is for slices, which are float64."""
+    return routine(dense_tiles, types.float64, *[types.int64] * _ROUTINES[dense_tiles])
+
+
+@cache
 def chosen(count):
     """Where `slices_tile` is for so many slices: up to 64 numbers, which a word says."""
 
-    def chosen(a, of_slice, step, word, b, row, c, apart, m):
+    def chosen_of_slices(a, of_slice, step, word, b, row, c, apart, m):
         slices_tile(count, a, of_slice, step, word, b, row, c, apart, m)
 
-    return routine(chosen, *[types.int64] * 9)
+    return routine(chosen_of_slices, *[types.int64] * 9)
 
 
 # -- for compiled code
@@ -291,7 +297,7 @@ def columns(routines, kind, a, n, k, b, bias, c, m, first, count):
     """So many columns of `dense`, from the `first` one on."""
     size, at = size_of(kind), first * size_of(kind)
     call(
-        routines[DENSE],
+        routines[_DENSE],
         (kind, a, k * size, size, n, k, b + at, m * size, bias + at, 0, c + at, m * size, count),
     )
 
@@ -320,14 +326,14 @@ def gradient(routines, kind, task, x, n, k, delta, m, skip, words, zeros, dW, db
         at, to = x + first * size, dW + first * line
         if line >= VECTOR_BYTES:
             call(
-                routines[DENSE],
+                routines[_DENSE],
                 (kind, at, size, k * size, inputs, n, delta, line, zeros, 0, to, line, m),
             )
         else:  # rows of x fill vectors, those of delta do not: dW' = delta' x
             across = np.empty(m * inputs, type(kind))
             found, row = address_of(across), inputs * size
             call(
-                routines[DENSE],
+                routines[_DENSE],
                 (kind, delta, size, line, m, n, at, k * size, zeros, 0, found, row, inputs),
             )
             transpose(kind, found, m, inputs, to)
