@@ -947,13 +947,15 @@ def test_tab_finds_what_there_is():
 def test_a_block_cut_off_at_its_end_is_not_taken_for_silent(reproducible, ctrl_c):
     """A Ctrl-C before the first line of `__exit__` leaves NumPy silent, until told to raise."""
 
+    tracing = sys.gettrace()
+
     def at_the_end(frame, event, argument):
         if event == "call" and frame.f_code is xnet_numpy.Silence.__exit__.__code__:
-            sys.settrace(None)
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt), xnet_numpy.Silence():
         sys.settrace(at_the_end)
+    sys.settrace(tracing)
     assert np.geterr()["over"] == "ignore"
     gc.collect()
     with xnet.use_backend("numpy", reproducible), np.errstate(all="raise"):

@@ -581,7 +581,7 @@ def test_libraries_are_not_asked_what_no_axes_mean(handed_out):
     """PyTorch's own functions take them for all."""
 
     def asked(name):
-        def reduction(a, *, axis, keepdims=False):
+        def reduction(a, *, axis=None, keepdims=False):
             assert axis != ()
             return getattr(strict, name)(a, axis=axis, keepdims=keepdims)
 

@@ -261,9 +261,9 @@ class Prepared:
 
     @cached_property
     def works(self):
-        """Where the works of training are."""
+        """Where the works of training are, and the routines of their products."""
         works = passes._there_and_back_work, passes._weights_work
-        return tuple(_pieces(work, self.dtype) for work in works)
+        return *(_pieces(work, self.dtype) for work in works), _routines(self.dtype, True)
 
 
 class _Room:
@@ -281,9 +281,9 @@ class _Room:
         self.descends = False  # whether the job says so: there, back by the loss, and down
         self.fields = np.zeros(len(TRAINING.names), np.int64)
         self.at_job = address(self.fields)
-        there_and_back, weights = run.works
-        self.tell(there_and_back=there_and_back, weights=weights)
-        self.tell(routines=_routines(run.dtype, True), table=address(run.table))
+        there_and_back, weights, routines = run.works
+        self.tell(there_and_back=there_and_back, weights=weights, routines=routines)
+        self.tell(table=address(run.table))
         self.tell(layers=len(run.layers), n=n, k=run.inputs, m=run.outputs)
         for name in ("outputs", "deltas", "before", "losses", "transposed", "words", "zeros"):
             self.tell(**{name: address(getattr(self, name))})

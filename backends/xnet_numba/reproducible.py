@@ -318,7 +318,7 @@ class Reproducible(Prepared):
     @cached_property
     def works(self):
         """Each product has its own."""
-        return 0, 0
+        return 0, 0, 0
 
     def forward(self, x, loss):
         """As `Prepared.forward`; None if not all numbers are finite, or there are too many."""
