@@ -1,6 +1,9 @@
 """Compiled products of slices, and predictions by them, against the definitions in `xnet.exact`."""
 
 import itertools
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,6 +28,7 @@ SHAPES = [
     (200, 129, 65),
     (65, 200, 130),
     (5, 7000, 3),  # four slices in float64
+    (70, 9, 20_000),  # more columns than zeros are left out for
 ]
 """Of a product: rows, terms, columns, on both sides of what words, lines and blocks hold."""
 
@@ -113,6 +117,40 @@ def test_what_is_left_out_is_not_multiplied(monkeypatch, rng):
     exact.matmul(Counting(), a, b)
     assert {left for left, _ in seen} == {(150, 80)}
     assert {right[0] for _, right in seen} == {80}
+
+
+@pytest.mark.parametrize("axis", [None, 0, 1, -1, (0,), (0, 1), (0, 2), (-1, 0), (0, 1, 2), ()])
+@pytest.mark.parametrize("keepdims", [False, True])
+def test_sums_along_several_axes(rng, dtype, axis, keepdims):
+    a = numbers(rng, (3, 4, 5), "all sizes", dtype, 0.3)
+    defined = exact.sum(np, a, axis, keepdims)
+    found = _kernels().sum(a, axis, keepdims)
+    assert found.shape == defined.shape
+    assert same_bits(found, defined)
+
+
+OUT_OF_MEMORY = """
+import resource
+import numpy as np
+import xnet
+from xnet import exact
+
+rng = np.random.default_rng(0)
+with xnet.use_backend("numba", reproducible=True) as backend:
+    backend.matmul(np.ones((9, 9)), np.ones((9, 9)))
+    a, b = rng.random((192, 100_000)), rng.random((100_000, 2))
+    defined = exact.matmul(np, a, b)
+    used = 1024 * int(next(x for x in open("/proc/self/status") if "VmSize" in x).split()[1])
+    resource.setrlimit(resource.RLIMIT_AS, (used + (300 << 20), resource.RLIM_INFINITY))
+    assert (backend.matmul(a, b) == defined).all()
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="says not what memory it uses")
+def test_where_there_is_no_memory_for_the_slices_of_many_rows():
+    """192 rows at a time take 614 MB. What compiled code raises there nobody hears."""
+    done = subprocess.run([sys.executable, "-c", OUT_OF_MEMORY], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 # -- predictions

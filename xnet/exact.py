@@ -102,7 +102,9 @@ def check_product(a: Array, b: Array) -> str:
 
 
 def checked_axis(a: Array, axis: int | None) -> int | None:
-    """`axis` of `a`, from 0; ValueError if `a` has no such axis."""
+    """`axis` of `a`, from 0; ValueError if `a` has no such axis, TypeError for several."""
+    if isinstance(axis, tuple):
+        raise TypeError(f"sum: axis is {axis!r}, expected an int or None")
     return axis if axis is None else checked_axes(a, axis)[0]
 
 

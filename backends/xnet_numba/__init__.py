@@ -202,7 +202,7 @@ class NumbaBackend(OnHost):
         return super().train_step(run, x, t, loss, update, names)
 
     def _prepared(self, run: Run) -> Any:
-        """The run for `fused`, or for training in reproducible mode; False if it is for neither."""
+        """The run as `fused` takes it, or `reproducible`; False if that does not."""
         if run.prepared is None:
             module = "xnet_numba.reproducible" if self.reproducible else "xnet_numba.fused"
             run.prepared = import_module(module).prepared(run)

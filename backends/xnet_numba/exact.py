@@ -27,6 +27,7 @@ from xnet_numba.exactly import (
 from xnet_numba.generated import EXACT, OPTIONS, Elementary
 from xnet_numba.intrinsics import (
     address_of,
+    atomic_add,
     call,
     lives_until_here,
     pointer_to,
@@ -280,7 +281,7 @@ PRODUCT = np.dtype(
         for name in (
             *("taken", "front", "back", "piece", "dense", "chosen", "a", "across", "words"),
             *("b", "b_half", "bias", "biases", "out", "n", "k", "m"),
-            *("slices", "width", "rows", "finite"),
+            *("slices", "width", "rows", "finite", "done"),
         )
     ]
 )
@@ -290,15 +291,17 @@ PRODUCT = np.dtype(
 `dense` and `chosen` those of `products`. `across` says whether a is stored as
 (k, n); `words`, if there are any, which of its numbers are not 0, as it is stored. Of b there is
 what `cut_blocks` makes, in so many slices of so many bits. There are m biases or none. `finite`
-becomes 0 if an infinity or NaN is found in a; `out` is of no use then.
+becomes 0 if an infinity or NaN is found in a; `out` is of no use then, nor where fewer than n rows
+are `done`, as where there is no memory for a piece.
 """
 
 product_pointer = record_pointer(PRODUCT)
 PRODUCT_WORDS = PRODUCT.itemsize // 8
+_DONE = 8 * PRODUCT.names.index("done")
 
-ORDERS = 1 << 15
-"""Numbers, about, of all orders of a piece whose zeros are left out: they stay in the second-level
-cache while all of b goes by."""
+ORDERS, MOST_ORDERS = 1 << 15, 1 << 21
+"""Numbers, about, of all orders of a piece whose zeros are left out, which stay in the second-level
+cache while all of b goes by; and where there would be more than so many, zeros are multiplied."""
 
 
 @_strict
@@ -315,21 +318,25 @@ def _rows_of_a_piece(job, threads):
 
 @_alone
 def multiply(mail, routines, a, across, words, b, width, b_half, bias, out, helpers):
-    """Fill `out`; whether a is finite, else it is of no use. The routines are of `routines`."""
+    """Fill `out`; whether that could be done of a, which else is not finite, or there is no memory.
+
+    The routines are of `routines`.
+    """
     at_job, (n, m) = room_on_stack(PRODUCT_WORDS), out.shape
     job = carray(product_pointer(at_job), 1)[0]
     job.taken, job.front, job.back = 0, 0, 0
     job.piece, job.dense, job.chosen = routines[1], routines[2], routines[CHOSEN + b.shape[1]]
-    job.a, job.across, job.words = address_of(a), across, words
+    few = BITS * b.shape[1] * _padded(m) <= MOST_ORDERS
+    job.a, job.across, job.words = address_of(a), across, words if few else 0
     job.b, job.b_half = address_of(b), address_of(b_half)
     job.bias, job.biases = address_of(bias), bias.size
     job.out = address_of(out)
     job.n, job.k, job.m = n, b.shape[0] // _padded(m), m
     job.slices, job.width = b.shape[1], width
     job.rows = _rows_of_a_piece(job, helpers + 1)
-    job.finite = 1
+    job.finite, job.done = 1, 0
     run(mail, routines[0], at_job, helpers)
-    return job.finite != 0
+    return job.done == n
 
 
 def _work(at_job, helping):
@@ -350,37 +357,45 @@ def _piece(kind):
         n, k, m, count = job.n, job.k, job.m, job.slices
         shape = (k, n) if job.across else (n, k)
         a = carray(pointer_to(kind, job.a), shape)
-        half, orders = np.empty(size), aligned(size * count * _padded(m))
+        half = np.empty(size)
         if job.words == 0:
-            finite = _dense(job, a, first, half, orders)
-        elif job.across:
-            finite = _sparse_columns(job, a, first, half, orders)
+            finite = _dense(kind, job, a, first, half)
         else:
-            finite = _sparse_rows(job, a, first, half, orders)
-        if not finite:
+            orders = aligned(size * count * _padded(m))
+            if job.across:
+                finite = _sparse_columns(job, a, first, half, orders)
+            else:
+                finite = _sparse_rows(job, a, first, half, orders)
+            for column in range(0, m if finite else 0, _block(m)):
+                _finish(
+                    kind, job, first, half, column, address_of(orders) + 8 * size * count * column
+                )
+            lives_until_here(orders)
+        if finite:
+            atomic_add(at_job + _DONE, size)
+        else:
             job.finite = 0
-            return
-        block = _block(m)
-        for column in range(0, m, block):
-            columns = min(block, m - column)
-            padded = _padded(columns)
-            found = address_of(orders) + 8 * size * count * column
-            of_bias = 0 if job.biases == 0 else job.bias + column * size_of(kind)
-            to = job.out + (first * m + column) * size_of(kind)
-            for i in range(size):
-                at, here = found + 8 * i * count * padded, to + i * m * size_of(kind)
-                halves = job.b_half + 8 * column
-                _add_orders(kind, at, 8 * padded, count, half[i], halves, of_bias, here, columns)
-        lives_until_here(orders)
 
     return piece
 
 
 @_strict
-def _dense(job, a, first, half, orders):
-    """The products of slices of some rows, from the first, of each order (S, columns): `orders`.
+def _finish(kind, job, first, half, column, orders):
+    """The block of columns from this one on of some rows, by the orders of its products."""
+    m, count, size = job.m, job.slices, size_of(kind)
+    columns = min(_block(m), m - column)
+    line = 8 * _padded(columns)
+    bias = 0 if job.biases == 0 else job.bias + column * size
+    for i in range(half.size):
+        at, to = orders + i * count * line, job.out + ((first + i) * m + column) * size
+        _add_orders(kind, at, line, count, half[i], job.b_half + 8 * column, bias, to, columns)
 
-    Block of columns by block, as b is. Returns whether the rows are finite.
+
+@_strict
+def _dense(kind, job, a, first, half):
+    """Some rows of the product, from the first on, block of columns by block, as b is.
+
+    Returns whether they are finite.
     """
     k, m, count, size = job.k, job.m, job.slices, half.size
     parts = np.empty(size * count * k)
@@ -391,18 +406,20 @@ def _dense(job, a, first, half, orders):
         finite = _cut_rows(a, first, job.width, count, address_of(parts), half)
         row, step, of_slice = 8 * count * k, 8, 8 * k
     block, zeros = _block(m), np.zeros(count * COLUMNS)
+    orders = aligned(size * count * block)
     for column in range(0, m if finite else 0, block):
         columns = _padded(min(block, m - column))
         b, line = job.b + 8 * k * count * column, 8 * count * columns
         for s in range(count):
             # Of slice s of a with the slices of b side by side, each is of one order more
             # than the one before. All of one order is a sum of integers, which is exact.
-            to = address_of(orders) + 8 * (size * count * column + columns * s)
+            to = address_of(orders) + 8 * columns * s
             start, start_line = (address_of(zeros), 0) if s == 0 else (to, line)
             data = b, line, start, start_line, to, line, (count - s) * columns
             at = address_of(parts) + s * of_slice
             call(job.dense, (0.0, at, row, step, size, k, *data))
-    lives_until_here((parts, zeros))
+        _finish(kind, job, first, half, column, address_of(orders))
+    lives_until_here((parts, zeros, orders))
     return finite
 
 
@@ -421,9 +438,11 @@ def _chosen(job, parts, step, of_slice, word, row_of_b, row, rows, orders):
 
 @_strict
 def _sparse_rows(job, a, first, half, orders):
-    """As `_dense`, where a is stored as (n, k), without the products of 0.
+    """The products of slices of some rows, from the first on, of each order, without those of 0.
 
-    64 rows of b at a time, which stay in the first-level cache for all of these rows of a.
+    `orders` holds them block by block of columns, (n, S, columns) each; a is stored as (n, k). 64
+    rows of b at a time, which stay in the first-level cache for all of these rows of a. Returns
+    whether they are finite.
     """
     k, count, size = job.k, job.slices, half.size
     back, shift = np.empty(size), np.empty(size)
@@ -600,17 +619,14 @@ def sum_columns(a, out):
 
 def sum(a, axis=None, keepdims=False):
     """`exact.sum`."""
-    axis, _ = exact.checked_axis(a, axis), exact.precision(a)
+    axes, _ = exact.checked_axes(a, axis), exact.precision(a)
     if a.size == 0:
         return exact.sum(np, a, axis, keepdims)
-    shape = () if axis is None else a.shape[:axis] + a.shape[axis + 1 :]
-    out = np.empty(shape, a.dtype)
-    if axis != 0 or a.ndim == 1 or not sum_columns(a.reshape(len(a), -1), out.reshape(-1)):
-        rows = a.reshape(1, -1) if axis is None else np.ascontiguousarray(np.moveaxis(a, axis, -1))
-        _sum_rows(rows.reshape(-1, rows.shape[-1]), out.reshape(-1))
-    if keepdims:
-        return out.reshape([1] * a.ndim) if axis is None else np.expand_dims(out, axis)
-    return out
+    out = np.empty([n for k, n in enumerate(a.shape) if k not in axes], a.dtype)
+    if axes != (0,) or a.ndim == 1 or not sum_columns(a.reshape(len(a), -1), out.reshape(-1)):
+        last = np.moveaxis(a, axes, range(a.ndim - len(axes), a.ndim))
+        _sum_rows(np.ascontiguousarray(last).reshape(out.size, -1), out.reshape(-1))
+    return np.expand_dims(out, axes) if keepdims else out
 
 
 # -- elementary functions

@@ -14,12 +14,13 @@ from numba import carray, types  # pyright: ignore[reportPrivateImportUsage]
 from xnet import exact as definitions
 from xnet_numba import exact, generated, products
 from xnet_numba.compiling import _alone, _strict, address, routine
-from xnet_numba.exact import PRODUCT_WORDS, ROWS
+from xnet_numba.exact import MOST_ORDERS, PRODUCT_WORDS, ROWS
 from xnet_numba.exactly import row_sum
 from xnet_numba.fused import DONE, Prepared, takes
 from xnet_numba.generated import EXACT, OPTIONS
 from xnet_numba.intrinsics import (
     address_of,
+    atomic_add,
     call,
     int64s_at,
     lives_until_here,
@@ -168,16 +169,18 @@ SLICED = record(
 FORWARD = record(
     *("taken", "front", "back"),  # what `pool.claim` counts
     *("piece", "dense", "table", "layers", "x", "words", "n", "k", "out", "m", "rows", "widest"),
-    *("predict", "predict_numbers", "finite"),
+    *("predict", "predict_numbers", "finite", "done"),
 )
-"""A job of `_forward_work`; `words` is as in `exact.PRODUCT`."""
+"""A job of `_forward_work`; `words`, `finite` and `done` are as in `exact.PRODUCT`."""
 
 _sliced_pointer = record_pointer(SLICED)
 _forward_pointer = record_pointer(FORWARD)
 _FORWARD_WORDS = len(FORWARD.names)
+_DONE = 8 * FORWARD.names.index("done")
 
 CHANGED, FOUND, INFINITE = range(3)
-"""What became of a prediction: weights have changed, all is well, or not all numbers are finite."""
+"""What became of a prediction: weights have changed, all is well, or not all numbers are finite,
+or there is no memory for them."""
 
 
 def _forward_work(kind):
@@ -203,21 +206,24 @@ def _forward_work(kind):
                     to = address_of(room) + depth % 2 * job.rows * job.widest * size
                 product.a, product.out, product.n = at, to, count
                 product.words = 0
-                if depth == 0 and job.words != 0:
+                few = job.rows * layer.slices * layer.outputs <= MOST_ORDERS
+                if depth == 0 and job.words != 0 and few:
                     product.words = job.words + start * line
                 product.b, product.b_half, product.bias = layer.parts, layer.half, layer.bias
                 product.k, product.m, product.biases = layer.inputs, layer.outputs, layer.outputs
                 product.slices, product.width = layer.slices, layer.width
-                product.chosen, product.finite = layer.chosen, 1
+                product.chosen, product.finite, product.done = layer.chosen, 1, 0
                 call(job.piece, (at_product, 0, count))
-                if product.finite == 0:
+                if product.done != count:
                     job.finite = 0
                     break
                 if layer.forth != 0:
                     call(layer.forth, (kind, to, count * layer.outputs, layer.forth_numbers))
                 at = to
-            if job.finite and job.predict != 0:
-                call(job.predict, (kind, result, count, job.m, job.predict_numbers))
+            if job.finite:
+                if job.predict != 0:
+                    call(job.predict, (kind, result, count, job.m, job.predict_numbers))
+                atomic_add(at_job + _DONE, count)
             piece = claim(at_job, helping, pieces)
         lives_until_here(room)
 
@@ -242,7 +248,7 @@ def _same(a, b, words):
 
 @_alone
 def _forward(mail, work, routines, table, words, predict, predict_numbers, x, out, helpers):
-    """Fill `out`; what became of that. The slices must be those of the weights as they are now."""
+    """Fill `out`; what became of that: the slices may not be those of the weights any more."""
     (n, k), size = x.shape, x.itemsize
     at_job = room_on_stack(_FORWARD_WORDS)
     job = carray(_forward_pointer(at_job), 1)[0]
@@ -265,13 +271,13 @@ def _forward(mail, work, routines, table, words, predict, predict_numbers, x, ou
     job.layers = table.size
     job.words = address_of(words) if exact.nonzeros(x, address_of(words)) else 0
     job.x, job.n, job.k, job.out, job.m = address_of(x), n, k, address_of(out), out.shape[1]
-    job.predict, job.predict_numbers, job.finite = predict, predict_numbers, 1
+    job.predict, job.predict_numbers, job.finite, job.done = predict, predict_numbers, 1, 0
     threads = helpers + 1
     turns = (n + threads * ROWS - 1) // (threads * ROWS) * threads
     job.rows = (n + turns - 1) // turns
     run(mail, work, at_job, helpers)
     lives_until_here((table, words))
-    return FOUND if job.finite else INFINITE
+    return FOUND if job.done == n else INFINITE
 
 
 class _Sliced:
