@@ -119,6 +119,19 @@ def test_what_is_left_out_is_not_multiplied(monkeypatch, rng):
     assert {right[0] for _, right in seen} == {80}
 
 
+@pytest.mark.parametrize("reproducible", [False, True])
+@pytest.mark.parametrize("wrong", [np.arange(4.0), np.ones(1, np.float32)])
+def test_a_bias_that_does_not_fit_is_not_read_as_if_it_did(rng, reproducible, wrong):
+    """Of another dtype, or of one number: that is left to NumPy, which widens or repeats it."""
+    x, found = rng.normal(size=(50, 300)).astype(np.float32), []
+    for name in ("numpy", "numba"):
+        with xnet.use_backend(name, reproducible):
+            layer = Affine.from_params(np.ones((300, 4), np.float32), np.ones(4, np.float32))
+            layer.params["b"] = wrong
+            found.append(layer.forward(x))
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-5)
+
+
 @pytest.mark.parametrize("axis", [None, 0, 1, -1, (0,), (0, 1), (0, 2), (-1, 0), (0, 1, 2), ()])
 @pytest.mark.parametrize("keepdims", [False, True])
 def test_sums_along_several_axes(rng, dtype, axis, keepdims):

@@ -80,7 +80,7 @@ class NumbaBackend(OnHost):
     def run(
         self, operation: Operation, x: Array, *parameters: Array, m: Arrays | None = None
     ) -> Array:
-        if operation.fuses == "product":
+        if operation.fuses == "product" and _fit(x, *parameters):
             W, b = parameters
             if not self.reproducible and (len(x) == 1 or x.size * b.size < LITTLE):
                 return affine(x, W, b)
@@ -100,7 +100,7 @@ class NumbaBackend(OnHost):
         *parameters: Array,
         m: Arrays | None = None,
     ) -> tuple[Array, ...]:
-        if operation.fuses == "product":
+        if operation.fuses == "product" and _fit(x, *parameters) and _alike(dout, y):
             W, _ = parameters
             few = len(x) < FEW_ROWS or x.size * W.shape[1] < LITTLE
             if few and not self.reproducible:
@@ -121,7 +121,7 @@ class NumbaBackend(OnHost):
         *parameters: Array,
         m: Arrays | None = None,
     ) -> tuple[Array, ...]:
-        if operation.fuses != "product":
+        if operation.fuses != "product" or not (_fit(x, *parameters) and _alike(dout, y)):
             return super().parameter_gradients(operation, dout, x, y, *parameters, m=m)
         if not self.reproducible and x.size * dout.shape[1] < LITTLE:
             return affine_gradients(dout, x)
@@ -228,6 +228,16 @@ class NumbaBackend(OnHost):
         self, f: Any, x: Array, up: Array, down: Array, span: range
     ) -> tuple[Array, Array]:
         return import_module("xnet_numba.differences").compiled_values(f, x, up, down, span)
+
+
+def _fit(x: Array, W: Array, b: Array) -> bool:
+    """Whether x W + b is of one dtype and of shapes that fit: compiled code looks at neither."""
+    one = x.dtype == W.dtype == b.dtype
+    return one and x.shape[1:] == W.shape[:1] and b.shape == W.shape[1:]
+
+
+def _alike(one: Array, other: Array) -> bool:
+    return one.dtype == other.dtype and one.shape == other.shape
 
 
 def packed(array: Array) -> Array:

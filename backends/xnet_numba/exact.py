@@ -1,4 +1,4 @@
-# pyright: basic, reportAttributeAccessIssue=false, reportCallIssue=false, reportArgumentType=false
+# pyright: basic, reportAttributeAccessIssue=false, reportCallIssue=false, reportArgumentType=false, reportOptionalMemberAccess=false
 """Reproducible mode: products, sums and elementary functions of `xnet.exact`, bit for bit.
 
 Nothing here lets the compiler reorder or contract an operation but the products of exact slices:

@@ -1,4 +1,5 @@
 # pyright: basic, reportAttributeAccessIssue=false, reportCallIssue=false, reportArgumentType=false
+# pyright: reportOptionalMemberAccess=false
 """A whole run in one compiled call, in reproducible mode: predictions, a training step.
 
 The table, the job and what is called by address are those of `fused` and `passes`; the products
