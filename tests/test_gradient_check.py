@@ -4,6 +4,7 @@ import dataclasses
 import math
 import os
 import re
+import sys
 import warnings
 from itertools import pairwise
 from types import MappingProxyType
@@ -756,6 +757,18 @@ def test_how_much_of_a_loss_rounding_explains_follows_from_its_slope():
     t[1] = [1.0, 0.0, 100.0]
     steep = gradient_check(net, x, t).parameters["b1"].tolerance
     assert steep > 1000 * plain
+
+
+@pytest.mark.filterwarnings("ignore::xnet.NaiveGradientWarning")
+def test_no_sample_is_told_apart_where_only_the_loss_of_all_is_known(monkeypatch):
+    """As with Dropout. What is steep is so of all samples together, and none is left out."""
+    steep = np.array([1.0, 1.0, 1e30, 1e30, 1e30, 1e30])
+    module = sys.modules["xnet.gradient_check"]  # the package's attribute is the function
+    monkeypatch.setattr(module, "_steepness", lambda network, x, t: steep)
+    net = xnet.Network([Affine(2, 3, 0.7), Dropout(0.4), ReLU()], seed=1, backend="numpy")
+    net.params["b1"] = np.array([0.0, 1.0, 1.0])
+    x, t = np.zeros((6, 2)), np.zeros(6, np.int64)  # the first unit is at its kink in all of them
+    assert gradient_check(net, x, t).left_out == ()  # warnings are errors here
 
 
 @pytest.mark.parametrize("blank", [4, 5])

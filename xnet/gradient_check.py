@@ -314,7 +314,10 @@ def _without_kinks(
         rounding = _rounding(network, x)
         scores = float(xp.max(xp.abs(network.scores(x))))
         here, moved = _losses(network, x, t), copy.deepcopy(network)
-        noise = 4 * rounding * (xp.abs(here) + _steepness(network, x, t) * scores / here.shape[0])
+        c = _steepness(network, x, t)
+        if here.shape != c.shape:  # of all samples together
+            c = backend.sum(c, keepdims=True) / c.shape[0]
+        noise = 4 * rounding * (xp.abs(here) + c * scores / here.shape[0])
         bends: dict[float, Array] = dict.fromkeys(steps, noise < 0)
         for name, W in network.params.items():
             for factors, step in product(_directions(xp, W), steps):
@@ -364,7 +367,7 @@ def _steepness(network: Differentiable, x: Array, t: Array) -> Array:
     backend, loss = backend_of(x=x), network.loss_layer
     xp = backend.xp
     if loss.opaque or loss.operation is None:
-        return xp.ones_like(x[:, 0])
+        return xp.ones_like(network.scores(x)[:, 0])
     _, y, targets = batch_and_targets(network.scores(x), t)
     targets = loss.operation.targets(backend.maths, targets)
     _, delta = backend.loss_and_delta(loss.operation, y, targets)
