@@ -925,6 +925,16 @@ def test_arrays_need_not_be_contiguous(cuda, rng):
             assert_same_bits([np.asarray(backend.to_numpy(backend.sum(placed, axis)))], expected)
 
 
+@pytest.mark.parametrize("axis", [None, 0, 1, 2, (0,), (0, 1), (0, 2), (-1, 0), (0, 1, 2), ()])
+@pytest.mark.parametrize("keepdims", [False, True])
+def test_exact_sums_along_several_axes(cuda, rng, dtype, axis, keepdims):
+    a, backend = rng.normal(size=(3, 4, 5)).astype(dtype), cuda(True)
+    expected = exact.sum(np, a, axis, keepdims)
+    found = np.asarray(backend.to_numpy(backend.sum(backend.asarray(a), axis, keepdims)))
+    assert found.shape == expected.shape
+    assert_same_bits([found], [expected])
+
+
 def test_kernels_are_compiled_once_and_kept(kernels, monkeypatch, tmp_path):
     """In a folder of CuPy's: the next process compiles nothing, whatever it finds there."""
     ran, compile_all = [], kernels.compiled

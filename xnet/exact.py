@@ -60,9 +60,9 @@ ACCURATE_BITS = {"float32": 32, "float64": 60}
 LARGEST_PIECE = 1 << 17
 """Numbers, at most, in the rows of a product that are cut at a time: 1 MiB a slice."""
 
-WORTH_LOOKING, MOST = 1 << 14, 0.9
+WORTH_LOOKING, LEFT_OUT_BELOW = 1 << 14, 0.9
 """Numbers of a left factor from which it is looked through for rows and columns of zeros, and the
-share of others up to which these are left out."""
+share of others below which these are left out."""
 
 DIGITS = {"float32": 24, "float64": 53}
 """Bits of a significand."""
@@ -99,13 +99,6 @@ def check_product(a: Array, b: Array) -> str:
     if dtype != other:
         raise TypeError(f"matmul: a is {dtype}, b is {other}, expected one dtype")
     return dtype
-
-
-def checked_axis(a: Array, axis: int | None) -> int | None:
-    """`axis` of `a`, from 0; ValueError if `a` has no such axis, TypeError for several."""
-    if isinstance(axis, tuple):
-        raise TypeError(f"sum: axis is {axis!r}, expected an int or None")
-    return axis if axis is None else checked_axes(a, axis)[0]
 
 
 def checked_axes(
@@ -344,7 +337,9 @@ def _without_zeros(
     if a.ndim > 2 or math.prod(a.shape) < WORTH_LOOKING:
         return _finite_matmul(xp, a, b, largest_a, largest_b, dtype, *slices)
     rows, terms = largest_a[:, 0] > 0, _largest(xp, a, 0)[0, :] > 0
-    few_rows, few_terms = (int(xp.count_nonzero(v)) < MOST * v.shape[0] for v in (rows, terms))
+    few_rows, few_terms = (
+        int(xp.count_nonzero(v)) < LEFT_OUT_BELOW * v.shape[0] for v in (rows, terms)
+    )
     if few_terms:
         kept = xp.nonzero(terms)[0]
         a, b = xp.take(a, kept, axis=1), xp.take(b, kept, axis=0)

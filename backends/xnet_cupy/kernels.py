@@ -299,16 +299,15 @@ def column_sums(mode, x):
 
 def exact_sum(a, axis, keepdims):
     """`xnet.exact.sum` of an array that is not empty."""
-    axis = exact.checked_axis(a, axis)
-    if axis is None:
-        return row_sums("Exact", a.reshape(1, -1)).reshape((1,) * a.ndim if keepdims else ())
-    if axis == a.ndim - 1:
-        sums = row_sums("Exact", a)
-    else:
-        matrices = a.reshape(-1, a.shape[axis], math.prod(a.shape[axis + 1 :]))
+    axes = exact.checked_axes(a, axis)
+    shape = tuple(1 if k in axes else n for k, n in enumerate(a.shape))
+    if len(axes) == 1 and axes[0] < a.ndim - 1:
+        matrices = a.reshape(-1, a.shape[axes[0]], math.prod(a.shape[axes[0] + 1 :]))
         sums = cupy.stack([column_sums("Exact", matrix) for matrix in matrices])
-    shape = (*a.shape[:axis], *([1] if keepdims else []), *a.shape[axis + 1 :])
-    return sums.reshape(shape)
+    else:
+        last = cupy.moveaxis(a, axes, range(a.ndim - len(axes), a.ndim))
+        sums = row_sums("Exact", last.reshape(math.prod(shape), -1))
+    return sums.reshape(shape if keepdims else [n for k, n in enumerate(a.shape) if k not in axes])
 
 
 def exact_matmul(a, b):

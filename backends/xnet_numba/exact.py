@@ -109,32 +109,32 @@ def _begin_columns(a, first, known, width, half, back, shift):
     return _begin(largest, a.itemsize == 8, width, half, back, shift)
 
 
-@_strict
-def _cut(kind, values, size, back, shift, unit, count, parts, of_slice):
-    """Cut so many numbers, all by one `back` and shift; addresses as those of `slices.cut`."""
-    j = 0
-    while j + LANES <= size:
-        at, to = values + j * size_of(kind), parts + 8 * j
-        cut(kind, LANES, 0, at, back, shift, unit, count, to, of_slice)
-        j += LANES
-    while j < size:
-        at, to = values + j * size_of(kind), parts + 8 * j
-        cut(kind, 1, 0, at, back, shift, unit, count, to, of_slice)
-        j += 1
+def _cutter(each):
+    @_strict
+    def cut_numbers(kind, values, size, back, shift, unit, count, parts, of_slice):
+        """Cut so many numbers, if `each` by a `back` and shift of its own; see `slices.cut`."""
+        j, own = 0, 8 * each
+        while j + LANES <= size:
+            at, by, to = (
+                values + j * size_of(kind),
+                (back + own * j, shift + own * j),
+                parts + 8 * j,
+            )
+            cut(kind, LANES, each, at, by[0], by[1], unit, count, to, of_slice)
+            j += LANES
+        while j < size:
+            at, by, to = (
+                values + j * size_of(kind),
+                (back + own * j, shift + own * j),
+                parts + 8 * j,
+            )
+            cut(kind, 1, each, at, by[0], by[1], unit, count, to, of_slice)
+            j += 1
+
+    return cut_numbers
 
 
-@_strict
-def _cut_each(kind, values, size, back, shift, unit, count, parts, of_slice):
-    """Cut so many numbers, each by its own `back` and shift; addresses as those of `slices.cut`."""
-    j = 0
-    while j + LANES <= size:
-        at, to = values + j * size_of(kind), parts + 8 * j
-        cut(kind, LANES, 1, at, back + 8 * j, shift + 8 * j, unit, count, to, of_slice)
-        j += LANES
-    while j < size:
-        at, to = values + j * size_of(kind), parts + 8 * j
-        cut(kind, 1, 1, at, back + 8 * j, shift + 8 * j, unit, count, to, of_slice)
-        j += 1
+_cut, _cut_each = map(_cutter, (0, 1))
 
 
 @_strict
@@ -201,10 +201,7 @@ class _Kept:
         self._kept = {}
 
     def slices(self, b, transposed):
-        """Slices of b (K, M), or of b' if `transposed`, as `cut_blocks`, and their width.
-
-        None if there is an infinity or NaN in it.
-        """
+        """`slices_of` b (K, M), or of b' if `transposed`."""
         key = id(b), transposed
         weak, copy, found = self._kept.get(key, (None, None, None))
         seen = weak is not None and weak() is b
@@ -213,7 +210,8 @@ class _Kept:
         keep = seen and b.size <= LARGEST_KEPT  # the second time it is worth a copy
         if keep:
             copy = b.copy()  # and what is cut is the copy: another thread may be writing
-        found = self._cut(copy if keep else b, transposed)
+        of = copy if keep else b
+        found = slices_of(np.ascontiguousarray(of.T) if transposed else of)
         if keep and found is not None:
             self._kept[key] = weak, copy, found
         elif not seen:
@@ -221,11 +219,15 @@ class _Kept:
             self._kept[key] = forget, None, None
         return found
 
-    def _cut(self, b, transposed):
-        b = np.ascontiguousarray(b.T) if transposed else b
-        (k, m), (count, width) = b.shape, exact.product_slices(b.shape[0], exact.precision(b))
-        parts, half = room_for_slices(k, m, count), np.empty(m)
-        return (parts, width, half) if cut_blocks(b, width, parts, half) else None
+
+def slices_of(b):
+    """Slices of b (K, M) as `cut_blocks`, their width, and `half_scale` of each column.
+
+    None if there is an infinity or NaN in it.
+    """
+    (k, m), (count, width) = b.shape, exact.product_slices(b.shape[0], exact.precision(b))
+    parts, half = room_for_slices(k, m, count), np.empty(m)
+    return (parts, width, half) if cut_blocks(b, width, parts, half) else None
 
 
 @_strict

@@ -295,11 +295,12 @@ class _Sliced:
         self.held = []
         for row, layer, (W, _, _) in zip(self.table, run.table, run.layers, strict=True):
             copy = W.copy()  # what is cut: another thread may be writing
-            (k, m), (count, width) = W.shape, definitions.product_slices(len(W), W.dtype.name)
-            parts, half = exact.room_for_slices(k, m, count), np.empty(m)
-            if not exact.cut_blocks(copy, width, parts, half):
+            sliced = exact.slices_of(copy)
+            if sliced is None:
                 self.table = None
                 return
+            parts, width, half = sliced
+            count = parts.shape[1]
             self.held += [copy, parts, half]
             row["copy"], row["parts"], row["half"] = map(address, self.held[-3:])
             row["slices"], row["width"], row["chosen"] = count, width, products.chosen(count)
