@@ -17,7 +17,7 @@ from types import SimpleNamespace
 import numpy as np
 
 import xnet
-from xnet import exact, operations, optimizers, random, training, weights
+from xnet import exact, operations, optimizers, random, samples, training, weights
 from xnet.formulas import Arrays
 from xnet.random import Generator
 
@@ -219,7 +219,7 @@ def trained(backend, dtype, settings, given):
     net = xnet.Network(parts, loss, seed=settings["seed"], dtype=dtype, backend=backend)
     facts = {"batch_size": settings["batch_size"], "seed": settings["batch_seed"]}
     run = training.Training(net, given["x"], given["t"], optimizer=optimizer, **facts)
-    batches = training.minibatches(len(given["x"]), facts["batch_size"], facts["seed"])
+    batches = samples.minibatches(len(given["x"]), facts["batch_size"], facts["seed"])
     found = {f"batch{k + 1}": next(batches) for k in range(settings["steps"])}
     kept = []
     for k in range(settings["steps"] + 1):

@@ -737,6 +737,7 @@ def test_the_page_names_what_is_used_of_a_namespace():
 FLOORS = [
     ["tools"],
     ["training"],
+    ["samples"],
     ["weights"],
     ["datasets"],
     ["network"],

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import xnet
-from xnet import training
+from xnet import samples
 from xnet.activations import identity, relu, sigmoid, softmax, step
 from xnet.gradient import gradient_descent, numerical_diff, numerical_gradient
 from xnet.gradient_check import gradient_check
@@ -170,7 +170,7 @@ def test_mini_batch(backend):
     x = backend.xp.zeros((60000, 784), dtype=backend.xp.uint8)
     t = backend.xp.zeros((60000, 10), dtype=backend.xp.uint8)
     rng = np.random.default_rng(0)
-    mask = next(training.minibatches(60000, 10, rng, replacement=True))
+    mask = next(samples.minibatches(60000, 10, rng, replacement=True))
     assert mask.shape == (10,)
     assert 0 <= mask.min() < mask.max() < 60000
     mask = backend.asarray(mask)

@@ -23,7 +23,8 @@ from xnet.network import Network, TwoLayerNet
 from xnet.operations import Affine, BatchNorm, Dropout, IdentityWithLoss, ReLU
 from xnet.optimizers import SGD, Optimizer
 from xnet.random import Generator
-from xnet.training import History, Training, minibatches, train
+from xnet.samples import minibatches
+from xnet.training import History, Training, train
 
 
 def bits(network: Network) -> dict[str, bytes]:

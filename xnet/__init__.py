@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         perceptron,
         random,
         reproducible,
+        samples,
         training,
         weights,
     )
@@ -92,6 +93,7 @@ __all__ = [
     "random",
     "reproducible",
     "resolve",
+    "samples",
     "set_backend",
     "set_num_threads",
     "train",
