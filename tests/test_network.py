@@ -4,6 +4,7 @@ import itertools
 import math
 import pickle
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -994,3 +995,36 @@ def test_numpys_errors_are_no_errors_here(name, reproducible):
             net.train_step(TINY, np.array([1]), make())
         xnet.train(net, EXTREMES[1:], np.array([2]), iterations=2)
         xnet.gradient_check(net, EXTREMES[1:], np.array([2]))
+
+
+@pytest.mark.parametrize("reproducible", [False, True])
+@pytest.mark.parametrize("within", [ReLU(), Dropout(0.0)])
+def test_one_network_in_many_threads(within, reproducible, backend, rng):
+    """Losses and gradients take turns: layers, and what runs them whole, remember one pass."""
+    with xnet.use_backend(backend.name, reproducible=reproducible):
+        net = Network([Affine(20, 20), within.copy(), Affine(20, 5)], seed=0)
+    batches = [(rng.normal(size=(n, 20)), rng.integers(5, size=n)) for n in (3, 40, 3)]
+    asked = [
+        lambda x, t: {"loss": net.loss(x, t)},
+        lambda x, t: host(net, net.gradient(x, t)),
+    ]
+    right = [(ask, batch, ask(*batch)) for ask in asked for batch in batches]
+    wrong = []
+
+    def go_on():
+        for _ in range(10):
+            for ask, batch, expected in right:
+                found = ask(*batch)
+                wrong.extend(k for k, v in expected.items() if not np.array_equal(found[k], v))
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=go_on) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(before)
+    assert not wrong

@@ -14,6 +14,7 @@ from collections.abc import (
     Sequence,
 )
 from functools import partial
+from threading import RLock
 from typing import Any, cast
 
 from xnet.arithmetic import sound
@@ -28,6 +29,7 @@ from xnet.measures import accuracy
 from xnet.operations import Affine, Loss, Operation, SoftmaxWithLoss
 from xnet.optimizers import Optimizer
 from xnet.plan import Part, Plan, door, is_plain, outputs
+from xnet.threads import in_turn
 
 
 class Parameters(MutableMapping[str, Array]):
@@ -158,8 +160,8 @@ class Network:
     -----
     The layers become the network's own, and no other's; it trains copies of the arrays they came
     with. `layers` can be changed like a list: what a network consists of is said by its layers
-    alone, and `params`, saving, hashes and optimizers follow. Predictions can be asked for by many
-    threads at once; training, and `gradient`, take one thread, for the layers remember.
+    alone, and `params`, saving, hashes and optimizers follow. Many threads may use it: predictions
+    run at once, losses, gradients and steps one after another, for the layers remember.
 
     NumPy arrays and nested lists handed to the methods below are moved to the network's backend
     and dtype: that is the one door. Arrays of another device are an error.
@@ -188,6 +190,7 @@ class Network:
         # Random numbers come from the host on every backend: that module imports NumPy.
         from xnet import random
 
+        self.turn = RLock()
         self._layers: list[Layer] = []
         self._plan: Plan | None = None
         self._held: Any = None
@@ -319,10 +322,10 @@ class Network:
 
     def __getstate__(self) -> dict[str, Any]:
         # A plan may hold addresses of this network's arrays: a copy must make its own.
-        return vars(self) | {"_plan": None}
+        return vars(self) | {"_plan": None, "turn": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
+        vars(self).update(state, turn=RLock())
         for layer in self._layers:
             layer.owner = weakref.ref(self)
 
@@ -436,6 +439,7 @@ class Network:
             return last(x, loss)
         return last(x) if loss is None else self._loss_layer(last(x))
 
+    @in_turn
     def loss(self, x: Any, t: Any) -> float:
         """Loss of the network on x (N, D) with labels t, averaged over the batch.
 
@@ -482,6 +486,7 @@ class Network:
         """
         return self.loss_and_gradient(x, t)[1]
 
+    @in_turn
     def loss_and_gradient(self, x: Any, t: Any) -> tuple[float, dict[str, Array]]:
         """The loss in training, and its `gradient`, from the same forward pass."""
         with self._running():
@@ -521,6 +526,7 @@ class Network:
         places = self._planned().places.items()
         return {key: owners[id(held)] for key, (held, _) in places if id(held) in owners}
 
+    @in_turn
     def train_step(self, x: Any, t: Any, optimizer: Optimizer) -> float:
         """One training step: the loss, its gradient by backpropagation, and the optimizer's update.
 
@@ -560,6 +566,7 @@ class Network:
         self.update(optimizer, gradients)
         return loss
 
+    @in_turn
     def update(self, optimizer: Optimizer, gradients: dict[str, Array]) -> None:
         """Have the optimizer take a step, in full or, if Ctrl-C or an error comes, not at all."""
         with self._running():
@@ -596,6 +603,7 @@ class Network:
             if before is None and state is not None:
                 self._draws.state = state
 
+    @in_turn
     def training_loss(self, x: Any, t: Any) -> float:
         """The loss as `gradient` takes it: layers draw, and move their state, as in a step.
 
@@ -617,6 +625,7 @@ class Network:
 
     # -- by differences
 
+    @in_turn
     def numerical_gradient(
         self, x: Any, t: Any, h: float | None = None, *, method: str | None = None
     ) -> dict[str, Array]:
