@@ -29,7 +29,6 @@ from xnet.measures import accuracy
 from xnet.operations import Affine, Loss, Operation, SoftmaxWithLoss
 from xnet.optimizers import Optimizer
 from xnet.plan import Part, Plan, door, is_plain, outputs
-from xnet.threads import in_turn
 
 
 class Parameters(MutableMapping[str, Array]):
@@ -190,7 +189,7 @@ class Network:
         # Random numbers come from the host on every backend: that module imports NumPy.
         from xnet import random
 
-        self.turn = RLock()
+        self.turn = RLock()  # whose holder alone trains, or takes a loss
         self._layers: list[Layer] = []
         self._plan: Plan | None = None
         self._held: Any = None
@@ -439,7 +438,6 @@ class Network:
             return last(x, loss)
         return last(x) if loss is None else self._loss_layer(last(x))
 
-    @in_turn
     def loss(self, x: Any, t: Any) -> float:
         """Loss of the network on x (N, D) with labels t, averaged over the batch.
 
@@ -458,7 +456,7 @@ class Network:
         BackendError
             An array on another device.
         """
-        with self._running():
+        with self.turn, self._running():
             x, t = self._batch(x, t)
             return float(self._loss_layer.forward(self._through(self._planned(), x, None), t))
 
@@ -486,10 +484,9 @@ class Network:
         """
         return self.loss_and_gradient(x, t)[1]
 
-    @in_turn
     def loss_and_gradient(self, x: Any, t: Any) -> tuple[float, dict[str, Array]]:
         """The loss in training, and its `gradient`, from the same forward pass."""
-        with self._running():
+        with self.turn, self._running():
             x, t = self._batch(x, t)
             self._begin()
             plan = self._planned()
@@ -526,7 +523,6 @@ class Network:
         places = self._planned().places.items()
         return {key: owners[id(held)] for key, (held, _) in places if id(held) in owners}
 
-    @in_turn
     def train_step(self, x: Any, t: Any, optimizer: Optimizer) -> float:
         """One training step: the loss, its gradient by backpropagation, and the optimizer's update.
 
@@ -549,27 +545,29 @@ class Network:
         ValueError, BackendError
             As in `loss`.
         """
-        plan = self._planned()
-        all_train = False not in [layer.trainable for layer in self._layers]
-        run = plan.whole if all_train and not optimizer.opaque else None
-        if run is not None and plan.loss is not None and plan.end is not None:
-            optimizer.trains(self)
-            with self._running():
-                rows, labels = self._batch(x, t)
-                if rows.ndim != 2 or rows.shape[1] != plan.inputs or rows.dtype != plan.dtype:
-                    rows = plan.end.rows(rows)
-                targets = self._targets(plan, rows, labels)
-                loss = self.backend.train_step(run, rows, targets, plan.loss, optimizer, plan.names)
-                if loss is not None:
-                    return float(loss)
-        loss, gradients = self.loss_and_gradient(x, t)
-        self.update(optimizer, gradients)
-        return loss
+        with self.turn:  # the whole step
+            plan = self._planned()
+            all_train = False not in [layer.trainable for layer in self._layers]
+            run = plan.whole if all_train and not optimizer.opaque else None
+            if run is not None and plan.loss is not None and plan.end is not None:
+                optimizer.trains(self)
+                with self._running():
+                    rows, labels = self._batch(x, t)
+                    if rows.ndim != 2 or rows.shape[1] != plan.inputs or rows.dtype != plan.dtype:
+                        rows = plan.end.rows(rows)
+                    targets = self._targets(plan, rows, labels)
+                    loss = self.backend.train_step(
+                        run, rows, targets, plan.loss, optimizer, plan.names
+                    )
+                    if loss is not None:
+                        return float(loss)
+            loss, gradients = self.loss_and_gradient(x, t)
+            self.update(optimizer, gradients)
+            return loss
 
-    @in_turn
     def update(self, optimizer: Optimizer, gradients: dict[str, Array]) -> None:
         """Have the optimizer take a step, in full or, if Ctrl-C or an error comes, not at all."""
-        with self._running():
+        with self.turn, self._running():
             optimizer.update(self.params, gradients)
 
     # -- what is random
@@ -603,13 +601,12 @@ class Network:
             if before is None and state is not None:
                 self._draws.state = state
 
-    @in_turn
     def training_loss(self, x: Any, t: Any) -> float:
         """The loss as `gradient` takes it: layers draw, and move their state, as in a step.
 
         Parameters and errors as in `loss`.
         """
-        with self._running():
+        with self.turn, self._running():
             x, t = self._batch(x, t)
             return self._training_loss(x, t) if self._trains() else self.loss(x, t)
 
@@ -625,7 +622,6 @@ class Network:
 
     # -- by differences
 
-    @in_turn
     def numerical_gradient(
         self, x: Any, t: Any, h: float | None = None, *, method: str | None = None
     ) -> dict[str, Array]:
@@ -678,7 +674,7 @@ class Network:
                 NaiveGradientWarning,
                 stacklevel=2,
             )
-        with self._running():
+        with self.turn, self._running():
             x, t = self._batch(x, t)
             if method == "naive" or obstacle is not None:
                 loss, params = self._training_loss if self._trains() else self.loss, self.params

@@ -6,40 +6,8 @@ inside. Without either, each library decides for itself, which is one thread for
 
 import operator
 import os
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from functools import wraps
 from importlib import import_module
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
-
-P = ParamSpec("P")
-R = TypeVar("R")
-
-
-class TakesTurns(Protocol):
-    """What many threads may ask, of which one is answered at a time."""
-
-    @property
-    def turn(self) -> AbstractContextManager[Any]:
-        """A lock that the thread which holds it may take again."""
-        ...
-
-
-Turns = TypeVar("Turns", bound=TakesTurns)
-
-
-def in_turn(
-    method: Callable[Concatenate[Turns, P], R],
-) -> Callable[Concatenate[Turns, P], R]:
-    """Have a method, and the others that say so, run for one thread at a time."""
-
-    @wraps(method)
-    def run(self: Turns, *args: P.args, **kwargs: P.kwargs) -> R:
-        with self.turn:
-            return method(self, *args, **kwargs)
-
-    return run
-
+from typing import Any
 
 _chosen: int | None = None
 
