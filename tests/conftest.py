@@ -230,3 +230,9 @@ def pytest_terminal_summary(terminalreporter):
         terminalreporter.write_line(
             f"{len(skipped)} tests were skipped for want of a GPU: {skipped[0].longrepr[2]}"
         )
+
+
+def pytest_collection_finish():
+    """What is there by now stays: the collector need not look at thousands of tests again."""
+    gc.collect()
+    gc.freeze()
