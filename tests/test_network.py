@@ -1028,3 +1028,47 @@ def test_one_network_in_many_threads(within, reproducible, backend, rng):
     finally:
         sys.setswitchinterval(before)
     assert not wrong
+
+
+@pytest.mark.parametrize("reproducible", [False, True])
+@pytest.mark.parametrize("loss", variants("loss", altered=False), ids=repr)
+def test_a_sample_that_counts_so_often(loss, reproducible, backend, rng):
+    """As if it stood there so often, where the mean is over as many; once is as without weights."""
+    columns, counts = 1 + loss.classes, np.array([2, 0, 1, 5])
+    with xnet.use_backend(backend.name, reproducible=reproducible):
+        net = Network([Affine(3, 4), Sigmoid(), Affine(4, columns)], make_loss(loss), seed=0)
+    x = rng.normal(size=(4, 3))
+    t = np.array([0, 1, 1, 0]) if loss.classes else np.sign(rng.normal(size=(4, columns)))
+    found, gradients = net.loss_and_gradient(x, t, counts)
+    again = np.repeat(x, counts, axis=0), np.repeat(t, counts, axis=0)
+    expected, repeated = net.loss_and_gradient(*again)
+    np.testing.assert_allclose(found, 2 * expected, rtol=1e-12)  # 8 samples of a mean over 4
+    for name, array in host(net, gradients).items():
+        np.testing.assert_allclose(array, 2 * host(net, repeated)[name], rtol=1e-9, atol=1e-13)
+    once, plain = net.loss_and_gradient(x, t, np.ones(4)), net.loss_and_gradient(x, t)
+    np.testing.assert_allclose(once[0], plain[0], rtol=1e-14)
+    if reproducible:
+        assert_same(host(net, once[1]), host(net, plain[1]))
+
+
+def test_a_step_of_weighted_samples(backend, data):
+    net, same = make(), make()
+    counts = np.array([1, 2, 0, 1, 1, 3])
+    loss = net.train_step(*data, SGD(0.5), counts)
+    expected, gradients = same.loss_and_gradient(*data, counts)
+    same.update(SGD(0.5), gradients)
+    assert loss == expected != net.loss(*data)
+    assert_same(host(net), host(same))
+
+
+class OwnLoss(SoftmaxWithLoss):
+    def forward(self, x, t):
+        return super().forward(x, t)
+
+
+def test_weights_that_do_not_fit(data):
+    with pytest.raises(ValueError, match=r"sample_weight is float64 \(5,\), expected \(6,\)"):
+        make().loss_and_gradient(*data, np.ones(5))
+    net = Network([Affine(4, 3)], OwnLoss())
+    with pytest.raises(ValueError, match=r"sample_weight: .*OwnLoss.* says itself"):
+        net.loss_and_gradient(*data, np.ones(6))

@@ -1202,3 +1202,42 @@ def test_optimizer_by_name_is_refused():
 def test_validation_that_is_neither_a_share_nor_data_is_refused(validation):
     message = refused(None, X, T, validation=validation, error=TypeError)
     assert message.startswith(f"validation is a {type(validation).__name__}, expected a share")
+
+
+@pytest.mark.parametrize("options", [{}, {"validation": 0.25}])
+def test_samples_that_count_more(options, rng):
+    """Relative to their mean; those that validation takes leave the others' mean at 1."""
+    x, t = rng.normal(size=(40, 4)), rng.integers(0, 3, 40)
+    counts = rng.integers(0, 3, 40)
+    hashes = set()
+    for weight in (counts, 10.0 * counts, list(counts), None, np.ones(40)):
+        net = TwoLayerNet(4, 5, 3, weight_init_std=0.5)
+        train(net, x, t, sample_weight=weight, iterations=12, batch_size=7, **options)
+        hashes.add(weights.sha256(net))
+    assert len(hashes) == 2
+
+
+@pytest.mark.parametrize(
+    ("weight", "message"),
+    [
+        (np.ones(3), r"sample_weight has shape \(3,\), expected \(4,\)"),
+        ([1, 1, 1, -1], "sample_weight holds negative numbers"),
+        ([1, 1, 1, np.nan], "sample_weight holds negative numbers"),
+        (np.zeros(4), "nothing but zeros"),
+        (np.ones(4, complex), "sample_weight is complex128, expected real numbers"),
+    ],
+)
+def test_weights_of_samples_that_are_none(weight, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        train(TwoLayerNet(2, 2, 2), np.ones((4, 2)), [0, 1, 0, 1], sample_weight=weight)
+
+
+def test_weights_of_samples_need_backpropagation():
+    with pytest.raises(ValueError, match="sample_weight is for gradient='backprop'"):
+        train(
+            TwoLayerNet(2, 2, 2),
+            np.ones((2, 2)),
+            [0, 1],
+            sample_weight=[1, 2],
+            gradient="numerical",
+        )

@@ -388,6 +388,8 @@ class LossLayer(Computed):
     """Scores of the last `forward`, (N, C)."""
     t: Array = None
     """Targets of the last `forward`, (N, C), of the scores' dtype."""
+    weight: Array = None
+    """How often each sample of the last `forward` counts, (N,); None for once."""
     shape: tuple[int, ...] = ()
 
     def __init__(self, *arguments: Any, **settings: Any) -> None:
@@ -435,14 +437,18 @@ class LossLayer(Computed):
                 "BinaryCrossEntropy; a loss of numbers says classes = False"
             )
 
-    def forward(self, x: Array, t: Array) -> Array:
-        """The loss, 0-d, of scores x (C,) or (N, C); labels t as the functions in `losses`."""
+    def forward(self, x: Array, t: Array, weight: Array = None) -> Array:
+        """The loss, 0-d, of scores x (C,) or (N, C); labels t as the functions in `losses`.
+
+        With `weight` (N,) it is sum(weight * losses) / N.
+        """
         backend, y, t = batch_and_targets(x, t)
         self.check_columns(y.shape[1])
         with backend.running():
             t = self.loss.targets(backend.maths, t)
-            mean = backend.sum(backend.row_losses(self.loss, y, t)) / y.shape[0]
-        self.y, self.t, self.shape = y, t, x.shape  # last: threads may ask for losses at once
+            losses = backend.row_losses(self.loss, y, t)
+            mean = backend.sum(losses if weight is None else losses * weight) / y.shape[0]
+        self.y, self.t, self.weight, self.shape = y, t, weight, x.shape
         return mean
 
     def backward(self, dout: float = 1.0) -> Array:
@@ -452,6 +458,7 @@ class LossLayer(Computed):
         backend = backend_of(y=self.y)
         with backend.running():
             dx = backend.loss_and_delta(self.loss, self.y, self.t)[1]
+            dx = dx if self.weight is None else dx * self.weight[:, None]
             dx = dx if dout == 1 else dx * float(dout)
             return backend.xp.reshape(dx, self.shape)
 

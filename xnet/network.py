@@ -484,13 +484,19 @@ class Network:
         """
         return self.loss_and_gradient(x, t)[1]
 
-    def loss_and_gradient(self, x: Any, t: Any) -> tuple[float, dict[str, Array]]:
-        """The loss in training, and its `gradient`, from the same forward pass."""
+    def loss_and_gradient(
+        self, x: Any, t: Any, sample_weight: Any = None
+    ) -> tuple[float, dict[str, Array]]:
+        """The loss in training, and its `gradient`, from the same forward pass.
+
+        With `sample_weight` (N,), real numbers of at least 0, each sample's loss counts so often:
+        the loss is sum(sample_weight * losses) / N.
+        """
         with self.turn, self._running():
             x, t = self._batch(x, t)
             self._begin()
             plan = self._planned()
-            end, segments = plan.end, plan.segments
+            end, segments = plan.end if sample_weight is None else None, plan.segments
             if end is not None:
                 segments = segments[:-1]
             for segment in segments:
@@ -500,11 +506,21 @@ class Network:
                 targets = self._targets(plan, x, t)
                 loss, dout = end.end(x, targets, plan.loss)
             else:
-                loss = float(self._loss_layer.forward(x, t))
+                weigh = () if sample_weight is None else (self._weights(sample_weight, x),)
+                loss = float(self._loss_layer.forward(x, t, *weigh))
                 dout = self._loss_layer.backward()
             for segment in reversed(segments):
                 dout = segment.backward(dout)
             return loss, self._gradients()
+
+    def _weights(self, weight: Any, x: Array) -> Array:
+        """Of N samples as the loss takes them, (N,)."""
+        if self._loss_layer.opaque:
+            raise ValueError(f"sample_weight: {self._loss_layer} says itself what it computes")
+        weight = self.host_to_backend(weight, "sample_weight", self.dtype)
+        if weight.shape != x.shape[:1]:
+            raise ValueError(f"sample_weight is {described(weight)}, expected ({x.shape[0]},)")
+        return weight
 
     def _targets(self, plan: Plan, x: Array, t: Array) -> Array:
         """The targets (N, C) as the loss takes them."""
@@ -523,7 +539,7 @@ class Network:
         places = self._planned().places.items()
         return {key: owners[id(held)] for key, (held, _) in places if id(held) in owners}
 
-    def train_step(self, x: Any, t: Any, optimizer: Optimizer) -> float:
+    def train_step(self, x: Any, t: Any, optimizer: Optimizer, sample_weight: Any = None) -> float:
         """One training step: the loss, its gradient by backpropagation, and the optimizer's update.
 
         Ctrl-C, or an error in the optimizer, leaves parameters and optimizer as they were before.
@@ -534,6 +550,8 @@ class Network:
             As in `loss`.
         optimizer
             How to step; part of the backend's call where that takes the network whole.
+        sample_weight
+            As in `loss_and_gradient`.
 
         Returns
         -------
@@ -547,8 +565,9 @@ class Network:
         """
         with self.turn:  # the whole step
             plan = self._planned()
+            plain = sample_weight is None and not optimizer.opaque
             all_train = False not in [layer.trainable for layer in self._layers]
-            run = plan.whole if all_train and not optimizer.opaque else None
+            run = plan.whole if all_train and plain else None
             if run is not None and plan.loss is not None and plan.end is not None:
                 optimizer.trains(self)
                 with self._running():
@@ -561,7 +580,7 @@ class Network:
                     )
                     if loss is not None:
                         return float(loss)
-            loss, gradients = self.loss_and_gradient(x, t)
+            loss, gradients = self.loss_and_gradient(x, t, sample_weight)
             self.update(optimizer, gradients)
             return loss
 

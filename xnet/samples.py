@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from xnet.arrays import check_real, plain
 from xnet.backend import Array, use_backend
 from xnet.losses import batch_and_targets
 from xnet.measures import are_classes
@@ -75,7 +76,15 @@ class _Minibatches:
 class Samples:
     """Data and labels on the network's backend, checked once for the whole run."""
 
-    def __init__(self, network: Network, x: Any, t: Any, x_name: str, t_name: str) -> None:
+    def __init__(
+        self,
+        network: Network,
+        x: Any,
+        t: Any,
+        x_name: str,
+        t_name: str,
+        sample_weight: Any = None,
+    ) -> None:
         self.backend = network.backend
         x, t = network.host_to_backend(x, x_name, network.dtype), network.host_to_backend(t, t_name)
         for name, array in {x_name: x, t_name: t}.items():
@@ -99,6 +108,7 @@ class Samples:
                 raise ValueError(f"{where}{error}") from error
             self.classes = are_classes(network.backend, targets, network.loss_layer.classes)
         self.x, self.t, self.samples = x, t, x.shape[0]
+        self.weight = None if sample_weight is None else _weights(sample_weight, self.samples)
 
     def take(self, indices: NDArray[np.int64]) -> tuple[Array, Array]:
         """Some of the samples, and their labels."""
@@ -131,7 +141,24 @@ class Samples:
         with self.backend.running():
             part.x, part.t = self.take(np.sort(indices))
         part.samples = len(indices)
+        if self.weight is not None:
+            part.weight = _weights(self.weight[np.sort(indices)], part.samples)
         return part
+
+
+def _weights(values: Any, samples: int) -> NDArray[np.float64]:
+    """How often each sample counts, on the host, 1 on average."""
+    given = plain(values, "sample_weight")
+    check_real(np, given, "sample_weight")
+    found = given.astype(np.float64)
+    if found.shape != (samples,):
+        raise ValueError(f"sample_weight has shape {found.shape}, expected ({samples},)")
+    if not (np.isfinite(found).all() and found.min() >= 0 and found.sum() > 0):
+        raise ValueError(
+            "sample_weight holds negative numbers, NaN, infinity, or nothing but zeros; expected "
+            "numbers of at least 0"
+        )
+    return found / found.mean()
 
 
 def check_length(name: str, value: int | None) -> None:

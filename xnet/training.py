@@ -98,6 +98,7 @@ def train(
     gradient: str = "backprop",
     validation: float | tuple[Any, Any] | None = None,
     patience: int | None = None,
+    sample_weight: Any = None,
     seed: int | None = 0,
     checkpoint: str | os.PathLike[str] | None = None,
     progress: bool | Progress = True,
@@ -133,6 +134,9 @@ def train(
         alike.
     patience
         Stop when there was no better epoch for so many; needs `validation`.
+    sample_weight
+        How often each sample of x counts in the loss, (N,): real numbers of at least 0, relative
+        to their mean. Accuracies count every sample once.
     seed
         For the draws; None for fresh ones every time.
     checkpoint
@@ -173,6 +177,7 @@ def train(
         gradient=gradient,
         validation=validation,
         patience=patience,
+        sample_weight=sample_weight,
         seed=seed,
         checkpoint=checkpoint,
     )
@@ -205,6 +210,7 @@ class Training:
         gradient: str = "backprop",
         validation: float | tuple[Any, Any] | None = None,
         patience: int | None = None,
+        sample_weight: Any = None,
         seed: int | None = 0,
         checkpoint: str | os.PathLike[str] | None = None,
     ) -> None:
@@ -219,6 +225,8 @@ class Training:
                 f"gradient='numerical' needs float64, this network is {network.dtype}: the "
                 "difference of two losses would be rounding noise"
             )
+        if gradient == "numerical" and sample_weight is not None:
+            raise ValueError("sample_weight is for gradient='backprop'")
         if optimizer is not None and not isinstance(optimizer, Optimizer):  # pyright: ignore
             raise TypeError(f"optimizer is {optimizer!r}, expected an Optimizer such as SGD(0.1)")
         if (x_test is None) != (t_test is None):
@@ -236,7 +244,7 @@ class Training:
         self.patience, self.checkpoint = patience, checkpoint
         self._numerical = gradient == "numerical"
         rng = Generator(seed)
-        data = {"train": Samples(network, x, t, "x", "t")}
+        data = {"train": Samples(network, x, t, "x", "t", sample_weight)}
         if isinstance(validation, Real):
             data["train"], data["validation"] = data["train"].split(float(validation), rng)
         elif validation is not None:
@@ -327,9 +335,11 @@ class Training:
         before = [(v.state, name, array) for v in network.layers for name, array in v.state.items()]
         try:
             with use_backend(network.backend), network.backend.running():
-                x, t = self._data["train"].take(indices)
+                train = self._data["train"]
+                x, t = train.take(indices)
                 if not self._numerical:
-                    return network.train_step(x, t, self.optimizer)
+                    weights = () if train.weight is None else (train.weight[indices],)
+                    return network.train_step(x, t, self.optimizer, *weights)
                 gradients, loss = network.numerical_gradient(x, t), network.training_loss(x, t)
                 network.update(self.optimizer, gradients)
                 return loss
