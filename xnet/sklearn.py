@@ -33,6 +33,8 @@ __all__ = ["XNetClassifier", "XNetRegressor"]
 class _Estimator(BaseEstimator):
     """What both have in common: Affine layers with activations between, trained by `Training`."""
 
+    n_features_in_: int
+
     def __init__(
         self,
         hidden_layer_sizes: Sequence[int] = (100,),
