@@ -90,6 +90,9 @@ class Array(np.ndarray):
     def device(self):
         return SimpleNamespace(id=self._index)
 
+    def __dlpack_device__(self):
+        return 2, self._index
+
     @property
     def data(self):
         return SimpleNamespace(ptr=self.ctypes.data)

@@ -1,9 +1,21 @@
-"""What a network and functions of arrays make of what they are handed: the one door."""
+"""What a network and functions of arrays make of what they are handed: the one door.
 
+`docs/arrays.md` says it, kind by kind; its tables are what is tried.
+"""
+
+import importlib
+import importlib.util
+import re
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import BACKENDS, ON_HOST, require_host_cuda
+from test_docs import blocks, rows
+from test_parity import PEERS, make
 
 import xnet
 from xnet import arrays, losses
@@ -11,15 +23,20 @@ from xnet.activations import sigmoid
 from xnet.datasets import load_digits
 from xnet.layers import Affine, ReLU
 
+PAGE = Path(__file__).parents[1] / "docs" / "arrays.md"
+DATA, LABELS = ([row[1:] for row in rows(PAGE, f"{kind} |")] for kind in ("data", "labels"))
+REFUSED = {
+    "complex": (np.ones((2, 2)) + 0j, TypeError, "is complex128, expected real numbers"),
+    "None within": ([[None, 1.0]], TypeError, "is object, expected real numbers"),
+    "masked": (np.ma.masked_array([1, 2], [1, 0]), ValueError, "has masked elements"),
+    "masked row": ([np.ma.masked_array([1, 2], [1, 0]), [1, 2]], ValueError, "has masked"),
+    "ragged": ([[1, 2, 3, 4], [1, 2]], ValueError, "makes no array: .*inhomogeneous"),
+    "nothing": (None, TypeError, "is a NoneType, expected an array of a usable backend"),
+}
+
+REFUSALS = (TypeError, ValueError, xnet.BackendError)
+
 X = np.arange(24.0).reshape(6, 4) / 8
-T = np.array([0, 1, 2, 0, 1, 2])
-
-
-def masked(values, first):
-    """A masked array of values, its first element masked or not."""
-    hidden = np.zeros(np.shape(values), bool)
-    hidden.flat[0] = first
-    return np.ma.masked_array(values, hidden)
 
 
 def matrix(values):
@@ -28,46 +45,32 @@ def matrix(values):
         return np.asmatrix(values)
 
 
-TAKEN = {
-    "list": X.tolist(),
-    "tuple of tuples": tuple(map(tuple, X.tolist())),
-    "list of rows": list(X),
-    "by columns": np.asfortranarray(X),
-    "strided": np.repeat(X, 2, axis=0)[::2],
-    "backwards": X[::-1].copy()[::-1],
-    "read-only": np.broadcast_to(X, X.shape),
-    "other byte order": X.astype(X.dtype.newbyteorder()),
-    "not aligned": np.frombuffer(b"0" + X.tobytes(), "u1")[1:].view("f8").reshape(X.shape),
-    "float16": X.astype("float16"),
-    "float32": X.astype("float32"),
-    "long double": X.astype(np.longdouble),
-    "matrix": matrix(X),
-    "masked, nothing hidden": masked(X, False),
-    "records' view": X.view(np.recarray),
-}
-"""The numbers of X, which every one of these dtypes holds."""
+@pytest.fixture
+def page(tmp_path, monkeypatch):
+    """A function of a cell: what its code gives, or None where its library is not installed."""
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(blocks(PAGE)[0].text, names)
 
-REFUSED = {
-    "complex": (X + 0j, TypeError, "is complex128, expected real numbers"),
-    "complex numbers": ([[1j, 2, 3, 4]], TypeError, "is complex128, expected real numbers"),
-    "objects": (X.astype(object), TypeError, "is object, expected real numbers"),
-    "None within": ([[None, 1, 2, 3]], TypeError, "is object, expected real numbers"),
-    "strings": (X.astype(str), TypeError, "is str[0-9]*, expected real numbers"),
-    "dates": (X.astype("M8[D]"), TypeError, "is datetime64.*, expected real numbers"),
-    "durations": (X.astype("m8[D]"), TypeError, "is timedelta64.*, expected real numbers"),
-    "masked": (masked(X, True), ValueError, "has masked elements"),
-    "masked row": ([masked(row, i == 1) for i, row in enumerate(X)], ValueError, "has masked"),
-    "ragged": ([[1, 2, 3, 4], [1, 2]], ValueError, "makes no array: .*inhomogeneous"),
-    "nothing": (None, TypeError, "is a NoneType, expected an array of a usable backend"),
-    "dictionary": ({}, TypeError, "is a dict, expected an array of a usable backend"),
-}
+    def value(cell):
+        code = cell.strip("`")
+        for name in re.findall(r"\b[a-z0-9_]+(?=\.)", code):
+            if name not in names and importlib.util.find_spec(name):
+                names[name] = importlib.import_module(name)
+        with warnings.catch_warnings(action="ignore"):  # of matrices, and of beta states
+            try:
+                return eval(code, names)
+            except NameError as error:
+                if error.name not in PEERS:
+                    raise
+                return None
+
+    value.names = names
+    return value
 
 
-def network(backend, planned=True):
-    net = xnet.Network([Affine(4, 5), ReLU(), Affine(5, 3)], backend=backend)
-    if planned:
-        net.predict(X)
-    return net
+def network(backend):
+    return xnet.Network([Affine(4, 5), ReLU(), Affine(5, 3)], backend=backend)
 
 
 USES = {
@@ -95,68 +98,124 @@ def flat(backend, found):
     return backend.to_numpy(found).ravel().tolist()
 
 
-@pytest.mark.parametrize("planned", [False, True])
-@pytest.mark.parametrize("use", USES)
-def test_kinds_of_arrays_make_no_difference(backend, use, planned, tmp_path):
-    mapped = np.memmap(tmp_path / "x.bin", "float64", "w+", shape=X.shape)
-    mapped[...] = X
-    expected = flat(backend, USES[use](network(backend, planned), X, T))
-    for kind, x in {**TAKEN, "memory map": mapped}.items():
-        found = flat(backend, USES[use](network(backend, planned), x, T))
-        np.testing.assert_allclose(found, expected, rtol=1e-12, err_msg=kind)
+@pytest.fixture(params=[*BACKENDS, ON_HOST, *PEERS])
+def anywhere(request, monkeypatch):
+    """Each usable backend in turn, as the current one, those of other vendors' libraries too."""
+    if request.param == ON_HOST:
+        require_host_cuda(monkeypatch)
+    with xnet.use_backend(make(request.param.partition(",")[0], False)) as current:
+        yield current
 
 
-@pytest.mark.parametrize("planned", [False, True])
-@pytest.mark.parametrize("kind", REFUSED)
-def test_what_would_lose_something_is_refused(backend, kind, planned):
-    x, error, message = REFUSED[kind]
-    for name, use in USES.items():
-        net = network(backend, planned)
-        before = xnet.weights.sha256(net)
-        with pytest.raises(error, match=f"^x {message}"):
-            use(net, x, T)
-        assert xnet.weights.sha256(net) == before, name
-    with pytest.raises(error, match=f"^x {message}"), xnet.use_backend(backend):
-        sigmoid(x)
-    with pytest.raises(error, match=f"^W {message}"), xnet.use_backend(backend):
-        Affine.from_params(x, np.zeros(4))
+def outcome(cell):
+    """What a cell says: how it is refused, or that it is taken, and as what."""
+    said = re.match(r"(taken as it is|copied|refused)(?:[:,] .*?`(.*)`)?", cell)
+    assert said, cell
+    return said[1], said[2]
 
 
-LABELS = np.eye(3)[T]
+def tried(backend, use, x, t, refused=None, planned=False):
+    """The numbers that a use gives of x and t; none if it is refused, as it must be."""
+    net = network(backend)
+    if planned:
+        net.predict(np.ones((1, 4)))
+    if refused is None:
+        return flat(backend, USES[use](net, x, t))
+    before = xnet.weights.sha256(net)
+    with pytest.raises(REFUSALS) as caught:
+        USES[use](net, x, t)
+    assert refused in str(caught.value), use
+    assert xnet.weights.sha256(net) == before, use
+    return []
 
 
-@pytest.mark.parametrize("planned", [False, True])
-@pytest.mark.parametrize("use", ["loss", "accuracy", "gradient", "train_step", "train"])
-def test_kinds_of_labels_make_no_difference(backend, use, planned):
-    """One-hot labels as an encoder's matrix gave an accuracy of 36.9."""
-    expected = flat(backend, USES[use](network(backend, planned), X, T))
-    for kind, t in {
-        "list": T.tolist(),
-        "bytes": T.astype("uint8"),
-        "other byte order": T.astype(T.dtype.newbyteorder()),
-        "one-hot": LABELS,
-        "one-hot whole numbers": LABELS.astype(int),
-        "one-hot truths": LABELS.astype(bool),
-        "matrix": matrix(LABELS),
-        "matrix of whole numbers": matrix(LABELS.astype(int)),
-        "masked, nothing hidden": masked(T, False),
-    }.items():
-        found = flat(backend, USES[use](network(backend, planned), X, t))
-        np.testing.assert_allclose(found, expected, rtol=1e-12, err_msg=kind)
+def found_in(page, table, backend):
+    """Of each row whose library is here: its number, code, value, how it is taken, and a text."""
+    for k, (code, cell) in enumerate(table):
+        (how, text), value = outcome(cell), page(code)
+        missing = value is None and code != "`None`"
+        # What a backend owns is its own business, but for labels that are none.
+        if not missing and (how != "refused" or not backend.owns(value) or "dtype" in text):
+            yield k, code, value, how, text
 
 
-@pytest.mark.parametrize("planned", [False, True])
-@pytest.mark.parametrize("use", ["loss", "accuracy", "gradient", "train_step", "train"])
-def test_labels_that_would_lose_something_are_refused(backend, use, planned):
-    for t, error in {
-        "complex": (LABELS + 0j, TypeError),
-        "objects": (LABELS.astype(object), TypeError),
-        "strings": (LABELS.astype(str), TypeError),
-        "masked": (masked(T, True), ValueError),
-        "masked one-hot": (masked(LABELS, True), ValueError),
-    }.values():
-        with pytest.raises(error, match=r"^t (is|has)"):
-            USES[use](network(backend, planned), X, t)
+def test_the_table_of_data(anywhere, page):
+    X, T = page.names["X"], page.names["T"]
+    expected = {use: tried(anywhere, use, X, T) for use in USES}
+    activated = flat(anywhere, sigmoid(anywhere.asarray(X)))
+    for k, code, x, how, text in found_in(page, DATA, anywhere):
+        refused = text if how == "refused" else None
+        for use in USES:
+            found = tried(anywhere, use, x, T, refused, k % 2)
+            np.testing.assert_allclose(found, expected[use][: len(found)], 1e-12, err_msg=code)
+        if refused is None:
+            y = sigmoid(x)
+            assert anywhere.owns(y) or not anywhere.owns(x), code
+            np.testing.assert_allclose(np.asarray(y).ravel(), activated, 3e-3, err_msg=code)
+            continue
+        for name, call in {"x": sigmoid, "W": lambda x: Affine.from_params(x, [0] * 4)}.items():
+            with pytest.raises(REFUSALS) as caught:
+                call(x)
+            assert re.match(rf"{name}\b", str(caught.value)), code
+            assert name != "x" or text in str(caught.value), code
+
+
+def test_the_table_of_labels(anywhere, page):
+    X, T = page.names["X"], page.names["T"]
+    for k, code, t, how, text in found_in(page, LABELS, anywhere):
+        refused = text if how == "refused" else None
+        other = T if text is None or refused else page(text)
+        for use in ("loss", "accuracy", "gradient", "train_step", "numerical_gradient", "train"):
+            found = tried(anywhere, use, X, t, refused, k % 2)
+            expected = tried(anywhere, use, X, other)[: len(found)]
+            np.testing.assert_allclose(found, expected, 1e-12, err_msg=code)
+
+
+@pytest.mark.parametrize(("table", "door"), [(DATA, arrays.on_host), (LABELS, arrays.labels)])
+def test_what_is_taken_as_it_is_is_not_copied(page, table, door):
+    """Twice over the door, it is the same memory; a copy would be two."""
+    for code, cell in table:
+        how, _ = outcome(cell)
+        value = page(code)
+        if value is None or how == "refused":
+            continue
+        once, again = (arrays.on_host(door(value, "x"), "x") for _ in range(2))
+        if hasattr(value, "__dlpack__") and not isinstance(value, np.ndarray):
+            # A library may keep the copy that it made.
+            again = np.from_dlpack(value)
+        assert type(once) is np.ndarray, code
+        assert np.shares_memory(once, again) == (how == "taken as it is"), code
+
+
+def test_what_else_takes_tables(page):
+    """Columns by themselves, the check of gradients, and the functions of losses and measures."""
+    x, t = page("pandas.DataFrame(X)"), page('pandas.Series(NAMES, dtype="category")')
+    X, T = page.names["X"], page.names["T"]
+    y = network("numpy").predict(X)
+    assert xnet.gradient_check(network("numpy"), x, t).passed
+    assert losses.cross_entropy_error(y, t) == losses.cross_entropy_error(y, T)
+    assert xnet.measures.accuracy(x.iloc[:, :3], t) == xnet.measures.accuracy(X[:, :3], T)
+    row = network("numpy").predict(x.iloc[1])  # a series is a sample
+    assert np.array_equal(row, network("numpy").predict(X[1]))
+
+
+def test_what_speaks_arrow_alone_takes_pyarrow(page, monkeypatch):
+    table = page("OnlyArrow(polars.DataFrame(X))")
+    series = page('OnlyArrow(polars.Series("a", X[:, 0]))')
+    assert np.array_equal(arrays.on_host(series, "x"), page.names["X"][:, 0])
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(TypeError, match="x is a OnlyArrow, which takes PyArrow: pip install"):
+        arrays.on_host(table, "x")
+
+
+def test_no_library_is_imported_to_look(page):
+    code = (
+        "import sys, numpy as np, xnet; net = xnet.TwoLayerNet(4, 3, 2); x = np.ones((2, 4), 'f4');"
+        "net.predict(x); net.predict(memoryview(x)); net.loss(x, [True, False]);"
+        "print([m for m in ('pandas', 'polars', 'pyarrow', 'torch') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_accuracy_of_an_encoders_matrix_on_digits():
@@ -176,7 +235,7 @@ def test_layers_take_ordinary_arrays_alone(name):
         for x, kind in [
             (X.astype(X.dtype.newbyteorder()), "ndarray of [<>]f8"),
             (matrix(X), "matrix of float64"),
-            (masked(X, False), "MaskedArray of float64"),
+            (np.ma.masked_array(X), "MaskedArray of float64"),
         ]:
             for call in (layer, layer.forward, ReLU()):
                 with pytest.raises(TypeError, match=f"x is a {kind}, expected an array of"):
@@ -190,7 +249,7 @@ def test_layers_parameters_are_ordinary_arrays():
         (W.tolist(), b.tolist()),
         (W.astype(int), [1, -1]),
         (matrix(W), b),
-        (W.astype(W.dtype.newbyteorder()), masked(b, False)),
+        (W.astype(W.dtype.newbyteorder()), np.ma.masked_array(b)),
     ):
         layer = Affine.from_params(*kind)
         assert all(type(array) is np.ndarray for array in layer.params.values())

@@ -703,6 +703,7 @@ def imports_of(source):
 def test_the_library_names_no_array_library():
     """Nothing in xnet/ but host code (files, data, batches) imports one."""
     host_code = {"datasets.py", "weights.py", "training.py", "samples.py", "sklearn.py"}
+    host_code |= {"parquet.py", "rows.py"}
     # Random numbers, to_numpy, what is not ordinary among NumPy's arrays, and its warnings.
     allowed = {(f"{name}.py", "numpy") for name in ("random", "backend", "arrays", "reproducible")}
     found = {
@@ -737,7 +738,7 @@ def test_the_page_names_what_is_used_of_a_namespace():
 FLOORS = [
     ["tools", "sklearn"],
     ["training"],
-    ["samples"],
+    ["samples", "parquet"],
     ["weights"],
     ["datasets"],
     ["network"],
@@ -745,11 +746,11 @@ FLOORS = [
     ["optimizers", "perceptron", "gradient", "activations"],
     ["layers", "measures"],
     ["losses"],
-    ["arguments"],
+    ["arguments", "rows"],
     ["backend", "reproducible"],
     ["arithmetic", "random"],
     ["perturbation", "threads", "exact", "bounds", "arrays"],
-    ["operations", "formulas", "errors", "dtypes", "files"],
+    ["operations", "formulas", "errors", "dtypes", "files", "frames"],
 ]
 """Each module imports from lower floors alone; exact and bounds from formulas."""
 

@@ -9,7 +9,14 @@ import threading
 import numpy as np
 import pytest
 import xnet_numpy
-from conftest import OPTIMIZERS, assert_close, make_loss, property_settings, variants
+from conftest import (
+    OPTIMIZERS,
+    assert_close,
+    make_loss,
+    property_settings,
+    require_host_cuda,
+    variants,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -324,18 +331,19 @@ def test_what_is_no_data_is_named(data, bad):
         net.loss(data[0], bad)
 
 
-def test_arrays_of_another_device_are_refused(data):
+def test_arrays_of_another_device_are_refused(data, monkeypatch):
+    require_host_cuda(monkeypatch)
     x, t = data
-    net = make(backend="numpy")
-    message = r'the network is on numpy, {} is on strict: .*net\.to\("strict"\).*asarray'
+    net, there = make(backend="numpy"), xnet.resolve("cupy").asarray
+    message = r'the network is on numpy, {} is on cupy:0: .*net\.to\("cupy:0"\).*asarray'
     for method in (net.scores, net.predict):
         with pytest.raises(BackendError, match=message.format("x")):
-            method(strict_array(x))
+            method(there(x))
     for method in (net.loss, net.accuracy, net.gradient, net.numerical_gradient):
         with pytest.raises(BackendError, match=message.format("x")):
-            method(strict_array(x), t)
+            method(there(x), t)
         with pytest.raises(BackendError, match=message.format("t")):
-            method(x, strict_array(t))
+            method(x, there(t))
 
 
 def test_numpy_arrays_are_moved_through_the_one_door(data):
@@ -469,9 +477,11 @@ def test_given_parameters_of_numpy_are_moved(backend):
     assert all(backend.owns(array) for array in net.params.values())
 
 
-def test_given_parameters_of_another_device_are_refused():
-    layer = Affine.from_params(strict_array([[1.0, 3.0]]), strict_array([2.0, 4.0]))
-    with pytest.raises(BackendError, match="the network is on numpy, W is on strict"):
+def test_given_parameters_of_another_device_are_refused(monkeypatch):
+    require_host_cuda(monkeypatch)
+    there = xnet.resolve("cupy").asarray
+    layer = Affine.from_params(there([[1.0, 3.0]]), there([2.0, 4.0]))
+    with pytest.raises(BackendError, match="the network is on numpy, W is on cupy:0"):
         Network([layer], backend="numpy")
 
 

@@ -13,7 +13,7 @@ import warnings
 import numpy as np
 import pytest
 import threadpoolctl
-from conftest import LAYER_KINDS, OPTIMIZERS, SIZES, variants
+from conftest import LAYER_KINDS, OPTIMIZERS, SIZES, require_host_cuda, variants
 
 import xnet
 from xnet import WeightsError, datasets, training, weights
@@ -818,11 +818,11 @@ def test_numbers_that_are_not_finite_are_refused(backend, dtype, bad):
     network = make_network(dtype=dtype)
     spoilt, spoilt_test, targets = x.copy(), x_test.copy(), np.eye(2)[t]
     spoilt[29, 1] = spoilt_test[9, 0] = targets[29, 1] = bad
-    expected = "{} holds NaN or infinity"
-    assert refused(network, spoilt, t) == expected.format("x") + f" as {dtype}"
-    assert refused(network, x, t, spoilt_test, t_test) == expected.format("x_test") + f" as {dtype}"
-    assert refused(network, x, targets) == expected.format("t")
-    assert refused(network, x_test, t_test, x, targets) == expected.format("t_test")
+    expected = "{} holds NaN or infinity as {} in row {}".format
+    assert refused(network, spoilt, t) == expected("x", dtype, 29)
+    assert refused(network, x, t, spoilt_test, t_test) == expected("x_test", dtype, 9)
+    assert refused(network, x, targets) == expected("t", "float64", 29)
+    assert refused(network, x_test, t_test, x, targets) == expected("t_test", "float64", 29)
 
 
 @pytest.mark.parametrize("label", [-1, 2, 10**9])
@@ -903,10 +903,11 @@ def test_float32_is_refused_for_the_numerical_gradient_before_training():
     assert "float32" in refused(network, X, T, gradient="numerical")
 
 
-def test_data_of_another_device_are_refused():
-    strict = xnet.resolve("strict")
+def test_data_of_another_device_are_refused(monkeypatch):
+    require_host_cuda(monkeypatch)
+    cupy = xnet.resolve("cupy")
     network = make_network(backend="numpy")
-    x, t = strict.asarray(X), strict.asarray(T)
+    x, t = cupy.asarray(X), cupy.asarray(T)
     for arrays in [(x, t), (x, T), (X, t), (X, T, x, T), (X, T, X, t)]:
         message = refused(network, *arrays, error=xnet.BackendError)
         assert "the network is on numpy, " in message

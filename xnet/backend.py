@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 from xnet import exact, perturbation, threads
 from xnet.arithmetic import sound
-from xnet.arrays import check_real, plain
+from xnet.arrays import arrived, check_real, narrowed, refusal
 from xnet.dtypes import dtype_name
 from xnet.errors import BackendError
 from xnet.formulas import Arrays, as_tuple, check_step
@@ -138,7 +138,7 @@ class Backend:
         raise NotImplementedError
 
     def asarray(self, values: Any, dtype: Any = None, name: str = "values") -> Array:
-        """`values` (numbers, nested lists, or an array of any backend) as an array here.
+        """`values` (an array of any backend, or what `xnet.arrays.on_host` takes) as an array here.
 
         This and `to_numpy` are the only ways across devices. No copy is made of an array that
         is here already and has the dtype asked for.
@@ -148,10 +148,10 @@ class Backend:
         TypeError, ValueError
             What holds no real numbers, or masked ones, by its `name`: see `xnet.arrays`.
         """
-        values = plain(values, name)
+        values = arrived(self, values, name)
         owner = self if self.owns(values) else owner_of(values, name)
         check_real(owner.xp, values, name)
-        values = values if owner is self else owner.to_numpy(values)
+        values = values if owner is self else narrowed(owner.to_numpy(values), dtype)
         kind = {} if dtype is None else {"dtype": getattr(self.xp, dtype_name(dtype))}
         return self.xp.asarray(values, **kind)
 
@@ -688,9 +688,7 @@ def owner_of(array: Array, name: str = "array") -> Backend:
         for candidate in _every_backend(current.reproducible):
             if candidate.owns(array):
                 return candidate
-    kind = f"{type(array).__name__}{' of ' + str(array.dtype) if hasattr(array, 'dtype') else ''}"
-    way = "(xnet.get_backend().asarray(...) makes one)"
-    raise TypeError(f"{name} is a {kind}, expected an array of a usable backend {way}")
+    raise refusal(array, name, "a usable backend")
 
 
 def _every_backend(reproducible: bool) -> Iterator[Backend]:

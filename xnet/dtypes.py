@@ -34,9 +34,9 @@ def described(array: Any) -> str:
     return f"{name_of(array)} {tuple(array.shape)}"
 
 
-def is_integral(xp: Any, array: Any) -> bool:
-    """Whether an array of a namespace's holds whole numbers; kept likewise."""
-    return _kept_integral(xp, array.dtype.__class__, array.dtype)
+def is_whole(xp: Any, array: Any) -> bool:
+    """Whether an array of a namespace's holds whole numbers, or truths, 0 and 1; kept likewise."""
+    return _kept_whole(xp, array.dtype.__class__, array.dtype)
 
 
 # By the class, too: dtypes of two libraries may not be compared.
@@ -48,5 +48,5 @@ def _kept_name(_: type, dtype: Any) -> str:
 
 
 @cache
-def _kept_integral(xp: Any, _: type, dtype: Any) -> bool:
-    return xp.isdtype(dtype, "integral")
+def _kept_whole(xp: Any, _: type, dtype: Any) -> bool:
+    return xp.isdtype(dtype, ("bool", "integral"))

@@ -41,6 +41,7 @@ from enum import StrEnum
 from itertools import product
 from typing import Any, Protocol
 
+from xnet.arrays import labels
 from xnet.backend import Array, backend_of
 from xnet.errors import KinkWarning, RoundingWarning
 from xnet.gradient import GOLDEN, Index, checked_step, unlike
@@ -305,7 +306,8 @@ def _without_kinks(
 
     If most lie at one, nothing is left out, and every step bends some.
     """
-    x, t = network.host_to_backend(x, "x", network.dtype), network.host_to_backend(t, "t")
+    x = network.host_to_backend(x, "x", network.dtype)
+    t = network.host_to_backend(labels(t, "t"), "t")
     if x.ndim == 1:
         x, t = x[None, ...], t[None, ...]
     backend = backend_of(x=x)

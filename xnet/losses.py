@@ -3,9 +3,9 @@
 from typing import Any
 
 from xnet.arguments import as_floats, taken
-from xnet.arrays import check_real
+from xnet.arrays import check_real, labels
 from xnet.backend import Array, Backend, backend_of
-from xnet.dtypes import dtype_name, float_dtype, is_integral
+from xnet.dtypes import dtype_name, float_dtype, is_whole
 from xnet.operations import IdentityWithLoss
 
 LOG_OFFSET = 1e-7
@@ -66,7 +66,7 @@ def cross_entropy_error(y: Array, t: Array) -> Array:
 
 def taken_batch(y: Any, t: Any) -> tuple[Backend, Array, Array]:
     """`batch_and_targets` of what a function takes: lists and whole numbers, too."""
-    backend, y, t = taken(y=y, t=t)
+    backend, y, t = taken(y=y, t=labels(t, "t"))
     return batch_and_targets(as_floats(backend, y), t)
 
 
@@ -110,8 +110,9 @@ def targets_for(backend: Backend, t: Array, shape: tuple[int, ...], dtype: Any) 
 
 def _one_hot(backend: Backend, shape: tuple[int, ...], t: Array, dtype: Any) -> Array:
     """Class indices `t`, of the shape less its last axis, as one-hot rows."""
-    if not is_integral(backend.xp, t):
-        raise ValueError(f"t has dtype {dtype_name(t.dtype)}, expected integer class indices")
+    if not is_whole(backend.xp, t):
+        kind = dtype_name(t.dtype)
+        raise ValueError(f"t has dtype {kind}, expected integer class indices: t.astype(int)")
     if tuple(t.shape) != shape[:-1]:
         raise ValueError(f"t has {t.shape[0]} labels, y has {shape[0]} samples")
     return backend.one_hot(t, shape[-1], dtype)

@@ -1,6 +1,7 @@
 """How good predictions are: accuracy of classes, and R² where there are none."""
 
 import math
+from collections.abc import Iterable
 
 from xnet.backend import Array, Backend
 from xnet.losses import taken_batch
@@ -63,10 +64,34 @@ def r_squared(y: Array, t: Array) -> float:
     """
     backend, y, t = taken_batch(y, t)
     with backend.running():
-        if bool(backend.xp.all(t == t[:1, ...])):
-            return math.nan
-        off, spread = t - y, t - backend.sum(t, axis=0) / t.shape[0]
-        return 1 - float(backend.sum(off * off)) / float(backend.sum(spread * spread))
+        return explained(backend, [t], [(y, t)])
+
+
+def explained(
+    backend: Backend, targets: Iterable[Array], parts: Iterable[tuple[Array, Array]]
+) -> float:
+    """`r_squared` of what comes in parts, one at least.
+
+    Parameters
+    ----------
+    targets
+        The targets (n, C) of each part.
+    parts
+        Predictions and targets of each part: gone through after the targets are.
+    """
+    first, same, total, n = None, True, 0, 0
+    for t in targets:
+        first = t[:1, ...] if first is None else first
+        same = same and bool(backend.xp.all(t == first))
+        total, n = total + backend.sum(t, axis=0), n + t.shape[0]
+    if same:
+        return math.nan
+    unexplained = variation = 0.0
+    for y, t in parts:
+        off, spread = t - y, t - total / n
+        unexplained += float(backend.sum(off * off))
+        variation += float(backend.sum(spread * spread))
+    return 1 - unexplained / variation
 
 
 def are_classes(backend: Backend, targets: Array, classes: bool) -> bool:

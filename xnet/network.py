@@ -17,9 +17,10 @@ from functools import partial
 from threading import RLock
 from typing import Any, cast
 
+from xnet.arguments import moved
 from xnet.arithmetic import sound
-from xnet.arrays import plain
-from xnet.backend import Array, Backend, Current, owner_of, resolve
+from xnet.arrays import labels
+from xnet.backend import Array, Backend, Current, resolve
 from xnet.dtypes import described, float_dtype, name_of
 from xnet.errors import BackendError, NaiveGradientWarning
 from xnet.gradient import checked_step, incremental_gradient, numerical_gradient
@@ -29,6 +30,7 @@ from xnet.measures import accuracy
 from xnet.operations import Affine, Loss, Operation, SoftmaxWithLoss
 from xnet.optimizers import Optimizer
 from xnet.plan import Part, Plan, door, is_plain, outputs
+from xnet.rows import staying
 
 
 class Parameters(MutableMapping[str, Array]):
@@ -162,8 +164,9 @@ class Network:
     alone, and `params`, saving, hashes and optimizers follow. Many threads may use it: predictions
     run at once, losses, gradients and steps one after another, for the layers remember.
 
-    NumPy arrays and nested lists handed to the methods below are moved to the network's backend
-    and dtype: that is the one door. Arrays of another device are an error.
+    What is handed to the methods below and lies on the host is moved to the network's backend and
+    dtype: arrays and tables of any library, and lists; that is the one door. Arrays of another
+    device are an error. What is not in memory is predicted from part by part: see `xnet.rows`.
 
     `predict`, `scores`, `loss` and `accuracy` predict; `gradient` and `train_step` train. They
     differ for layers that draw, as `Dropout`, or that look at the whole batch, as `BatchNorm`.
@@ -335,7 +338,7 @@ class Network:
         return Current(self.backend)
 
     def host_to_backend(self, values: Any, name: str, dtype: Any = None) -> Array:
-        """`values` on this network's backend: the one door, for NumPy arrays and lists alone.
+        """`values` on this network's backend: the one door, for what lies on the host or there.
 
         Raises
         ------
@@ -344,23 +347,16 @@ class Network:
         TypeError, ValueError
             What `Backend.asarray` refuses: complex numbers, masked ones, ...
         """
-        values = plain(values, name)
-        if not (self.backend.owns(values) or resolve("numpy").owns(values)):
-            owner = owner_of(values, name)
-            raise BackendError(
-                f"the network is on {self.backend.label}, {name} is on {owner.label}: move the "
-                f'network with net.to("{owner.label}"), or the array with net.backend.asarray(...)'
-            )
-        with self.backend.running():
-            return self.backend.asarray(values, dtype, name)
+        return moved(self.backend, values, name, dtype)
 
-    def _batch(self, x: Any, t: Any) -> tuple[Array, Array]:
-        """A batch (N, ...) and its labels here, of one sample too."""
+    def _batch(self, x: Any, t: Any, whole: bool = True) -> tuple[Array, Array]:
+        """A batch (N, ...) and its labels here, of one sample too; x may be `Rows` if not whole."""
         plan, owns = self._plan, self.backend.owns
         if not (plan and owns(x) and x.dtype == plan.dtype):
-            x = self.host_to_backend(x, "x", self.dtype)
+            rows = None if whole else staying(x, "x", self.backend, self.dtype)
+            x = rows or self.host_to_backend(x, "x", self.dtype)
         if not owns(t):
-            t = self.host_to_backend(t, "t")
+            t = self.host_to_backend(labels(t, "t"), "t")
         if x.ndim and x.shape[0] == 0:
             raise ValueError(f"x has shape {tuple(x.shape)}: the batch is empty")
         return (x[None, ...], t[None, ...]) if x.ndim == 1 else (x, t)
@@ -421,6 +417,8 @@ class Network:
         if here and x.ndim == 2 and x.dtype == plan.dtype and x.shape[1] == plan.inputs:
             if plan.whole is not None and (loss is not None or not predicts):
                 return sound(backend).forward(plan.whole, x, loss)
+        elif rows := staying(x, "x", self.backend, self.dtype):
+            return rows.through(lambda part: self._evaluate(part, predicts))
         else:
             x = self.host_to_backend(x, "x", self.dtype)
         one = x.ndim == 1
@@ -457,8 +455,8 @@ class Network:
             An array on another device.
         """
         with self.turn, self._running():
-            x, t = self._batch(x, t)
-            return float(self._loss_layer.forward(self._through(self._planned(), x, None), t))
+            x, t = self._batch(x, t, whole=False)
+            return float(self._loss_layer.forward(self._evaluate(x, predicts=False), t))
 
     def accuracy(self, x: Any, t: Any) -> float:
         """Share of the samples whose most probable class is the labelled one.
@@ -467,7 +465,7 @@ class Network:
         output, or with a loss for regression and targets that are not one-hot.
         """
         with self._running():
-            x, t = self._batch(x, t)
+            x, t = self._batch(x, t, whole=False)
             return accuracy(self._evaluate(x, predicts=True), t, self.loss_layer.classes)
 
     # -- training

@@ -1,4 +1,4 @@
-"""Samples and their labels on a network's backend, and mini-batches of them (§4.2.3)."""
+"""Samples and their labels as a network takes them, and mini-batches of them (§4.2.3)."""
 
 import copy
 import operator
@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from xnet.arrays import check_real, plain
+from xnet.arrays import check_real, labels, on_host
 from xnet.backend import Array, use_backend
+from xnet.dtypes import name_of
 from xnet.losses import batch_and_targets
-from xnet.measures import are_classes
+from xnet.measures import are_classes, explained
 from xnet.network import Network
 from xnet.random import Generator
+from xnet.rows import Rows, spans, staying
 
 
 def minibatches(
@@ -74,7 +76,18 @@ class _Minibatches:
 
 
 class Samples:
-    """Data and labels on the network's backend, checked once for the whole run."""
+    """Data and labels for a network, checked.
+
+    What is moved to the network's backend as a whole is checked once for the whole run. What stays
+    where it is, see `xnet.rows`, is checked as it is fetched.
+
+    Attributes
+    ----------
+    samples
+        How many there are.
+    classes
+        Whether labels are classes.
+    """
 
     def __init__(
         self,
@@ -86,69 +99,132 @@ class Samples:
         sample_weight: Any = None,
     ) -> None:
         self.backend = network.backend
-        x, t = network.host_to_backend(x, x_name, network.dtype), network.host_to_backend(t, t_name)
-        for name, array in {x_name: x, t_name: t}.items():
-            if array.ndim == 0 or array.shape[0] == 0:
-                raise ValueError(f"{name} has shape {tuple(array.shape)}: there are no samples")
-        if x.shape[0] != t.shape[0]:
-            raise ValueError(f"{x_name} has {x.shape[0]} samples, {t_name} has {t.shape[0]}")
-        xp = network.backend.xp
+        self.x = self._checked(network, x, x_name, network.dtype)
+        self.t = self._checked(network, labels(t, t_name), t_name)
+        self.samples: int = self.x.shape[0]
+        if self.samples != self.t.shape[0]:
+            raise ValueError(f"{x_name} has {self.samples} samples, {t_name} has {self.t.shape[0]}")
         with use_backend(network.backend), network.backend.running():
-            if not bool(xp.all(xp.isfinite(x))):
-                raise ValueError(f"{x_name} holds NaN or infinity as {network.dtype}")
-            if xp.isdtype(t.dtype, "real floating") and not bool(xp.all(xp.isfinite(t))):
-                raise ValueError(f"{t_name} holds NaN or infinity")
+            first = self._part(self.x, 0, 1)
             try:
                 # One sample tells the number of outputs; then all labels are checked against it.
-                outputs = network.scores(x[:1, ...]).shape[-1]
-                zeros = xp.zeros((x.shape[0], outputs), dtype=x.dtype)
-                _, _, targets = batch_and_targets(zeros, t)
+                scores = network.scores(first)
+                self.outputs, self.dtype = scores.shape[-1], scores.dtype
+                self.classes = self._are_classes(network.loss_layer.classes)
             except ValueError as error:
                 where = "" if x_name == "x" else f"{x_name}, {t_name}: "
                 raise ValueError(f"{where}{error}") from error
-            self.classes = are_classes(network.backend, targets, network.loss_layer.classes)
-        self.x, self.t, self.samples = x, t, x.shape[0]
         self.weight = None if sample_weight is None else _weights(sample_weight, self.samples)
+
+    def _checked(
+        self, network: Network, values: Any, name: str, dtype: str | None = None
+    ) -> Array | Rows:
+        """The rows that stay where they are, or an array on the backend, finite."""
+        rows = staying(values, name, self.backend, dtype)
+        found = rows or network.host_to_backend(values, name, dtype)
+        if found.ndim == 0 or found.shape[0] == 0:
+            raise ValueError(f"{name} has shape {tuple(found.shape)}: there are no samples")
+        return found if rows else self._finite(found, name, range(found.shape[0]))
+
+    def _finite(self, array: Array, name: str, numbers: Any) -> Array:
+        """The array, unless one of its rows, which have these numbers, holds NaN or infinity."""
+        xp = self.backend.xp
+        with self.backend.running():
+            if xp.isdtype(array.dtype, "real floating"):
+                finite = xp.isfinite(array)
+                if not bool(xp.all(finite)):
+                    wrong = ~xp.all(xp.reshape(finite, (array.shape[0], -1)), axis=1)
+                    row = numbers[int(xp.argmax(xp.astype(wrong, xp.int64)))]
+                    kind = name_of(array)
+                    raise ValueError(f"{name} holds NaN or infinity as {kind} in row {row}")
+        return array
+
+    def _are_classes(self, classes: bool) -> bool:
+        """Whether all labels are of classes; all that are here are checked."""
+        found = True
+        for targets in self._targets():
+            found = found and are_classes(self.backend, targets, classes)
+            if isinstance(self.t, Rows) and (classes or not found):
+                break  # the others are checked as they are fetched
+        return found
+
+    def _targets(self) -> Iterator[Array]:
+        """Labels as targets (N, C), in parts."""
+        for start, stop in self._spans():
+            zeros = self.backend.xp.zeros((stop - start, self.outputs), dtype=self.dtype)
+            yield batch_and_targets(zeros, self._part(self.t, start, stop))[2]
+
+    def _spans(self) -> Iterator[tuple[int, int]]:
+        return spans(self.x.shape, self.outputs)
+
+    def _part(self, values: Array | Rows, start: int, stop: int) -> Array:
+        if isinstance(values, Rows):
+            numbers = values.numbers(np.arange(start, stop))
+            return self._finite(values.part(start, stop), values.name, numbers)
+        with self.backend.running():
+            return values[start:stop, ...]
 
     def take(self, indices: NDArray[np.int64]) -> tuple[Array, Array]:
         """Some of the samples, and their labels."""
-        xp, rows = self.backend.xp, self.backend.asarray(indices)
-        return xp.take(self.x, rows, axis=0), xp.take(self.t, rows, axis=0)
+        here = self.backend.asarray(indices)
+        return self._take(self.x, indices, here), self._take(self.t, indices, here)
+
+    def _take(self, values: Array | Rows, indices: NDArray[np.int64], here: Array) -> Array:
+        if isinstance(values, Rows):
+            return self._finite(values.take(indices), values.name, values.numbers(indices))
+        return self.backend.xp.take(values, here, axis=0)
+
+    def parts(self) -> Iterator[tuple[Array, Array]]:
+        """All samples and their labels, in parts."""
+        for start, stop in self._spans():
+            yield self._part(self.x, start, stop), self._part(self.t, start, stop)
+
+    def accuracy(self, network: Network) -> float:
+        """`Network.accuracy` on all of them."""
+        right = (round(network.accuracy(x, t) * x.shape[0]) for x, t in self.parts())
+        return sum(right) / self.samples
+
+    def loss(self, network: Network) -> float:
+        """`Network.loss` on all of them."""
+        shares = (network.loss(x, t) * (x.shape[0] / self.samples) for x, t in self.parts())
+        return sum(shares)
+
+    def r_squared(self, network: Network) -> float:
+        """`xnet.measures.r_squared` of predictions for all of them."""
+        with use_backend(self.backend), self.backend.running():
+            predicted = (network.predict(x) for x, _ in self.parts())
+            return explained(
+                self.backend, self._targets(), zip(predicted, self._targets(), strict=True)
+            )
 
     def split(self, share: float, rng: Generator) -> "tuple[Samples, Samples]":
         """What is left, and a share that is drawn of each class alike."""
-        if not 0 < share < 1:
-            raise ValueError(
-                f"validation is {share}, expected a share of the training data, above 0 and below "
-                "1, or data (x, t)"
-            )
-        n = self.samples
-        count = round(share * n)
-        if not 0 < count < n:
-            raise ValueError(f"validation is {share}: of {n} samples that is {count}")
-        order = rng.permutation(n)
-        if self.classes:
-            t = self.backend.to_numpy(self.t)
-            labels = t if t.ndim == 1 else t.argmax(axis=1)
-            order = order[np.argsort(labels[order], kind="stable")]
-        # Of samples in random order, or so within each class, `count` at equal distances.
-        places = np.arange(n + 1, dtype=np.int64) * count // n
-        held = places[1:] > places[:-1]
-        return self._part(order[~held]), self._part(order[held])
+        found = self._labels() if self.classes else None
+        rest, held = held_out(self.samples, found, share, rng, "validation")
+        return self._chosen(rest), self._chosen(held)
 
-    def _part(self, indices: NDArray[np.int64]) -> "Samples":
+    def _labels(self) -> NDArray[Any]:
+        """The class of each sample, on the host."""
+        found = (self.backend.to_numpy(self._part(self.t, *span)) for span in self._spans())
+        return np.concatenate([t if t.ndim == 1 else t.argmax(axis=1) for t in found])
+
+    def _chosen(self, indices: NDArray[np.int64]) -> "Samples":
         part = copy.copy(self)
         with self.backend.running():
-            part.x, part.t = self.take(np.sort(indices))
+            here = self.backend.asarray(indices)
+            part.x, part.t = (
+                rows.choose(indices) if isinstance(rows, Rows) else self._take(rows, indices, here)
+                for rows in (self.x, self.t)
+            )
         part.samples = len(indices)
         if self.weight is not None:
-            part.weight = _weights(self.weight[np.sort(indices)], part.samples)
+            part.weight = _weights(self.weight[indices], part.samples)
         return part
 
 
 def _weights(values: Any, samples: int) -> NDArray[np.float64]:
     """How often each sample counts, on the host, 1 on average."""
-    given = plain(values, "sample_weight")
+    given = on_host(values, "sample_weight")
     check_real(np, given, "sample_weight")
     found = given.astype(np.float64)
     if found.shape != (samples,):
@@ -159,6 +235,35 @@ def _weights(values: Any, samples: int) -> NDArray[np.float64]:
             "numbers of at least 0"
         )
     return found / found.mean()
+
+
+def held_out(
+    n: int, labels: NDArray[Any] | None, share: float, rng: Generator, name: str
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The numbers of the samples that are left, and of a share drawn of each class alike.
+
+    `labels` (n,) are the classes, None for none; both results are in ascending order.
+
+    Raises
+    ------
+    ValueError
+        The share, by its `name`, is not between 0 and 1, or holds no sample, or all.
+    """
+    if not 0 < share < 1:
+        raise ValueError(
+            f"{name} is {share}, expected a share of the training data, above 0 and below 1, or "
+            "data (x, t)"
+        )
+    count = round(share * n)
+    if not 0 < count < n:
+        raise ValueError(f"{name} is {share}: of {n} samples that is {count}")
+    order = rng.permutation(n)
+    if labels is not None:
+        order = order[np.argsort(labels[order], kind="stable")]
+    # Of samples in random order, or so within each class, `count` at equal distances.
+    places = np.arange(n + 1, dtype=np.int64) * count // n
+    held = places[1:] > places[:-1]
+    return np.sort(order[~held]), np.sort(order[held])
 
 
 def check_length(name: str, value: int | None) -> None:

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from xnet import weights
 from xnet.backend import Array, assign, use_backend
-from xnet.measures import r_squared
 from xnet.network import Network
 from xnet.optimizers import SGD, Optimizer
 from xnet.random import Generator
@@ -113,7 +112,8 @@ def train(
     network
         What to train.
     x, t
-        Training data (N, D) and labels: class indices (N,), or one-hot or targets (N, C).
+        Training data (N, D) and labels: class indices (N,), or one-hot or targets (N, C). Rows of
+        what is not in memory, as of a memory map, are fetched as they are drawn: see `xnet.rows`.
     x_test, t_test
         Data that the trained network is judged by: after each epoch, as the notes do (§4.5.3), or,
         where validation data choose, once at the end.
@@ -157,7 +157,9 @@ def train(
     ------
     ValueError
         Data that do not fit each other or the network, NaN or infinity in them, no samples, a
-        label out of range, or an argument out of its range.
+        label out of range, or an argument out of its range. All of it is known before the first
+        step; but NaN or infinity in data that stay where they are is found as they are drawn, and
+        then the network is as the last whole step left it.
     TypeError
         An argument of another type.
     BackendError
@@ -188,7 +190,8 @@ class Training:
     """A training run that can be gone on with: calls of `run` are one long run, bit for bit.
 
     Parameters and errors as in `train`. Between two calls the network may be used and, unless
-    validation data choose, changed. The data are checked and moved to its backend once.
+    validation data choose, changed. The data are checked and moved to its backend once, or stay
+    where they are: see `xnet.rows`.
 
     Attributes
     ----------
@@ -351,10 +354,8 @@ class Training:
         """The list for accuracies or R² on a part of the data, and what it is now."""
         network, data = self.network, self._data[part]
         if self._classes:
-            return getattr(self.history, f"{part}_accuracy"), network.accuracy(data.x, data.t)
-        with use_backend(network.backend):
-            now = r_squared(network.predict(data.x), data.t)
-        return getattr(self.history, f"{part}_r2"), now
+            return getattr(self.history, f"{part}_accuracy"), data.accuracy(network)
+        return getattr(self.history, f"{part}_r2"), data.r_squared(network)
 
     def _record(self, ends_epoch: bool) -> bool:
         """Record how good the network is by now; whether an epoch ended that no other was above."""
@@ -378,8 +379,8 @@ class Training:
         """What validation data say of the network: the more the better."""
         data = self._data["validation"]
         if self._classes:
-            return self.network.accuracy(data.x, data.t)
-        return -self.network.loss(data.x, data.t)
+            return data.accuracy(self.network)
+        return -data.loss(self.network)
 
     def _kept(self) -> list[dict[str, Array]]:
         """Copies of parameters and state."""
