@@ -5,7 +5,7 @@ refused by its name. The frameworks themselves are imported by whoever hands ove
 """
 
 import reprlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields
 from typing import Any, TypeAlias
 
@@ -105,23 +105,29 @@ def network_of(
     last = kept[-1].operation if len(kept) > 1 else None
     taken = loss or _loss_of(last, columns) or _loss_of(None, columns)
     operation = taken.operation if isinstance(taken, LossLayer) else taken
-    if last is not None and isinstance(operation, Loss) and _predicts(operation, last):
+    if last is not None and isinstance(operation, Loss) and predicts(operation, last):
         kept.pop()
     return Network(kept, taken, dtype=dtype, backend=backend)
 
 
 def _loss_of(operation: Operation | None, columns: int | None) -> Loss | None:
     """The first loss that predicts what an operation computes, and can do so of the columns."""
-    for kind in registered().values():
-        if not issubclass(kind, Loss) or any(f.default is MISSING for f in fields(kind)):
+    for loss in made_plainly():
+        if not isinstance(loss, Loss) or (loss.classes and (columns == 1 or operation is None)):
             continue
-        needless = kind.classes and (columns == 1 or operation is None)
-        if not needless and _predicts(loss := kind(), operation):
+        if predicts(loss, operation):
             return loss
     return None
 
 
-def _predicts(loss: Loss, operation: Operation | None) -> bool:
+def made_plainly() -> Iterator[Operation]:
+    """Every operation that can be had without settings, with its defaults."""
+    for kind in registered().values():
+        if all(f.default is not MISSING for f in fields(kind)):  # pyright: ignore[reportArgumentType]
+            yield kind()
+
+
+def predicts(loss: Loss, operation: Operation | None) -> bool:
     """Whether a loss predicts what an operation computes; None is for the scores themselves."""
     says = _written(predicted(loss))
     if operation is None:

@@ -36,12 +36,14 @@ __all__ = [
     "STATE",
     "check_savable",
     "check_writable",
+    "content_of",
     "from_keras",
     "from_torch",
     "load_network",
     "not_finite",
     "save",
     "sha256",
+    "warn_of_not_finite",
 ]
 
 METADATA_KEY = "xnet"
@@ -213,13 +215,7 @@ def load_network(
     chosen = resolve(backend)
     if dtype is not None:
         float_dtype(dtype)
-    try:
-        kind = os.stat(path).st_mode
-        if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):  # it may never end, as /dev/zero
-            raise WeightsError(f"{path} cannot be read: it is there, and no ordinary file")
-        content = Path(path).read_bytes()
-    except OSError as error:
-        raise WeightsError(f"{path} cannot be read: {error.strerror}") from error
+    content = content_of(path)
     try:
         # A safetensors file begins with 8 bytes of length and a JSON object.
         held: Loss | None = None
@@ -242,14 +238,30 @@ def load_network(
         raise WeightsError(f"{path}: {error!s:.300}") from error
     for k in frozen:
         network.layers[k].trainable = False
+    warn_of_not_finite(network, path)
+    return network
+
+
+def content_of(path: str | os.PathLike[str]) -> bytes:
+    """The bytes of an ordinary file; `WeightsError` if it cannot be read."""
+    try:
+        kind = os.stat(path).st_mode
+        if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):  # it may never end, as /dev/zero
+            raise WeightsError(f"{path} cannot be read: it is there, and no ordinary file")
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def warn_of_not_finite(network: Network, path: str | os.PathLike[str]) -> None:
+    """Warn the caller's caller of parameters and state, read from a file, that are not finite."""
     if names := not_finite(network):
         shown = reprlib.repr(names)
         warnings.warn(
             f"{path}: NaN or infinity in {shown}: the network may answer nothing else",
             NonFiniteWarning,
-            stacklevel=2,
+            stacklevel=3,
         )
-    return network
 
 
 def _from_safetensors(content: bytes) -> tuple[list[Operation], Loss, dict[str, Any], list[int]]:
