@@ -741,6 +741,7 @@ FLOORS = [
     ["onnx"],
     ["weights"],
     ["foreign"],
+    ["spellings"],
     ["datasets"],
     ["network"],
     ["plan", "gradient_check"],

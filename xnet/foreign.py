@@ -6,15 +6,15 @@ refused by its name. The frameworks themselves are imported by whoever hands ove
 
 import reprlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import MISSING, fields
-from typing import Any, TypeAlias
+from importlib import import_module
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 
 from xnet.backend import Backend
 from xnet.dtypes import float_dtype
 from xnet.errors import WeightsError
-from xnet.formulas import Formula, Python, forward, lines, predicted, trace
+from xnet.formulas import Formula, Python, forward, lines, predicted
 from xnet.layers import Layer, LossLayer
 from xnet.network import Network
 from xnet.operations import (
@@ -39,6 +39,8 @@ from xnet.operations import (
     Tanh,
     registered,
 )
+from xnet.plan import outputs
+from xnet.spellings import required
 
 Arrays: TypeAlias = Mapping[str, Any]
 """NumPy arrays by name."""
@@ -101,7 +103,7 @@ def network_of(
         As in `Network`.
     """
     kept = list(layers)
-    columns = next((width for layer in reversed(kept) if (width := layer.gives(None))), None)
+    columns = outputs(kept)
     last = kept[-1].operation if len(kept) > 1 else None
     taken = loss or _loss_of(last, columns) or _loss_of(None, columns)
     operation = taken.operation if isinstance(taken, LossLayer) else taken
@@ -123,7 +125,7 @@ def _loss_of(operation: Operation | None, columns: int | None) -> Loss | None:
 def made_plainly() -> Iterator[Operation]:
     """Every operation that can be had without settings, with its defaults."""
     for kind in registered().values():
-        if all(f.default is not MISSING for f in fields(kind)):  # pyright: ignore[reportArgumentType]
+        if not required(kind):
             yield kind()
 
 
@@ -131,14 +133,10 @@ def predicts(loss: Loss, operation: Operation | None) -> bool:
     """Whether a loss predicts what an operation computes; None is for the scores themselves."""
     says = _written(predicted(loss))
     if operation is None:
-        return says == _written(IDENTITY)
+        return says == _written(predicted(Loss()))
     if operation.parameters or operation.fuses not in ("pointwise", "rows"):
         return False
     return says == _written(forward(operation))
-
-
-IDENTITY = trace(lambda _, x: x, "x")
-"""What leaves x as it is."""
 
 
 def _written(formula: Formula) -> Any:
@@ -186,11 +184,9 @@ def _nothing(**expected: Sequence[Any]) -> Maker:
     return make
 
 
-def _leaves(
-    module: Module, name: str, package: str, makers: Mapping[str, Maker]
-) -> list[Layer]:
+def _leaves(module: Module, name: str, package: str, makers: Mapping[str, Maker]) -> list[Layer]:
     """The layers of a module, or of those that a sequence consists of, in their order."""
-    kind = type(module)
+    kind = cast("type[Any]", type(module))
     if kind.__module__.partition(".")[0] == package:
         if kind.__name__ == "Sequential":
             parts = enumerate(module.children() if package == "torch" else module.layers)
@@ -427,7 +423,8 @@ def from_keras(
 
     Examples
     --------
-    >>> net = xnet.weights.from_keras(keras.Sequential([keras.Input((64,)), Dense(50, "relu"), ...]))
+    >>> model = keras.Sequential([keras.Input((64,)), keras.layers.Dense(50, "relu"), ...])
+    >>> net = xnet.weights.from_keras(model)
     """
     _check_framework("model", model, "keras")
     return _network(_leaves(model, "model", "keras", KERAS), loss, backend, dtype)
@@ -456,7 +453,9 @@ def _activation(layer: Module) -> list[Layer]:
     function = layer.activation
     name, package = getattr(function, "__name__", repr(function)), function.__module__
     if name not in ACTIVATIONS or not package.startswith("keras."):
-        raise ValueError(f"activation {name}, which xnet has not: it knows {', '.join(ACTIVATIONS)}")
+        raise ValueError(
+            f"activation {name}, which xnet has not: it knows {', '.join(ACTIVATIONS)}"
+        )
     found = ACTIVATIONS[name]
     return [] if found is None else [Layer.of(found[0](**found[1]))]
 
@@ -465,13 +464,9 @@ def _weights(layer: Module, **names: str) -> dict[str, Any]:
     """Copies of a layer's weights, by our names for them; those that it has not are left out."""
     if not layer.built:
         raise ValueError("it has no weights yet: build the model, or call it once")
-    found: dict[str, Any] = {}
-    for ours, theirs in names.items():
-        if (variable := getattr(layer, theirs)) is not None:
-            from keras import ops
-
-            found[ours] = np.array(ops.convert_to_numpy(variable))
-    return found
+    keras: Any = import_module("keras")
+    held = {ours: getattr(layer, theirs) for ours, theirs in names.items()}
+    return {k: np.array(keras.ops.convert_to_numpy(v)) for k, v in held.items() if v is not None}
 
 
 def _dense(layer: Module) -> list[Layer]:
@@ -482,9 +477,7 @@ def _dense(layer: Module) -> list[Layer]:
 def _keras_norm(kind: type[Operation], **names: str) -> Maker:
     def make(layer: Module) -> list[Layer]:
         arrays = _weights(layer, gamma="gamma", beta="beta", **names)
-        axes = layer.axis if isinstance(layer.axis, (list, tuple)) else [layer.axis]
-        if list(axes) not in ([-1], [1]):
-            raise ValueError(f"axis is {layer.axis!r}, expected the last one of rows")
+        _expect(layer, axis=(-1, 1, [-1], [1]))
         settings = {"decay": float(layer.momentum)} if kind is BatchNorm else {}
         return [with_arrays(kind, arrays, eps=float(layer.epsilon), **settings)]
 

@@ -1,21 +1,16 @@
 """Networks as ONNX files, and ONNX files of other frameworks as networks.
 
-An operation is spelled in ONNX's operators. Those that have an operator of their own there stand in
-one table, `SPELLINGS`, which is used in both directions; any other, a user's own included, is
-spelled by its formula: the trace from which kernels are compiled, written down in ONNX's
-primitives. Reading, a graph is cut where all of it passes through one tensor, and what stands
-between two cuts is compared with the spellings of every operation there is.
+How operations are spelled in ONNX's operators is said in `spellings`. A graph that is read is cut
+where all of it passes through one tensor; what stands between two cuts is compared with the
+spellings of every operation there is.
 """
 
-import dataclasses
 import math
 import os
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from functools import cache
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -25,30 +20,23 @@ from xnet.dtypes import float_dtype
 from xnet.errors import WeightsError
 from xnet.files import replaced
 from xnet.foreign import made_plainly, network_of, predicts, with_arrays
-from xnet.formulas import Formula, FormulaError, Node, Number, Trace, symbolic, trace
+from xnet.formulas import FormulaError
 from xnet.layers import Layer, LossLayer, numbered
 from xnet.network import Network
-from xnet.operations import (
-    ELU,
-    GELU,
-    SELU,
-    Affine,
-    BatchNorm,
-    Dropout,
-    HardSigmoid,
-    HardTanh,
-    LayerNorm,
-    LeakyReLU,
-    Loss,
-    Mish,
-    Operation,
-    ReLU,
-    Sigmoid,
-    SiLU,
-    Softmax,
-    Softplus,
-    Tanh,
-    registered,
+from xnet.operations import Affine, BatchNorm, Loss, Operation, Sigmoid, Softmax, registered
+from xnet.spellings import (
+    COMMUTATIVE,
+    FLOAT,
+    INPUT,
+    TYPES,
+    Match,
+    Term,
+    made_of_size_one,
+    parsed,
+    parts,
+    spelled,
+    spellings,
+    traced,
 )
 from xnet.weights import STATE, check_writable, content_of, warn_of_not_finite
 
@@ -66,236 +54,8 @@ LIMIT = 2**31
 GROWTH = 16
 """How many times the bytes of a file its arrays may take here: one array may serve many layers."""
 
-INPUT, OUTPUT = "x", "predictions"
-"""What files that are written call what goes in, and what comes out."""
-
-
-# -- operators applied to each other
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Term:
-    """An operator and what it is applied to.
-
-    Attributes
-    ----------
-    operator
-        Its name; one of another domain than ONNX's own after the domain's.
-    inputs
-        Terms; names, of the input ``"x"`` and of an operation's parameters and state; numbers,
-        lists of whole numbers, arrays; of a spelling that is compared, settings as `Number`.
-    attributes
-        By name.
-    node
-        What a graph that is read calls it.
-    """
-
-    operator: str
-    inputs: tuple[Any, ...]
-    attributes: Mapping[str, Any]
-    node: str = ""
-
-
-def parts(term: Any) -> list[Term]:
-    """A term and all that it is applied to, each after its inputs."""
-    found: dict[int, Term] = {}
-
-    def visit(value: Any) -> None:
-        if isinstance(value, Term) and id(value) not in found:
-            for one in value.inputs:
-                visit(one)
-            found[id(value)] = value
-
-    visit(term)
-    return list(found.values())
-
-
-class _Operators:
-    """ONNX's operators as functions that make terms."""
-
-    def __getattr__(self, name: str) -> Callable[..., Term]:
-        return lambda *inputs, **attributes: Term(name, inputs, attributes)
-
-
-Spelling: TypeAlias = Callable[..., Term]
-"""Of the operators, an operation's settings, and the names of x, its parameters and its state."""
-
-SPELLINGS: dict[type[Operation], tuple[Spelling, ...]] = {
-    Affine: (lambda o, s, x, W, b: o.Gemm(x, W, b), lambda o, s, x, W, b: o.MatMul(x, W)),
-    Sigmoid: (lambda o, s, x: o.Sigmoid(x),),
-    ReLU: (lambda o, s, x: o.Relu(x), lambda o, s, x: o.Max(x, 0), lambda o, s, x: o.Clip(x, 0)),
-    Tanh: (lambda o, s, x: o.Tanh(x),),
-    LeakyReLU: (lambda o, s, x: o.LeakyRelu(x, alpha=s.slope),),
-    ELU: (lambda o, s, x: o.Elu(x, alpha=s.alpha),),
-    SELU: (lambda o, s, x: o.Selu(x, alpha=s.alpha, gamma=s.scale),),
-    Softplus: (
-        lambda o, s, x: o.Softplus(x),
-        lambda o, s, x: o.Where(o.Greater(x, 20), x, o.Softplus(x)),  # PyTorch's
-    ),
-    SiLU: (
-        lambda o, s, x: o.Mul(x, o.Sigmoid(x)),
-        lambda o, s, x: o.Swish(x),
-    ),
-    GELU: (lambda o, s, x: o.Gelu(x, approximate="tanh"),),
-    HardSigmoid: (lambda o, s, x: o.HardSigmoid(x, alpha=1 / 6, beta=0.5),),
-    HardTanh: (lambda o, s, x: o.Clip(x, -1, 1),),
-    Mish: (
-        lambda o, s, x: o.Mish(x),
-        lambda o, s, x: o.Mul(x, o.Tanh(o.Softplus(x))),
-        lambda o, s, x: o.Mul(x, o.Tanh(o.Where(o.Greater(x, 20), x, o.Softplus(x)))),
-    ),
-    Softmax: (lambda o, s, x: o.Softmax(x, axis=-1),),
-    Dropout: (
-        lambda o, s, x: o.Dropout(x, s.ratio),
-        lambda o, s, x: o.Dropout(x),
-        lambda o, s, x: o.Dropout(x, s.ratio, 0),
-    ),
-    BatchNorm: (
-        lambda o, s, x, gamma, beta, mean, variance: o.BatchNormalization(
-            *(x, gamma, beta, mean, variance), epsilon=s.eps, momentum=s.decay
-        ),
-    ),
-    LayerNorm: (
-        lambda o, s, x, gamma, beta: o.LayerNormalization(x, gamma, beta, axis=-1, epsilon=s.eps),
-        lambda o, s, x, gamma, beta: o.LayerNormalization(x, gamma, axis=-1, epsilon=s.eps),
-    ),
-}
-"""Operations that are operators of ONNX, or as others compose them of those. They are written the
-first way, and read in any; a parameter that a spelling leaves out is what it begins as."""
-
-
-DOUBLE = frozenset(("Clip", "Dropout", "Gemm", "Mul", "Relu", "Sigmoid", "Softmax", "Tanh"))
-"""Operators of these that are computed in float64 as such. Attributes are float32 in ONNX, and so
-are the numbers in its own definition of Gelu; of others, such as Elu, runtimes have float32 alone.
-A network in float64 has those spelled by their formulas, whose numbers are tensors."""
-
-
-def spelled(operation: Operation, dtype: str) -> Term:
-    """An operation in prediction as it is written: by its operator, or by its formula."""
-    for spelling in SPELLINGS.get(type(operation), ())[:1]:
-        term = spelling(_Operators(), operation, *names_of(operation))
-        if dtype == "float32" or DOUBLE.issuperset(part.operator for part in parts(term)):
-            return term
-    return traced(operation, operation.forward, operation)
-
-
-def names_of(operation: Operation) -> list[str]:
-    """What a formula's inputs are called: x, the parameters, and state."""
-    return [INPUT, *operation.parameters, *operation.state]
-
-
-# -- formulas in ONNX's primitives
-
-
-class _Primitives(Trace):
-    """Writes down a formula, as it predicts, with functions that ONNX has."""
-
-    def __init__(self, state: Iterable[str]) -> None:
-        super().__init__(("exp", "log", "abs", "sqrt"))
-        self.state = {name: Node("input", (name,), True) for name in state}
-        self.kept = SimpleNamespace()
-
-    def expm1(self, a: Any) -> Any:
-        """exp(a) - 1, which near 0 keeps its digits: (u - 1) a / log u with u = exp(a).
-
-        Higham 2002, §1.14.1: the rounding of u is in both u - 1 and log u, and leaves the quotient.
-        """
-        u = self.exp(a)
-        near = self.where(u == 1, a, (u - 1) * a / self.log(u))
-        return self.where(self.abs(a) < 1, near, u - 1)
-
-    def log1p(self, a: Any) -> Any:
-        """log(1 + a) by the same quotient (Higham 2002, §1.14.1, and his problem 1.5)."""
-        u = 1 + a
-        near = self.where(u == 1, a, self.log(u) * a / (u - 1))
-        return self.where(self.abs(a) < 1, near, self.log(u))
-
-    def maximum(self, a: Any, b: Any) -> Any:
-        return self._of_two("Max", a, b)
-
-    def minimum(self, a: Any, b: Any) -> Any:
-        return self._of_two("Min", a, b)
-
-    def _of_two(self, operator: str, a: Any, b: Any) -> Node:
-        return Node(operator, (a, b), any(isinstance(v, Node) and v.varies for v in (a, b)))
-
-    def matmul(self, a: Any, b: Any) -> Node:
-        """The product of x, or of what is made of it, and a matrix."""
-        return Node("MatMul", (a, b), True)
-
-    def T(self, a: Any) -> Node:  # noqa: N802  # the field's own name
-        """The transpose of a matrix."""
-        return Node("Transpose", (a,), True)
-
-    def width(self, a: Any) -> Node:
-        return Node("width", (a,), False)
-
-
-FLOAT = object()
-"""Of an attribute that names a type: the network's own."""
-
-PRIMITIVES: dict[str, str] = {
-    **{"+": "Add", "-": "Sub", "*": "Mul", "/": "Div", "neg": "Neg", "abs": "Abs"},
-    **{"sqrt": "Sqrt", "exp": "Exp", "log": "Log", "where": "Where"},
-    **{"<": "Less", "<=": "LessOrEqual", ">": "Greater", ">=": "GreaterOrEqual", "==": "Equal"},
-    **{"&": "And", "|": "Or", "~": "Not"},
-    **{name: name for name in ("Max", "Min", "MatMul", "Transpose")},
-}
-"""What ONNX calls what a trace is made of."""
-
-COMPOSED: dict[str, Spelling] = {
-    "!=": lambda o, a, b: o.Not(o.Equal(a, b)),
-    "sum": lambda o, a: o.ReduceSum(a, [-1], keepdims=1),
-    "max": lambda o, a: o.ReduceMax(a, [-1], keepdims=1),
-    "width": lambda o, a: o.Cast(o.Shape(a, start=-1), to=FLOAT),
-}
-"""What of it takes several operators, or attributes."""
-
-
-def traced(operation: Operation, method: Callable[..., Any], values: Operation | None) -> Any:
-    """A method of an operation's, in ONNX's primitives.
-
-    Parameters
-    ----------
-    operation
-        Whose parameters and state the formula has.
-    method
-        Its `forward`, or a loss's `predict`.
-    values
-        Whose settings are the numbers; None leaves them as `Number`.
-
-    Raises
-    ------
-    FormulaError
-        The formula uses what only arrays have.
-    """
-    formula = trace(method, INPUT, *operation.parameters, m=_Primitives(operation.state))
-    numbers: dict[str, Any] = {}
-    if values is not None:
-        numbers = dict(zip(formula.numbers, formula.values()(values), strict=True))
-    made: dict[int, Any] = {}
-
-    def of(value: Any) -> Any:
-        if isinstance(value, Number):
-            return numbers.get(value.source, value)
-        if not isinstance(value, Node):
-            return value
-        if id(value) not in made:
-            if value.operator == "input":
-                made[id(value)] = value.arguments[0]
-            else:
-                made[id(value)] = _term(value.operator, [of(a) for a in value.arguments])
-        return made[id(value)]
-
-    return of(formula.results[0])
-
-
-def _term(operator: str, inputs: list[Any]) -> Term:
-    if operator in COMPOSED:
-        return COMPOSED[operator](_Operators(), *inputs)
-    if operator not in PRIMITIVES:
-        raise FormulaError(f"{operator} is nothing that ONNX has")
-    return Term(PRIMITIVES[operator], tuple(inputs), {})
+OUTPUT = "predictions"
+"""What a file that is written calls what comes out; what goes in is `INPUT`."""
 
 
 # -- writing
@@ -348,13 +108,11 @@ def export(network: Network, path: str | os.PathLike[str]) -> None:
 def _library() -> Any:
     """The package onnx."""
     try:
-        import onnx
-        import onnx.checker
-        import onnx.external_data_helper
-        import onnx.numpy_helper
-        import onnx.reference
-        import onnx.shape_inference
-        import onnx.version_converter
+        onnx = import_module("onnx")
+        for part in ("checker", "external_data_helper", "numpy_helper", "reference"):
+            import_module(f"onnx.{part}")
+        for part in ("shape_inference", "version_converter"):
+            import_module(f"onnx.{part}")
     except ImportError as error:
         raise WeightsError(
             f'ONNX files need the package onnx: pip install "xnet-nn[onnx]" ({error})'
@@ -380,17 +138,21 @@ class _Writer:
         self.constants = {k: network.backend.to_numpy(v) for k, v in arrays.items()}
         if sum(array.nbytes for array in self.constants.values()) >= LIMIT:
             raise WeightsError("the parameters take 2 GiB or more, which no ONNX file can hold")
-        parts = [*self._layers(), *self._loss()]
+        steps = [*self._layers(), *self._loss()]
         tensor = INPUT
-        for k, (label, term, names) in enumerate(parts):
-            output = OUTPUT if k + 1 == len(parts) else label
+        for k, (label, term, names) in enumerate(steps):
+            output = OUTPUT if k + 1 == len(steps) else label
             tensor = self._written(term, label, {**names, INPUT: tensor}, output)
         outputs = next((w for v in reversed(network.layers) if (w := v.gives(None))), None)
         graph = helper.make_graph(
             self.nodes,
             "network",
             [helper.make_tensor_value_info(INPUT, self.element, ["N", network.inputs or "D"])],
-            [helper.make_tensor_value_info(OUTPUT, self.element, ["N", outputs or network.inputs or "D"])],
+            [
+                helper.make_tensor_value_info(
+                    OUTPUT, self.element, ["N", outputs or network.inputs or "D"]
+                )
+            ],
             [self.onnx.numpy_helper.from_array(v, k) for k, v in self.constants.items()],
         )
         opset = helper.make_opsetid("", OPSET)
@@ -495,132 +257,6 @@ def _explained(operation: Operation, spell: Callable[[], Any]) -> Any:
         raise WeightsError(f"{operation!r} cannot be exported: {error}") from error
 
 
-# -- comparing
-
-
-COMMUTATIVE = frozenset(("Add", "Mul", "And", "Or", "Equal", "Max", "Min"))
-"""Operators of which the inputs may come in either order."""
-
-TYPES = (1, 11)
-"""What stands for float32 and float64 in a file."""
-
-
-def number(value: Any) -> float:
-    """A number of a file, of a float32 the one with the fewest digits that rounds to it."""
-    plain = np.asarray(value).reshape(())[()]
-    return float(str(plain)) if plain.dtype == np.float32 else float(plain)
-
-
-class Match:
-    """Compares a spelling with a graph, and finds out of which arrays and settings it is.
-
-    Parameters
-    ----------
-    attributes
-        All attributes of a term, those with the defaults of ONNX included.
-    kind
-        The dtype of the graph's numbers.
-
-    Attributes
-    ----------
-    arrays
-        By the spelling's names.
-    said
-        Settings, as a formula has them, and what the graph says that they are.
-    """
-
-    def __init__(self, attributes: Callable[[Term], Mapping[str, Any]], kind: Any) -> None:
-        self.attributes, self.kind = attributes, kind
-        self.arrays: dict[str, Any] = {}
-        self.said: list[tuple[str, float]] = []
-
-    def compare(self, spelling: Any, found: Any) -> bool:
-        """Whether a graph is what a spelling says."""
-        if isinstance(spelling, Term):
-            return isinstance(found, Term) and self._compare_terms(spelling, found)
-        if isinstance(found, Term) or found is None:
-            return False
-        if isinstance(spelling, str):
-            if spelling == INPUT or isinstance(found, str):
-                return isinstance(found, str) and found == spelling
-            return self.arrays.setdefault(spelling, found) is found
-        if isinstance(found, str):
-            return False
-        if isinstance(spelling, list):
-            return found.tolist() == spelling
-        return found.size == 1 and found.dtype.kind in "fib" and self._same(spelling, found)
-
-    def _compare_terms(self, spelling: Term, found: Term) -> bool:
-        if spelling.operator != found.operator or len(spelling.inputs) != len(found.inputs):
-            return False
-        expected, given = self.attributes(spelling), self.attributes(found)
-        if expected.keys() != given.keys():
-            return False
-        if not all(self._same_attribute(v, given[k]) for k, v in expected.items()):
-            return False
-        for inputs in (found.inputs, found.inputs[::-1]):
-            before = dict(self.arrays), list(self.said)
-            if all(map(self.compare, spelling.inputs, inputs)):
-                return True
-            self.arrays, self.said = before
-            if spelling.operator not in COMMUTATIVE:
-                break
-        return False
-
-    def _same_attribute(self, expected: Any, given: Any) -> bool:
-        if expected is FLOAT:
-            return given in TYPES
-        if isinstance(given, float):
-            return self._same(expected, self.kind.type(given))
-        return expected == given
-
-    def _same(self, expected: Any, given: Any) -> bool:
-        """Whether a number is the one expected; a setting is then known by it."""
-        if not isinstance(expected, Number):
-            return bool(self.kind.type(expected) == self.kind.type(np.asarray(given).item()))
-        self.said.append((expected.source, number(given)))
-        return True
-
-    def settled(self, operation: Operation) -> Mapping[str, Any] | None:
-        """The settings that differ from an operation's, where all that is said agrees; else None."""
-        found = {
-            name: value
-            for source, value in self.said
-            if (name := source.removeprefix("s.")).isidentifier()
-            and not self._same(getattr(operation, name), self.kind.type(value))
-        }
-        try:
-            made = dataclasses.replace(operation, **found)
-        except ValueError:  # no such operation can be
-            return None
-        says = Formula((), (), tuple(source for source, _ in self.said)).values()(made)
-        agrees = all(self._same(v, self.kind.type(w)) for v, (_, w) in zip(says, self.said, strict=True))
-        return found if agrees else None
-
-
-@cache
-def spellings(kind: type[Operation]) -> list[Term]:
-    """All of an operation's: those of `SPELLINGS`, and its formula."""
-    operation = made_of_size_one(kind)
-    if operation is None:
-        return []
-    shadow, names = symbolic(operation), names_of(operation)
-    found: list[Any] = [f(_Operators(), shadow, *names) for f in SPELLINGS.get(kind, ())]
-    try:
-        found.append(traced(operation, operation.forward, None))
-    except Exception:  # anybody's formula, which may do what only arrays can
-        pass
-    return [term for term in found if isinstance(term, Term)]
-
-
-def made_of_size_one(kind: type[Operation]) -> Operation | None:
-    """An operation with its defaults, for sizes of 1; None if it has other settings to be made."""
-    sizes = {size for shape in kind.parameters.values() for size in shape}
-    sizes |= {size for shape, _ in kind.state.values() for size in shape}
-    needed = {f.name for f in dataclasses.fields(kind) if f.default is dataclasses.MISSING}  # pyright: ignore
-    return kind(**dict.fromkeys(sizes, 1)) if needed <= sizes and not issubclass(kind, Loss) else None
-
-
 # -- reading
 
 
@@ -694,7 +330,9 @@ def _bring_in(model: Any, folder: Path) -> int:
         info = onnx.external_data_helper.ExternalDataInfo(tensor)
         if Path(info.location).name != info.location:
             raise WeightsError(f"{tensor.name} is in {info.location!r}, expected a file beside it")
-        size = math.prod(tensor.dims) * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+        size = (
+            math.prod(tensor.dims) * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+        )
         files[info.location] = (folder / info.location).stat().st_size
         there = files[info.location] - (info.offset or 0) if info.length is None else info.length
         wanted += size
@@ -706,14 +344,14 @@ def _bring_in(model: Any, folder: Path) -> int:
     return sum(files.values())
 
 
-FOLDED = frozenset(
-    ("Cast", "Constant", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
-)
-"""Operators that are applied to constants when a file is read: no result is larger than they are."""
+FOLDED = frozenset(("Cast", "Constant", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"))
+"""Operators that are computed of constants when a file is read: nothing gets larger by them."""
 
 BEHIND = frozenset(
-    ("ArgMax", "Cast", "Identity", "Reshape", "Squeeze")
-    + ("ai.onnx.ml.ArrayFeatureExtractor", "ai.onnx.ml.Binarizer", "ai.onnx.ml.ZipMap")
+    (
+        *("ArgMax", "Cast", "Identity", "Reshape", "Squeeze"),
+        *("ai.onnx.ml.ArrayFeatureExtractor", "ai.onnx.ml.Binarizer", "ai.onnx.ml.ZipMap"),
+    )
 )
 """Operators that make labels of probabilities, where a file gives both."""
 
@@ -745,6 +383,7 @@ class _Reader:
         self.found: list[Layer] = []
         self.used: list[Any] = []
         self.casts: set[str] = set()
+        self.said: list[str] = []
         self.stage = 0
         inputs = [v for v in self.graph.input if v.name not in self.initializers]
         if len(inputs) != 1 or not self.graph.output:
@@ -886,10 +525,15 @@ class _Reader:
         self.casts.add(np.dtype(self.onnx.helper.tensor_dtype_to_np_dtype(element)).name)
         return True
 
+    def match(self) -> Match:
+        """What compares a spelling with a piece of this graph."""
+        return Match(self.attributes, self.kind)
+
     def attributes(self, term: Term) -> dict[str, Any]:
         """All of a term's attributes, ONNX's defaults among them; the last axis is -1."""
         domain, _, name = term.operator.rpartition(".")
         found = {**self._defaults(domain, name), **term.attributes}
+        found.pop("seed", None)  # of what is random in training alone
         return found | ({"axis": -1} if found.get("axis") == (self.rank or 2) - 1 else {})
 
     def _defaults(self, domain: str, name: str) -> dict[str, Any]:
@@ -905,7 +549,7 @@ class _Reader:
         term = self._term(pieces)
         for kind in registered().values():
             for spelling in spellings(kind):
-                match = Match(self.attributes, self.kind)
+                match = self.match()
                 if match.compare(spelling, term) and self._matched(kind, match):
                     return True
         return False
@@ -920,7 +564,12 @@ class _Reader:
         arrays = {k: _row(v) if k in flat else v for k, v in match.arrays.items()}
         if any(array is None for array in arrays.values()):
             return False
-        self.add(with_arrays(kind, arrays, **settings))
+        try:
+            layer = with_arrays(kind, arrays, **settings)
+        except ValueError as error:  # it may be read otherwise
+            self.said.append(str(error))
+            return False
+        self.add(layer)
         return True
 
     def add(self, *layers: Layer) -> None:
@@ -939,7 +588,7 @@ class _Reader:
             return
         known = {p.operator for k in registered().values() for s in spellings(k) for p in parts(s)}
         lacking = [part for part in parts(term) if part.operator not in known | READERS.keys()]
-        raise _lacking((*lacking, term)[0])
+        raise _lacking((*lacking, term)[0], *self.said[-1:])
 
 
 def _operator(node: Any) -> str:
@@ -948,10 +597,12 @@ def _operator(node: Any) -> str:
     return f"{domain}.{node.op_type}" if domain else node.op_type
 
 
-def _lacking(term: Term) -> WeightsError:
+def _lacking(term: Term, *why: str) -> WeightsError:
     said = "".join(f", {k}={v!r:.40}" for k, v in term.attributes.items())
     what = f"{term.operator} (node {term.node!r}{said})"
-    return WeightsError(f"xnet has no operation for {what} as it is used there")
+    return WeightsError(
+        f"xnet has no operation for {what} as it is used there" + ": ".join(["", *why])
+    )
 
 
 def _row(array: Any) -> Any:
@@ -972,8 +623,10 @@ def _gemm(reader: _Reader, term: Term) -> bool:
     W = (W.T if how["transB"] else W) * W.dtype.type(how["alpha"])
     params = {"W": W}
     if b:
-        row = np.broadcast_to(b[0] * W.dtype.type(how["beta"]), (1, W.shape[1]))
-        params["b"] = row.reshape(-1)
+        row = np.full(W.shape[1], b[0]) if b[0].size == 1 else _row(b[0])
+        if row is None:  # another for each sample
+            return False
+        params["b"] = row * row.dtype.type(how["beta"])
     reader.add(with_arrays(Affine, params))
     return True
 
@@ -1036,7 +689,7 @@ def _is_rows(reader: _Reader, shape: Any) -> bool:
     """Whether a Reshape to this shape makes rows of all that belongs to a sample."""
     if isinstance(shape, Term):  # computed from the input's
         *rows, columns = shape.inputs
-        compared = [Match(reader.attributes, reader.kind).compare(s, r) for s in SAMPLES for r in rows]
+        compared = [reader.match().compare(s, r) for s in SAMPLES for r in rows]
         if shape.operator != "Concat" or len(rows) != 1 or not any(compared):
             return False
         shape = np.append(0, columns)
@@ -1046,11 +699,10 @@ def _is_rows(reader: _Reader, shape: Any) -> bool:
     return columns[0] in (-1, reader.features) or reader.features is None
 
 
-_o = _Operators()
 SAMPLES = (
-    _o.Unsqueeze(_o.Gather(_o.Shape(INPUT), 0), [0]),
-    _o.Gather(_o.Shape(INPUT), [0]),
-    _o.Shape(INPUT, start=0, end=1),
+    parsed("Unsqueeze(Gather(Shape(x), 0), [0])", x=INPUT),
+    parsed("Gather(Shape(x), [0])", x=INPUT),
+    parsed("Shape(x, start=0, end=1)", x=INPUT),
 )
 """How many samples there are, as exporters write it."""
 
@@ -1060,8 +712,8 @@ def _both_classes(reader: _Reader, term: Term) -> bool:
 
     They are the softmax of the scores 0 and that one.
     """
-    o, match = _Operators(), Match(reader.attributes, reader.kind)
-    if not match.compare(o.Concat(o.Sub(1, INPUT), INPUT, axis=1), term) or len(reader.found) < 2:
+    both = parsed("Concat(Sub(1, x), x, axis=1)", x=INPUT)
+    if not reader.match().compare(both, term) or len(reader.found) < 2:
         return False
     product, sigmoid = reader.found[-2:]
     if not (isinstance(sigmoid.operation, Sigmoid) and type(product.operation) is Affine):
@@ -1070,8 +722,8 @@ def _both_classes(reader: _Reader, term: Term) -> bool:
     if b.size != 1:
         return False
     del reader.found[-2:]
-    both = {"W": np.hstack([0 * W, W]), "b": np.append(0 * b, b)}
-    reader.add(with_arrays(Affine, both), Layer.of(Softmax()))
+    params = {"W": np.hstack([0 * W, W]), "b": np.append(0 * b, b)}
+    reader.add(with_arrays(Affine, params), Layer.of(Softmax()))
     return True
 
 
