@@ -311,7 +311,8 @@ def load(
         model = onnx.load_model_from_string(content)
         size = len(content) + _bring_in(model, Path(path).parent)
         onnx.checker.check_model(model)
-        network = network_of(_Reader(model, size).layers(), loss, chosen, dtype)
+        reader = _Reader(model, size)
+        network = network_of(reader.layers(), loss, chosen, dtype or reader.kind)
     # What a file altered by accident or malice leads to is of many kinds.
     except Exception as error:
         raise WeightsError(f"{path}: {error!s:.400}") from error
@@ -576,7 +577,8 @@ class _Reader:
         """Add layers to those that have been found."""
         for layer in layers:
             for array in (*layer.params.values(), *layer.state.values()):
-                self._charged(array)
+                if self._charged(array).dtype != self.kind:
+                    raise WeightsError(f"{layer} has {array.dtype}, the graph {self.kind}")
             self.found.append(layer)
             self.features = layer.gives(self.features)
         self.stage = 0
@@ -588,7 +590,12 @@ class _Reader:
             return
         known = {p.operator for k in registered().values() for s in spellings(k) for p in parts(s)}
         lacking = [part for part in parts(term) if part.operator not in known | READERS.keys()]
-        raise _lacking((*lacking, term)[0], *self.said[-1:])
+        computed = [
+            p
+            for p in parts(term)
+            if all(v != INPUT for q in parts(p) for v in q.inputs if isinstance(v, str))
+        ]
+        raise _lacking((*lacking, *computed, term)[0], *self.said[-1:])
 
 
 def _operator(node: Any) -> str:

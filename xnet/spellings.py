@@ -303,13 +303,18 @@ class Match:
     def compare(self, spelling: Any, found: Any) -> bool:
         """Whether a graph is what a spelling says."""
         if isinstance(spelling, Term):
-            return isinstance(found, Term) and self._compare_terms(spelling, found)
+            if isinstance(found, Term):
+                return self._compare_terms(spelling, found)
+            # That of a parameter is read as an array already.
+            turned = spelling.operator == "Transpose" and isinstance(found, np.ndarray)
+            return turned and self.compare(spelling.inputs[0], found.T)
         if isinstance(found, Term) or found is None:
             return False
         if isinstance(spelling, str):
             if spelling == INPUT or isinstance(found, str):
                 return isinstance(found, str) and found == spelling
-            return self.arrays.setdefault(spelling, found) is found
+            known = self.arrays.setdefault(spelling, found)
+            return known is found or np.array_equal(known, found)
         if isinstance(found, str):
             return False
         if isinstance(spelling, list):
