@@ -1,5 +1,6 @@
 """xnet.onnx: what is written other runtimes compute, and what others write is read, or refused."""
 
+import fnmatch
 import os
 import subprocess
 import sys
@@ -8,7 +9,7 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
-from conftest import DTYPES, variants
+from conftest import DTYPES, REGISTERED, variants
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -728,3 +729,227 @@ def test_numbers_that_are_not_finite_are_told_of(written):
     path = written(model([("MatMul", "x W", "y")], {"W": np.where(W > 1, np.nan, W)}))
     with pytest.warns(xnet.NonFiniteWarning, match=r"foreign\.onnx: NaN or infinity in .*W1"):
         xnet.onnx.load(path)
+
+
+# -- the exporters of PyTorch, Keras and scikit-learn
+
+
+def compared(path, x, layers):
+    """Read a file, and compare its predictions with another runtime's."""
+    net = xnet.onnx.load(path)
+    assert [type(layer.operation).__name__ for layer in net.layers] == layers.split()
+    found = run(path, x)
+    if isinstance(found, list):  # scikit-learn's, by class
+        found = np.array([[row[key] for key in row] for row in found])
+    with np.errstate(all="ignore"):
+        bound = parity.prediction_bound(net, x)
+    assert found.shape == net.predict(x).shape
+    assert np.all(np.abs(net.predict(x) - found.astype(np.float64)) <= bound)
+    return net
+
+
+@pytest.mark.parametrize("dynamo", [False, True])
+@pytest.mark.filterwarnings("ignore")
+def test_pytorchs_exporters(dynamo, tmp_path):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    if dynamo:
+        pytest.importorskip("onnxscript", reason="onnxscript is not installed")
+    nn, path = torch.nn, tmp_path / "module.onnx"
+    torch.manual_seed(0)
+    module = nn.Sequential(
+        *(
+            nn.Linear(D, 8),
+            nn.GELU("tanh"),
+            nn.BatchNorm1d(8),
+            nn.SiLU(),
+            nn.Linear(8, 8, bias=False),
+        ),
+        *(nn.LayerNorm(8), nn.Mish(), nn.Softplus(), nn.Hardsigmoid(), nn.Hardtanh(), nn.ELU(0.7)),
+        *(
+            nn.Linear(8, 8),
+            nn.SELU(),
+            nn.Dropout(),
+            nn.LeakyReLU(0.2),
+            nn.Linear(8, C),
+            nn.Softmax(1),
+        ),
+    )
+    for _ in range(3):
+        module(torch.randn(50, D))
+    how = {"dynamic_shapes": ({0: "N"},)} if dynamo else {"dynamic_axes": {"x": [0], "y": [0]}}
+    names = {"input_names": ["x"], "output_names": ["y"]}
+    torch.onnx.export(module.eval(), (torch.zeros(3, D),), path, dynamo=dynamo, **how, **names)
+    x = np.random.default_rng(0).normal(size=(20, D)).astype(np.float32)
+    net = compared(
+        path,
+        x,
+        "Affine GELU BatchNorm SiLU Affine LayerNorm Mish Softplus HardSigmoid HardTanh ELU Affine "
+        "SELU LeakyReLU Affine",
+    )
+    assert net.layers[2].variance.tobytes() == module[2].running_var.numpy().tobytes()
+    assert net.params["W1"].tobytes() == module[0].weight.detach().numpy().T.tobytes()
+    assert repr(net.layers[13]) == "LeakyReLU(0.2)"
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_kerass_exporter(tmp_path):
+    pytest.importorskip("torch", reason="PyTorch, on which Keras exports here, is not installed")
+    os.environ.setdefault("KERAS_BACKEND", "torch")
+    keras = pytest.importorskip("keras", reason="Keras is not installed")
+    if keras.backend.backend() != "torch":
+        pytest.skip(
+            "Keras runs on another of its backends, and needs more packages to export there"
+        )
+    L, path = keras.layers, tmp_path / "model.onnx"
+    hidden = [L.Dense(8, "relu"), L.BatchNormalization(), L.Dense(8, "silu"), L.Dropout(0.2)]
+    model = keras.Sequential([keras.Input((D,)), *hidden, L.Dense(C, "softmax")])
+    x = np.random.default_rng(0).normal(size=(20, D)).astype(np.float32)
+    model(x)
+    model.export(path, format="onnx", verbose=False)
+    compared(path, x, "Affine ReLU BatchNorm Affine SiLU Affine")
+
+
+def classes(how, y):
+    """Labels of each kind that scikit-learn has, of the bits y (N, 3)."""
+    number = y[:, :2].sum(axis=1)
+    texts = np.array(["a", "b", "c"])[number]
+    return {"two": y[:, 0], "three": number, "texts": texts, "several": y}[how]
+
+
+@pytest.mark.parametrize("zipmap", [True, False])
+@pytest.mark.parametrize("how", ["two", "three", "texts", "several"])
+@pytest.mark.filterwarnings("ignore")
+def test_scikit_learns_classifiers(how, zipmap, tmp_path):
+    skl2onnx = pytest.importorskip("skl2onnx", reason="skl2onnx is not installed")
+    from sklearn.neural_network import MLPClassifier
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    x = np.random.default_rng(0).normal(3, 2, size=(80, D)).astype(np.float32)
+    y = classes(how, (x[:, :3] > 3).astype(int))
+    one = make_pipeline(StandardScaler(), MLPClassifier((7,), "tanh", max_iter=5)).fit(x, y)
+    path = tmp_path / "one.onnx"
+    options = {MLPClassifier: {"zipmap": zipmap}}
+    path.write_bytes(skl2onnx.to_onnx(one, x[:1], options=options).SerializeToString())
+    net = compared(path, x, "BatchNorm Affine Tanh Affine")
+    np.testing.assert_allclose(net.predict(x), one.predict_proba(x), atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_scikit_learns_regressor(tmp_path):
+    skl2onnx = pytest.importorskip("skl2onnx", reason="skl2onnx is not installed")
+    from sklearn.neural_network import MLPRegressor
+
+    x = np.random.default_rng(0).normal(size=(80, D)).astype(np.float32)
+    one = MLPRegressor(hidden_layer_sizes=(7, 5), activation="logistic", max_iter=5).fit(x, x[:, 0])
+    path = tmp_path / "one.onnx"
+    path.write_bytes(skl2onnx.to_onnx(one, x[:1]).SerializeToString())
+    net = compared(path, x, "Affine Sigmoid Affine Sigmoid Affine")
+    np.testing.assert_allclose(net.predict(x)[:, 0], one.predict(x), atol=1e-5)
+
+
+# -- ONNX's own tests of its operators
+
+LAST_AXIS = ("LayerNormalization", "Softmax", "Dropout", "Add", "Sub", "Mul", "Div")
+"""Operators whose tests on more axes say something of rows, too: those of the last axis."""
+
+UNFIT = {
+    "test_*_expanded*": "how a function could be composed of others, not how exporters write it",
+    "test_*int*": "whole numbers",
+    "test_*float16*": "half precision",
+    "test_*_training_mode": "an export that trains",
+    "test_training_dropout*": "an export that trains",
+    "test_*layer_normalization_*axis[0-3]*": "an axis counted from the first of more than two",
+    "test_layer_normalization_*axis_negative_[2-4]*": "norms of several axes",
+    "test_softmax_axis_*": "an axis counted from the first of three",
+    "test_matmul_[34]d": "products of stacks of matrices",
+    "test_matmul_bcast": "products of stacks of matrices",
+    "test_matmul_1d_*": "products of vectors",
+    "test_matmul_4d_1d": "products of vectors",
+    "test_gemm_transposeA": "the transpose of samples",
+    "test_gemm_all_attributes": "the transpose of samples",
+    "test_gemm_default_matrix_bias": "a bias of each sample",
+    "test_gelu_default_*": "GELU with the error function",
+    "test_hardsigmoid*": "other slopes than 1/6",
+    "test_clip*": "other bounds than -1 and 1, or 0 and none",
+    "test_swish*": "other slopes than 1",
+    "test_max*": "of two tensors",
+    "test_where*": "of two tensors",
+    "test_greater*": "truths, no numbers",
+    "test_concat*": "of two tensors",
+    **{f"test_{name}": "of two tensors" for name in ("add", "sub", "mul", "div")},
+    **{f"test_{name}_example": "of two tensors" for name in ("sub", "mul", "div")},
+    "test_flatten*": "no network: it changes no number, or the samples",
+    "test_reshape*": "no network: it changes no number, or the samples",
+    "test_identity*": "no network: it changes no number",
+    "test_dropout_default_mask*": "a second output that says what is dropped",
+    "test_constant*": "no network: it has no input",
+    "test_cast*": "no network: it changes types alone",
+    "test_squeeze*": "axes beside rows",
+    "test_unsqueeze*": "axes beside rows",
+    "test_transpose*": "the transpose of samples",
+}
+"""Tests of operators that `load` knows which no network of rows can express, and why."""
+
+
+def as_rows(case, x, y):
+    """A case's model, input and output as those of rows, where it is one of the last axis."""
+    made = onnx.ModelProto.FromString(case.model.SerializeToString())
+    operators = {node.op_type for node in made.graph.node}
+    if x.ndim > 2 and operators <= {"BatchNormalization"}:  # channels are the second axis
+        x, y = np.moveaxis(x, 1, -1), np.moveaxis(y, 1, -1)
+    elif not (x.ndim > 2 and operators <= {*LAST_AXIS}):
+        return made, x, y
+    x, y = x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1])
+    for value, array in ((made.graph.input[0], x), (made.graph.output[0], y)):
+        kind = helper.np_dtype_to_tensor_dtype(array.dtype)
+        value.CopyFrom(helper.make_tensor_value_info(value.name, kind, array.shape))
+    return made, x, y
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_onnxs_own_tests(written):
+    """Each test of an operator that is known passes, or is one of those that no network can be."""
+    from onnx.backend.test.case.node import collect_testcases
+
+    from xnet import spellings
+
+    terms = [
+        s
+        for kind in REGISTERED
+        for s in spellings.spellings(kind)[: len(spellings.SPELLINGS.get(kind, ()))]
+    ]
+    known = {part.operator for one in terms for part in spellings.parts(one)}
+    known |= xnet.onnx.READERS.keys() | xnet.onnx.FOLDED
+    passed, wrong = set(), []
+    for case in collect_testcases(None):
+        operators = {xnet.onnx._operator(node) for node in case.model.graph.node}
+        unfit = any(fnmatch.fnmatch(case.name, pattern) for pattern in UNFIT)
+        if not operators <= known or unfit:
+            continue
+        inputs, (y, *_) = case.data_sets[0]
+        made, x, y = as_rows(case, inputs[0], y)
+        for value, array in zip(list(case.model.graph.input)[1:], inputs[1:], strict=True):
+            made.graph.initializer.append(to_tensor(array, value.name))
+        try:
+            found = xnet.onnx.load(written(made)).predict(x)
+            np.testing.assert_allclose(found, y, case.rtol, case.atol)
+            assert (found.shape, found.dtype) == (y.shape, y.dtype)
+            passed |= operators
+        except (AssertionError, WeightsError) as error:
+            wrong.append(f"{case.name}: {error!s:.200}")
+    assert not wrong, "\n".join(wrong)
+    assert passed == {
+        *(
+            "Add",
+            "BatchNormalization",
+            "Div",
+            "Dropout",
+            "Elu",
+            "Gelu",
+            "Gemm",
+            "LayerNormalization",
+        ),
+        *("LeakyRelu", "MatMul", "Mish", "Mul", "Relu", "Selu", "Sigmoid", "Softmax", "Softplus"),
+        *("Sub", "Swish", "Tanh"),
+    }
