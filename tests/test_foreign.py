@@ -2,6 +2,7 @@
 
 import os
 import warnings
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -264,24 +265,24 @@ of_keras = pytest.mark.filterwarnings("ignore::DeprecationWarning:keras")
 """It warns of its own use of NumPy."""
 
 
-@pytest.fixture(scope="module")
-def keras():
-    # Keras reads it when it is imported; the numbers are the same on all of its backends.
-    os.environ.setdefault("KERAS_BACKEND", "torch" if _installed("torch") else "jax")
+def require_keras():
+    """Keras, on whichever of the libraries that it computes with is installed; or the test skips."""
+    installed = [name for name in ("torch", "jax", "tensorflow") if find_spec(name)]
+    if find_spec("keras") is None or not installed:
+        pytest.skip("Keras, or what it computes with, is not installed")
+    # It reads this when it is imported, and takes TensorFlow otherwise.
+    os.environ.setdefault("KERAS_BACKEND", installed[0])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        try:
-            found = pytest.importorskip("keras", reason="Keras is not installed")
-        except ModuleNotFoundError as error:  # what it would compute with
-            pytest.skip(f"Keras cannot be used: {error}")
+        import keras
+    return keras
+
+
+@pytest.fixture(scope="module")
+def keras():
+    found = require_keras()
     found.utils.set_random_seed(0)
     return found
-
-
-def _installed(name):
-    from importlib.util import find_spec
-
-    return find_spec(name) is not None
 
 
 def predictions(keras, layers, x):

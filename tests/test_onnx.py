@@ -1,6 +1,10 @@
 """xnet.onnx: what is written other runtimes compute, and what others write is read, or refused."""
 
+import contextlib
 import fnmatch
+import io
+import itertools
+import json
 import os
 import subprocess
 import sys
@@ -12,9 +16,11 @@ import pytest
 from conftest import DTYPES, REGISTERED, variants
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from test_docs import ROOT, blocks
+from test_foreign import require_keras
 
 import xnet
-from xnet import WeightsError
+from xnet import WeightsError, weights
 from xnet.layers import Layer
 from xnet.network import Network
 from xnet.operations import (
@@ -203,8 +209,10 @@ class Swirl(Pointwise):
 
     rate: float = 0.3
     shift: float = 2.0
+    width: float = 0.25
 
     def forward(self, m, x):
+        x = x / m.sqrt(1 + self.width)
         a = m.log1p(m.abs(x) * self.rate) - m.expm1(-m.abs(x)) + m.sqrt(x * x + self.shift)
         b = m.maximum(m.minimum(x, 2 * self.rate), -self.shift) + m.log(m.exp(-m.abs(x)) + 1)
         return m.where((x > 0) & ~(x >= 3) | (x != x), a, m.where(x == 1, -b, b / 3))
@@ -245,7 +253,15 @@ class Gated(Operation):
         return 0.0, 1.0
 
 
-OWN = [Swirl(), Swirl(0.7, 1.25), Share(), Share(0.125), Gated(D), Gated(D, 0.75)]
+OWN = [
+    Swirl(),
+    Swirl(0.7, 1.25),
+    Swirl(0.7, 1.25, 3.1),
+    Share(),
+    Share(0.125),
+    Gated(D),
+    Gated(D, 0.75),
+]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -731,6 +747,29 @@ def test_numbers_that_are_not_finite_are_told_of(written):
         xnet.onnx.load(path)
 
 
+# -- the command
+
+
+def test_the_command(tmp_path, monkeypatch):
+    from typer.testing import CliRunner
+
+    from xnet.tools import cli
+
+    saved, path = tmp_path / "net.safetensors", tmp_path / "net.onnx"
+    net = filled([Affine(D, C)], dtype="float64")
+    weights.save(net, saved)
+    for options, dtype in ([], "float64"), (["--dtype", "float32"], "float32"):
+        done = CliRunner().invoke(cli.app, ["export", str(saved), str(path), *options])
+        assert done.exit_code == 0, done.output
+        assert f"net.onnx: ONNX, opset {xnet.onnx.OPSET}" in done.output.replace("\n", "")
+        assert run(path, np.ones((2, D), dtype)).dtype == dtype
+    done = CliRunner().invoke(cli.app, ["export", str(saved), str(path), "--json"])
+    facts = {"file": str(path), "opset": xnet.onnx.OPSET, "bytes": path.stat().st_size}
+    assert json.loads(done.output) == facts
+    done = CliRunner().invoke(cli.app, ["export", str(path), str(path)])
+    assert isinstance(done.exception, WeightsError)
+
+
 # -- the exporters of PyTorch, Keras and scikit-learn
 
 
@@ -793,9 +832,7 @@ def test_pytorchs_exporters(dynamo, tmp_path):
 
 @pytest.mark.filterwarnings("ignore")
 def test_kerass_exporter(tmp_path):
-    pytest.importorskip("torch", reason="PyTorch, on which Keras exports here, is not installed")
-    os.environ.setdefault("KERAS_BACKEND", "torch")
-    keras = pytest.importorskip("keras", reason="Keras is not installed")
+    keras = require_keras()
     if keras.backend.backend() != "torch":
         pytest.skip(
             "Keras runs on another of its backends, and needs more packages to export there"
@@ -962,3 +999,27 @@ def test_onnxs_own_tests(written):
         *("LeakyRelu", "MatMul", "Mish", "Mul", "Relu", "Selu", "Sigmoid", "Softmax", "Softplus"),
         *("Sub", "Swish", "Tanh"),
     }
+
+
+# -- the page
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_pages_blocks_of_other_packages(tmp_path, monkeypatch):
+    """Those that tests/test_docs.py leaves out, where the packages that they need are installed."""
+    require_keras()
+    for package in ("torch", "numba"):
+        pytest.importorskip(package, reason=f"{package} is not installed")
+    monkeypatch.chdir(tmp_path)
+    found = blocks(ROOT / "docs" / "onnx.md")
+    namespace, done = {}, 0
+    for block, then in itertools.pairwise([*found, None]):
+        if block.language not in ("py", "python") or (then and "Error" in then.text):
+            continue
+        out = io.StringIO()
+        with contextlib.redirect_stdout(out):
+            exec(compile(block.text, "onnx.md", "exec"), namespace)
+        if then and then.language == "text" and block.language == "py":
+            assert out.getvalue() == then.text
+        done += block.language == "py"
+    assert done == 4

@@ -6,6 +6,7 @@ formula: the trace from which kernels are compiled, in ONNX's primitives. Nothin
 """
 
 import dataclasses
+import re
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from functools import cache
@@ -271,12 +272,6 @@ TYPES = (1, 11)
 """What stands for float32 and float64 in a file."""
 
 
-def number(value: Any) -> float:
-    """A number of a file, of a float32 the one with the fewest digits that rounds to it."""
-    plain = np.asarray(value).reshape(())[()]
-    return float(str(plain)) if plain.dtype == np.float32 else float(plain)
-
-
 class Match:
     """Compares a spelling with a graph, and finds out of which arrays and settings it is.
 
@@ -307,7 +302,7 @@ class Match:
                 return self._compare_terms(spelling, found)
             # That of a parameter is read as an array already.
             turned = spelling.operator == "Transpose" and isinstance(found, np.ndarray)
-            return turned and self.compare(spelling.inputs[0], found.T)
+            return turned and self.compare(spelling.inputs[0], np.transpose(found))
         if isinstance(found, Term) or found is None:
             return False
         if isinstance(spelling, str):
@@ -349,26 +344,73 @@ class Match:
         """Whether a number is the one expected; a setting is then known by it."""
         if not isinstance(expected, Number):
             return bool(self.kind.type(expected) == self.kind.type(np.asarray(given).item()))
-        self.said.append((expected.source, number(given)))
+        self.said.append((expected.source, float(np.asarray(given).item())))
         return True
 
-    def settled(self, operation: Operation) -> Mapping[str, Any] | None:
-        """The settings that differ from an operation's; None where not all that is said agrees."""
-        found = {
-            name: value
-            for source, value in self.said
-            if (name := source.removeprefix("s.")).isidentifier()
-            and not self._same(getattr(operation, name), self.kind.type(value))
-        }
-        try:
-            made = type(operation)(**{**operation.settings(), **found})
-        except ValueError:  # no such operation can be
+    def settled(self, operation: Operation) -> dict[str, Any] | None:
+        """The settings that differ from an operation's; None where no settings agree with all.
+
+        What depends on one alone says which that is. Where it is the operation's own number that
+        has been rounded to the graph's, it stays as it is.
+        """
+        known = operation.settings()
+        settled: set[str] = set()
+        for source, value in sorted(self.said, key=lambda said: len(_settings_in(said[0]))):
+            names = _settings_in(source) - settled
+            if not self._agrees(_computed(source, known), value):
+                solved = self._solved(source, value, known, *names) if len(names) == 1 else None
+                if solved is None:
+                    return None
+                known |= solved
+            settled |= names
+        if not all(self._agrees(_computed(source, known), value) for source, value in self.said):
             return None
-        says = Formula((), (), tuple(source for source, _ in self.said)).values()(made, 0)
-        agrees = all(
-            self._same(v, self.kind.type(w)) for v, (_, w) in zip(says, self.said, strict=True)
-        )
-        return found if agrees else None
+        return {k: v for k, v in known.items() if k in settled and v != operation.settings()[k]}
+
+    def _agrees(self, computed: float | None, value: float) -> bool:
+        return computed is not None and bool(self.kind.type(computed) == self.kind.type(value))
+
+    def _solved(
+        self, source: str, value: float, known: Mapping[str, Any], name: str
+    ) -> dict[str, float] | None:
+        """The number with the fewest digits of which a setting is made that value, if one is found.
+
+        By the secant method, which finds it at once where the setting is scaled or shifted.
+        """
+
+        def of(v: float) -> float | None:
+            return _computed(source, {**known, name: v})
+
+        a, b = float(known[name]), 1.25 * float(known[name]) + 0.125
+        for _ in range(SECANTS):
+            at_a, at_b = of(a), of(b)
+            if self._agrees(at_b, value):
+                texts = (f"{b:.{digits}g}" for digits in range(1, 18))
+                return next(
+                    ({name: v} for v in map(float, texts) if self._agrees(of(v), value)), None
+                )
+            if at_a is None or at_b is None or at_a == at_b:
+                return None
+            a, b = b, b - (at_b - value) * (b - a) / (at_b - at_a)
+        return None
+
+
+SECANTS = 50
+"""How often the secant method is tried."""
+
+
+def _settings_in(source: str) -> set[str]:
+    """The settings that a number of a formula is made of."""
+    return set(re.findall(r"\bs\.(\w+)", source))
+
+
+def _computed(source: str, settings: Mapping[str, Any]) -> float | None:
+    """A number of a formula, of these settings; None if there is none."""
+    values = Formula((), (), (source,)).values()
+    try:
+        return values(SimpleNamespace(**settings), 0)[0]
+    except (ArithmeticError, ValueError):
+        return None
 
 
 @cache
