@@ -266,7 +266,7 @@ of_keras = pytest.mark.filterwarnings("ignore::DeprecationWarning:keras")
 
 
 def require_keras():
-    """Keras, on whichever of the libraries that it computes with is installed; or the test skips."""
+    """Keras, on one of the libraries that it computes with; the test skips without."""
     installed = [name for name in ("torch", "jax", "tensorflow") if find_spec(name)]
     if find_spec("keras") is None or not installed:
         pytest.skip("Keras, or what it computes with, is not installed")

@@ -490,6 +490,7 @@ def test_graphs_that_others_write(name, written):
 FLATTENING = {
     "Flatten": [("Flatten", "x", "a")],
     "Reshape, known": [("Reshape", "x s", "a")],
+    "Reshape without zeros": [("Reshape", "x s", "a", {"allowzero": 1})],
     "Reshape, samples first": [
         ("Shape", "x", "e"),
         ("Gather", "e zero", "f"),

@@ -7,6 +7,7 @@ spellings of every operation there is.
 
 import math
 import os
+import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -334,7 +335,10 @@ def _bring_in(model: Any, folder: Path) -> int:
         size = (
             math.prod(tensor.dims) * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
         )
-        files[info.location] = (folder / info.location).stat().st_size
+        status = (folder / info.location).lstat()
+        if not stat.S_ISREG(status.st_mode):
+            raise WeightsError(f"{tensor.name} is in {info.location!r}, which is no ordinary file")
+        files[info.location] = status.st_size
         there = files[info.location] - (info.offset or 0) if info.length is None else info.length
         wanted += size
         if size != there or wanted > sum(files.values()):
@@ -342,6 +346,8 @@ def _bring_in(model: Any, folder: Path) -> int:
                 f"{tensor.name} takes {size} bytes of {info.location!r}, which has {there} for it"
             )
         onnx.external_data_helper.load_external_data_for_tensor(tensor, str(folder))
+        tensor.data_location = onnx.TensorProto.DEFAULT  # which older versions leave to others
+        del tensor.external_data[:]
     return sum(files.values())
 
 
@@ -686,22 +692,25 @@ def _flattened(reader: _Reader, term: Term) -> bool:
     if term.operator == "Flatten":
         fits = reader.attributes(term)["axis"] in (1, -1)  # -1 is that of a matrix
     else:
-        fits = reader.attributes(term)["allowzero"] == 0 and _is_rows(reader, shape[0])
+        fits = _is_rows(reader, shape[0], bool(reader.attributes(term)["allowzero"]))
     if fits:
         reader.rank = 2
     return fits
 
 
-def _is_rows(reader: _Reader, shape: Any) -> bool:
-    """Whether a Reshape to this shape makes rows of all that belongs to a sample."""
+def _is_rows(reader: _Reader, shape: Any, zero: bool) -> bool:
+    """Whether a Reshape to this shape makes rows of all that belongs to a sample.
+
+    A 0 in it stands for the size that was there, unless it is to mean 0.
+    """
     if isinstance(shape, Term):  # computed from the input's
         *rows, columns = shape.inputs
         compared = [reader.match().compare(s, r) for s in SAMPLES for r in rows]
         if shape.operator != "Concat" or len(rows) != 1 or not any(compared):
             return False
-        shape = np.append(0, columns)
+        shape, zero = np.append(0, columns), False
     rows, *columns = shape.tolist()
-    if len(columns) != 1 or (rows == -1 and columns == [-1]):
+    if len(columns) != 1 or (rows == -1 and columns == [-1]) or (zero and rows == 0):
         return False
     return columns[0] in (-1, reader.features) or reader.features is None
 
