@@ -25,6 +25,7 @@ from xnet.formulas import FormulaError
 from xnet.layers import Layer, LossLayer, numbered
 from xnet.network import Network
 from xnet.operations import Affine, BatchNorm, Loss, Operation, Sigmoid, Softmax, registered
+from xnet.plan import outputs
 from xnet.spellings import (
     COMMUTATIVE,
     FLOAT,
@@ -54,6 +55,12 @@ LIMIT = 2**31
 
 GROWTH = 16
 """How many times the bytes of a file its arrays may take here: one array may serve many layers."""
+
+PARTS = (
+    *("checker", "external_data_helper", "helper", "numpy_helper", "reference"),
+    *("shape_inference", "version_converter"),
+)
+"""What of the package onnx is used."""
 
 OUTPUT = "predictions"
 """What a file that is written calls what comes out; what goes in is `INPUT`."""
@@ -110,9 +117,7 @@ def _library() -> Any:
     """The package onnx."""
     try:
         onnx = import_module("onnx")
-        for part in ("checker", "external_data_helper", "numpy_helper", "reference"):
-            import_module(f"onnx.{part}")
-        for part in ("shape_inference", "version_converter"):
+        for part in PARTS:
             import_module(f"onnx.{part}")
     except ImportError as error:
         raise WeightsError(
@@ -144,16 +149,17 @@ class _Writer:
         for k, (label, term, names) in enumerate(steps):
             output = OUTPUT if k + 1 == len(steps) else label
             tensor = self._written(term, label, {**names, INPUT: tensor}, output)
-        outputs = next((w for v in reversed(network.layers) if (w := v.gives(None))), None)
+        inputs = network.inputs or "D"
+        sizes = {INPUT: inputs, OUTPUT: outputs(network.layers) or inputs}
+        values = [
+            helper.make_tensor_value_info(name, self.element, ["N", size])
+            for name, size in sizes.items()
+        ]
         graph = helper.make_graph(
             self.nodes,
             "network",
-            [helper.make_tensor_value_info(INPUT, self.element, ["N", network.inputs or "D"])],
-            [
-                helper.make_tensor_value_info(
-                    OUTPUT, self.element, ["N", outputs or network.inputs or "D"]
-                )
-            ],
+            values[:1],
+            values[1:],
             [self.onnx.numpy_helper.from_array(v, k) for k, v in self.constants.items()],
         )
         opset = helper.make_opsetid("", OPSET)
