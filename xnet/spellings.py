@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from functools import cache
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -300,9 +300,10 @@ class Match:
         if isinstance(spelling, Term):
             if isinstance(found, Term):
                 return self._compare_terms(spelling, found)
-            # That of a parameter is read as an array already.
-            turned = spelling.operator == "Transpose" and isinstance(found, np.ndarray)
-            return turned and self.compare(spelling.inputs[0], np.transpose(found))
+            if spelling.operator != "Transpose" or not isinstance(found, np.ndarray):
+                return False
+            parameter: Any = np.transpose(cast(Any, found))  # which is read as an array already
+            return self.compare(spelling.inputs[0], parameter)
         if isinstance(found, Term) or found is None:
             return False
         if isinstance(spelling, str):
