@@ -15,7 +15,6 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-import xnet
 from xnet.backend import Backend, resolve
 from xnet.dtypes import float_dtype
 from xnet.errors import WeightsError
@@ -168,7 +167,7 @@ class _Writer:
             opset_imports=[opset],
             ir_version=helper.find_min_ir_version_for([opset]),
             producer_name="xnet",
-            producer_version=xnet.__version__,
+            producer_version=import_module("xnet").__version__,
         )
 
     def _layers(self) -> Iterator[tuple[str, Any, dict[str, str]]]:
