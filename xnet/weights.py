@@ -25,9 +25,26 @@ from xnet.backend import Backend, resolve
 from xnet.dtypes import dtype_name, float_dtype
 from xnet.errors import NonFiniteWarning, WeightsError
 from xnet.files import replaced
+from xnet.foreign import filled_from_torch, from_keras, from_torch
 from xnet.layers import Layer, LossLayer, numbered
 from xnet.network import Network
 from xnet.operations import ENTRY_POINT_GROUP, OPERATIONS, Loss, Operation, registered
+
+__all__ = [
+    "FORMAT",
+    "METADATA_KEY",
+    "STATE",
+    "check_savable",
+    "check_writable",
+    "content_of",
+    "from_keras",
+    "from_torch",
+    "load_network",
+    "not_finite",
+    "save",
+    "sha256",
+    "warn_of_not_finite",
+]
 
 METADATA_KEY = "xnet"
 """Under this key a file's metadata holds the architecture, as JSON."""
@@ -156,9 +173,13 @@ def check_writable(path: str | os.PathLike[str]) -> None:
 
 
 def load_network(
-    path: str | os.PathLike[str], backend: str | Backend | None = None, dtype: Any = None
+    path: str | os.PathLike[str],
+    backend: str | Backend | None = None,
+    dtype: Any = None,
+    layers: Sequence[Layer | Operation] | None = None,
+    loss: Loss | LossLayer | None = None,
 ) -> Network:
-    """The network in a file that `save` wrote, or in the notes' pickled weights.
+    """The network in a file that `save` wrote, in PyTorch's safetensors, or the notes' pickle.
 
     Parameters
     ----------
@@ -171,6 +192,13 @@ def load_network(
         Where the network goes; None for the current backend.
     dtype
         ``"float32"`` or ``"float64"``; None keeps the file's.
+    layers
+        For a safetensors file of a PyTorch ``nn.Sequential``, which holds arrays alone (names
+        ``0.weight``, ...): the layers that they are of, in the module's order. A ``Linear``'s
+        weight is transposed.
+    loss
+        What turns scores into predictions and a loss; None keeps the file's, or with `layers`
+        takes softmax with cross-entropy.
 
     Raises
     ------
@@ -187,23 +215,22 @@ def load_network(
     chosen = resolve(backend)
     if dtype is not None:
         float_dtype(dtype)
-    try:
-        kind = os.stat(path).st_mode
-        if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):  # it may never end, as /dev/zero
-            raise WeightsError(f"{path} cannot be read: it is there, and no ordinary file")
-        content = Path(path).read_bytes()
-    except OSError as error:
-        raise WeightsError(f"{path} cannot be read: {error.strerror}") from error
+    content = content_of(path)
     try:
         # A safetensors file begins with 8 bytes of length and a JSON object.
-        if content[8:9] == b"{":
-            operations, loss, arrays, frozen = _from_safetensors(content)
+        held: Loss | None = None
+        frozen: list[int] = []
+        if layers is not None:
+            found = filled_from_torch(layers, _arrays_in(content))
+        elif content[8:9] == b"{":
+            operations, held, arrays, frozen = _from_safetensors(content)
+            found = _layers(operations, arrays)
         else:
             from xnet.tools import notes_pickle
 
-            operations, loss, arrays = notes_pickle.read(content)
-            frozen = []
-        network = Network(_layers(operations, arrays), loss, dtype=dtype, backend=chosen)
+            operations, held, arrays = notes_pickle.read(content)
+            found = _layers(operations, arrays)
+        network = Network(found, loss or held, dtype=dtype, backend=chosen)
     except KeyError as error:
         raise WeightsError(f"{path}: {error} is missing") from error
     # What a file altered by accident or malice leads to is of many kinds.
@@ -211,31 +238,44 @@ def load_network(
         raise WeightsError(f"{path}: {error!s:.300}") from error
     for k in frozen:
         network.layers[k].trainable = False
+    warn_of_not_finite(network, path)
+    return network
+
+
+def content_of(path: str | os.PathLike[str]) -> bytes:
+    """The bytes of an ordinary file; `WeightsError` if it cannot be read."""
+    try:
+        kind = os.stat(path).st_mode
+        if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):  # it may never end, as /dev/zero
+            raise WeightsError(f"{path} cannot be read: it is there, and no ordinary file")
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def warn_of_not_finite(network: Network, path: str | os.PathLike[str]) -> None:
+    """Warn the caller's caller of parameters and state, read from a file, that are not finite."""
     if names := not_finite(network):
         shown = reprlib.repr(names)
         warnings.warn(
             f"{path}: NaN or infinity in {shown}: the network may answer nothing else",
             NonFiniteWarning,
-            stacklevel=2,
+            stacklevel=3,
         )
-    return network
 
 
 def _from_safetensors(content: bytes) -> tuple[list[Operation], Loss, dict[str, Any], list[int]]:
     """Operations, loss, arrays, and which layers are frozen, from a safetensors file's bytes."""
-    from safetensors import SafetensorError
-    from safetensors.numpy import load as from_bytes
-
-    try:
-        arrays = from_bytes(content)
-    except SafetensorError as error:
-        raise WeightsError(f"not a safetensors file, or a damaged one: {error}") from error
+    arrays = _arrays_in(content)
     # The library that checks the file does not hand out its metadata; its header is plain JSON.
     header: Any = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
     metadata: Any = header.get("__metadata__") or {}
     text = metadata.get(METADATA_KEY)
     if text is None:
-        raise WeightsError("a safetensors file without an xnet architecture in its metadata")
+        raise WeightsError(
+            "a safetensors file without an xnet architecture in its metadata; of PyTorch's "
+            "nn.Sequential name the layers: load_network(path, layers=[...])"
+        )
     architecture = json.loads(text)
     if architecture["format"] != FORMAT:
         raise WeightsError(f"format {architecture['format']}, this xnet reads format {FORMAT}")
@@ -250,6 +290,17 @@ def _from_safetensors(content: bytes) -> tuple[list[Operation], Loss, dict[str, 
     if not all(type(k) is int and 0 <= k < len(operations) for k in frozen):
         raise WeightsError(f"frozen is {reprlib.repr(frozen)}, expected numbers of layers")
     return operations, loss, arrays, frozen
+
+
+def _arrays_in(content: bytes) -> dict[str, Any]:
+    """The arrays in a safetensors file's bytes."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load as from_bytes
+
+    try:
+        return from_bytes(content)
+    except SafetensorError as error:
+        raise WeightsError(f"not a safetensors file, or a damaged one: {error}") from error
 
 
 def _made(name: Any, settings: Any) -> Operation:

@@ -772,6 +772,31 @@ def _hash_table(hashes: dict[str, dict[str, dict[str, str]]], steps: int) -> Tab
     return table
 
 
+# -- export
+
+
+@app.command(epilog="Example: [bold]xnet export digits.safetensors digits.onnx[/bold]")
+def export(
+    file: Annotated[Path, typer.Argument(help="A saved network, or the notes' pickled weights.")],
+    to: Annotated[Path, typer.Argument(help="The ONNX file to write.", metavar="FILE.onnx")],
+    dtype: Annotated[
+        Dtype | None, typer.Option(help="Of its numbers. Default: as in the saved network.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a saved network as an ONNX file, which other programs can run."""
+    from xnet import onnx
+
+    network = _load(file, resolve("numpy"), dtype)
+    onnx.export(network, to)
+    facts = {"file": str(to), "opset": onnx.OPSET, "bytes": to.stat().st_size}
+    print(
+        json.dumps(facts)
+        if as_json
+        else f"{to}: ONNX, opset {onnx.OPSET}, {facts['bytes']:,} bytes"
+    )
+
+
 # -- gradcheck
 
 

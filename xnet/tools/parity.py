@@ -30,6 +30,7 @@ from xnet.network import Network
 from xnet.operations import Affine, Loss, Operation, ReLU, Sigmoid, Softmax, registered
 from xnet.optimizers import OPTIMIZERS, Adam, Optimizer
 from xnet.random import Generator
+from xnet.spellings import required
 from xnet.tools.contracts import CONTRACTS, Contract, ContractError
 from xnet.training import train
 
@@ -336,12 +337,6 @@ def _one_hot(rows: int, classes: int = C) -> Host:
 def _drawn(seed: int = 0) -> Callable[[tuple[int, ...], str], Host]:
     """The same random numbers in [0, 1) on every backend."""
     return Generator(seed).uniform
-
-
-def required(operation: type[Operation]) -> dict[str, Any]:
-    """The settings of an operation that have no default, and their annotations."""
-    fields = dataclasses.fields(operation)  # pyright: ignore[reportArgumentType]
-    return {field.name: field.type for field in fields if field.default is dataclasses.MISSING}
 
 
 def made(operation: type[Operation], *sizes: int) -> Any:
