@@ -702,7 +702,14 @@ def imports_of(source):
 
 def test_the_library_names_no_array_library():
     """Nothing in xnet/ but host code (files, data, batches) imports one."""
-    host_code = {"datasets.py", "weights.py", "training.py", "samples.py", "sklearn.py"}
+    host_code = {
+        "datasets.py",
+        "weights.py",
+        "training.py",
+        "samples.py",
+        "sklearn.py",
+        "checkpoints.py",
+    }
     # Random numbers, to_numpy, what is not ordinary among NumPy's arrays, and its warnings.
     allowed = {(f"{name}.py", "numpy") for name in ("random", "backend", "arrays", "reproducible")}
     found = {
@@ -737,6 +744,7 @@ def test_the_page_names_what_is_used_of_a_namespace():
 FLOORS = [
     ["tools", "sklearn"],
     ["training"],
+    ["checkpoints", "schedules"],
     ["samples"],
     ["weights"],
     ["datasets"],
@@ -746,6 +754,7 @@ FLOORS = [
     ["layers", "measures"],
     ["losses"],
     ["arguments"],
+    ["clipping"],
     ["backend", "reproducible"],
     ["arithmetic", "random"],
     ["perturbation", "threads", "exact", "bounds", "arrays"],

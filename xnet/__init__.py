@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     )
     from xnet.errors import (
         BackendError,
+        CheckpointError,
+        CheckpointWarning,
         DatasetError,
         KinkWarning,
         NaiveGradientWarning,
@@ -62,6 +64,8 @@ __all__ = [
     "Backend",
     "BackendError",
     "BackendInfo",
+    "CheckpointError",
+    "CheckpointWarning",
     "DatasetError",
     "History",
     "KinkWarning",
@@ -114,6 +118,8 @@ _HOMES = {
     ),
     "errors": (
         "BackendError",
+        "CheckpointError",
+        "CheckpointWarning",
         "DatasetError",
         "KinkWarning",
         "NaiveGradientWarning",
