@@ -705,6 +705,7 @@ def test_the_library_names_no_array_library():
     host_code = {"datasets.py", "weights.py", "training.py", "samples.py", "sklearn.py"}
     host_code |= {"parquet.py", "rows.py"}
     host_code |= {"onnx.py", "foreign.py", "spellings.py"}
+    host_code |= {"checkpoints.py"}
     # Random numbers, to_numpy, what is not ordinary among NumPy's arrays, and its warnings.
     allowed = {(f"{name}.py", "numpy") for name in ("random", "backend", "arrays", "reproducible")}
     found = {
@@ -739,6 +740,7 @@ def test_the_page_names_what_is_used_of_a_namespace():
 FLOORS = [
     ["tools", "sklearn"],
     ["training"],
+    ["checkpoints", "schedules"],
     ["samples", "parquet"],
     ["onnx"],
     ["weights"],
@@ -751,6 +753,7 @@ FLOORS = [
     ["layers", "measures"],
     ["losses"],
     ["arguments", "rows"],
+    ["clipping"],
     ["backend", "reproducible"],
     ["arithmetic", "random"],
     ["perturbation", "threads", "exact", "bounds", "arrays"],

@@ -159,7 +159,7 @@ def test_gradient_check_passes(backend, extension):
 
 def test_they_are_saved_and_loaded(backend, dtype, extension, tmp_path):
     network = make_network(extension, dtype=dtype)
-    train(network, extension, iterations=5, checkpoint=tmp_path / "net")
+    train(network, extension, iterations=5, save=tmp_path / "net")
     loaded = weights.load_network(tmp_path / "net")
     assert repr(loaded.layers) == "[Affine(2, 8), Softsign(0.5), Affine(8, 2)]"
     assert isinstance(loaded.loss_layer.operation, extension.SquaredEntropy)

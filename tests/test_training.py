@@ -468,7 +468,7 @@ def test_checkpoint_is_what_validation_chose_so_far(tmp_path):
             held.append(weights.load_network(path, "numpy").params["W1"] if path.exists() else None)
             super().update(params, grads)
 
-    scripted_run(None, optimizer=Watch(FAIR, GOOD, BAD, BAD), epochs=4, checkpoint=path)
+    scripted_run(None, optimizer=Watch(FAIR, GOOD, BAD, BAD), epochs=4, save=path)
     np.testing.assert_array_equal(held[1:], [FAIR, GOOD, GOOD])
     np.testing.assert_array_equal(weights.load_network(path, "numpy").params["W1"], GOOD)
 
@@ -739,7 +739,7 @@ def test_ctrl_c_in_a_numerical_gradient_restores_what_it_perturbed(monkeypatch, 
 def test_checkpoint_of_an_interrupted_run(tmp_path, data):
     path = tmp_path / "net"
     network = make_network()
-    run(network, *data, optimizer=Interrupting(3), checkpoint=path, batch_size=10)
+    run(network, *data, optimizer=Interrupting(3), save=path, batch_size=10)
     whole = make_network()
     run(whole, *data, optimizer=Interrupting(0), iterations=2, batch_size=10)
     assert bits(weights.load_network(path)) == bits(network) == bits(whole)
@@ -786,7 +786,7 @@ def test_regression_diverges_without_a_warning(backend, data):
 def test_divergence_spares_the_checkpoint_of_the_epoch_before(tmp_path):
     path = tmp_path / "net"
     bad = np.full((2, 2), np.nan)
-    _, history = scripted_run(GOOD, FAIR, bad, bad, batch_size=100, epochs=3, checkpoint=path)
+    _, history = scripted_run(GOOD, FAIR, bad, bad, batch_size=100, epochs=3, save=path)
     assert (history.stopped, history.iterations) == ("diverged", 4)
     np.testing.assert_array_equal(weights.load_network(path, "numpy").params["W1"], FAIR)
 
@@ -924,7 +924,7 @@ def test_checkpoint_after_every_epoch_and_at_the_end(backend, tmp_path):
             self.told.append(bits(weights.load_network(path)) if path.exists() else None)
 
     network, watch = make_network(), Watch()
-    train(network, *make_data(), iterations=5, batch_size=100, checkpoint=path, progress=watch)
+    train(network, *make_data(), iterations=5, batch_size=100, save=path, progress=watch)
 
     first, second = after(2, batch_size=100), after(4, batch_size=100)
     assert watch.told[1:-1] == [None, None, first, first, second]
@@ -935,7 +935,7 @@ def test_checkpoint_after_every_epoch_and_at_the_end(backend, tmp_path):
 @pytest.mark.parametrize("where", ["nowhere/net", "."])
 def test_checkpoint_that_cannot_be_written_is_refused_before_training(tmp_path, where):
     path = tmp_path / where
-    message = refused(None, X, T, checkpoint=path, error=WeightsError)
+    message = refused(None, X, T, save=path, error=WeightsError)
     assert message.startswith(f"{path} cannot be written: ")
 
 
@@ -955,13 +955,13 @@ class MyLoss(LossLayer):
 def test_checkpoint_of_what_no_file_can_hold_is_refused_before_training(tmp_path, part):
     parts = ([], part) if isinstance(part, LossLayer) else ([part], None)
     network = Network([Affine(2, 2), *parts[0]], parts[1])
-    message = refused(network, X, T, checkpoint=tmp_path / "net", error=WeightsError)
+    message = refused(network, X, T, save=tmp_path / "net", error=WeightsError)
     assert type(part).__name__ in message
 
 
 def test_checkpoint_holds_the_state(tmp_path, data):
     network, path = make_noisy_network(), tmp_path / "net"
-    run(network, *data, epochs=2, checkpoint=path)
+    run(network, *data, epochs=2, save=path)
     assert bits(weights.load_network(path)) == bits(network)
 
 

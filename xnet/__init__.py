@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     )
     from xnet.errors import (
         BackendError,
+        CheckpointError,
+        CheckpointWarning,
         DatasetError,
         KinkWarning,
         NaiveGradientWarning,
@@ -64,6 +66,8 @@ __all__ = [
     "Backend",
     "BackendError",
     "BackendInfo",
+    "CheckpointError",
+    "CheckpointWarning",
     "DatasetError",
     "History",
     "KinkWarning",
@@ -118,6 +122,8 @@ _HOMES = {
     ),
     "errors": (
         "BackendError",
+        "CheckpointError",
+        "CheckpointWarning",
         "DatasetError",
         "KinkWarning",
         "NaiveGradientWarning",

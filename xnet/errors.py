@@ -20,6 +20,14 @@ class WeightsError(XnetError):
     """A file of weights that cannot be read safely, or cannot be written."""
 
 
+class CheckpointError(XnetError):
+    """A run that cannot be gone on with: other data or settings, or no checkpoint that is whole."""
+
+
+class CheckpointWarning(UserWarning):
+    """A checkpoint that is damaged, in whose place the one before it is taken."""
+
+
 class NonFiniteWarning(UserWarning):
     """A file of weights in which some are NaN or infinite."""
 

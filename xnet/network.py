@@ -197,7 +197,7 @@ class Network:
         self._plan: Plan | None = None
         self._held: Any = None
         self._rng = random.Generator(seed)
-        self._draws: Any = None
+        self.draws: Any = None
         self.backend = resolve(backend)
         self.loss_layer = SoftmaxWithLoss() if loss is None else loss
         held = [layer.params for layer in layers if isinstance(layer, Layer)]
@@ -259,10 +259,10 @@ class Network:
             if not any(layer is kept for kept in layers):
                 layer.owner = None
         self._layers, self._plan = layers, None
-        if self._draws is None and any(v.operation and v.operation.random for v in layers):
+        if self.draws is None and any(v.operation and v.operation.random for v in layers):
             from xnet import random
 
-            self._draws = random.Generator(int(self._rng.integers(2**63)))
+            self.draws = random.Generator(int(self._rng.integers(2**63)))
 
     def _check_sizes(self, layers: Sequence[Layer]) -> None:
         features, first = None, {id(v): k for k, v in reversed([*enumerate(layers)])}
@@ -591,7 +591,7 @@ class Network:
 
     def draw(self, shape: tuple[int, ...], dtype: Any) -> Any:
         """Random numbers in [0, 1) for a layer that trains, on the host."""
-        return self._draws.uniform(shape, dtype)
+        return self.draws.uniform(shape, dtype)
 
     @property
     def moves(self) -> bool:
@@ -600,8 +600,8 @@ class Network:
 
     def _begin(self) -> None:
         """Begin a pass in training: where the network is held, with the same draws as the last."""
-        if self._held is not None and self._draws is not None:
-            self._draws.state = self._held
+        if self._held is not None and self.draws is not None:
+            self.draws.state = self._held
 
     @contextlib.contextmanager
     def held(self) -> Generator[None]:
@@ -609,14 +609,14 @@ class Network:
 
         So `gradient` and differences of losses are of the same thing, whatever its layers draw.
         """
-        before, state = self._held, self._draws and self._draws.state
+        before, state = self._held, self.draws and self.draws.state
         self._held = before or state or {}
         try:
             yield
         finally:
             self._held = before
             if before is None and state is not None:
-                self._draws.state = state
+                self.draws.state = state
 
     def training_loss(self, x: Any, t: Any) -> float:
         """The loss as `gradient` takes it: layers draw, and move their state, as in a step.

@@ -1,9 +1,15 @@
 """Training: mini-batches, the loop, its history (§4.2.3, §4.5)."""
 
+import contextlib
+import json
 import math
+import operator
 import os
+import signal
 import sys
+import threading
 import time
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any, Protocol
@@ -11,12 +17,15 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from xnet import weights
+from xnet import checkpoints, weights
 from xnet.backend import Array, assign, use_backend
+from xnet.clipping import clipped
+from xnet.errors import CheckpointError
 from xnet.network import Network
 from xnet.optimizers import SGD, Optimizer
-from xnet.random import Generator
+from xnet.random import Generator as Draws
 from xnet.samples import Samples, check_length, minibatches
+from xnet.schedules import Schedule
 
 
 @dataclass
@@ -47,7 +56,8 @@ class History:
     kept_epoch: int | None = None
     """Index of the epoch whose network validation went back to; None: the last step's."""
     stopped: str = "finished"
-    """Why the run ended: "finished", "early stop", "interrupted" or "diverged"."""
+    """Why the run ended: "finished", "early stop", "stopped" (by a callback), "interrupted" or
+    "diverged"."""
     seconds: float = 0.0
     """Wall-clock time of the run, in seconds."""
 
@@ -64,6 +74,22 @@ class History:
     def taken(self, part: str) -> list[float]:
         """What was taken on a part of the data: "train", "validation" or "test"."""
         return getattr(self, f"{part}_{'r2' if self.train_r2 else 'accuracy'}")
+
+
+class Callback:
+    """What `train` tells of a run as it goes on; a class of your own overrides what it wants.
+
+    The methods are given the `Training`: its `history` says what there is by now, `network` and
+    `optimizer` are the live ones. What they return says whether the run is to stop, as "stopped";
+    what they raise ends it with that error, after a whole step. A run that is resumed tells of the
+    steps from the checkpoint on.
+    """
+
+    def on_step(self, training: "Training") -> bool | None:
+        """A step is done: ``training.history.loss[-1]`` is the loss before it."""
+
+    def on_epoch(self, training: "Training") -> bool | None:
+        """An epoch is over, and its accuracies or R² are in the history."""
 
 
 class Progress(Protocol):
@@ -98,8 +124,14 @@ def train(
     validation: float | tuple[Any, Any] | None = None,
     patience: int | None = None,
     sample_weight: Any = None,
+    schedule: Schedule | None = None,
+    clip: float | None = None,
+    callbacks: Sequence["Callback"] = (),
     seed: int | None = 0,
+    save: str | os.PathLike[str] | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
+    checkpoint_every: float = 30.0,
+    resume: bool = False,
     progress: bool | Progress = True,
 ) -> History:
     """Train `network` by mini-batches, in place.
@@ -139,9 +171,27 @@ def train(
         to their mean. Accuracies count every sample once.
     seed
         For the draws; None for fresh ones every time.
-    checkpoint
+    schedule
+        What multiplies the optimizer's learning rate at each step: see `xnet.schedules`. When a
+        call ends, the optimizer has its own rate again.
+    clip
+        Length that the gradients, taken as one vector, are cut to: see `xnet.clipping`.
+    callbacks
+        `Callback` objects, which are told of every step and epoch and may stop the run.
+    save
         File to save the network to after every epoch, with validation every best one so far, and
         at the end, unless the run diverged.
+    checkpoint
+        Folder for checkpoints: files with all that the next step depends on, of which the last two
+        are kept. One is written every `checkpoint_every` seconds, and when the run ends, however
+        it ends but by SIGKILL and the like.
+    checkpoint_every
+        Seconds between two checkpoints; 0 for one after every step.
+    resume
+        Go on from the last checkpoint in that folder that is whole, for as long as is left of
+        `epochs` or `iterations`; where there is none yet, begin. Data, network, optimizer and
+        settings must be those of the run that wrote it, and in fast mode the backend. A run that
+        was killed and resumed ends with the bits of one that was not.
     progress
         Whether to show a bar; none is shown unless stderr is a terminal. Or your own `Progress`.
 
@@ -150,8 +200,7 @@ def train(
     History
         Losses and accuracies. Ctrl-C ends the run early and does not raise: the history says
         "interrupted", and the network is as the last whole step left it, or as validation chose.
-        SIGTERM does so too after ``signal.signal(signal.SIGTERM, signal.default_int_handler)``, as
-        in the command.
+        So do SIGTERM and SIGHUP in the main thread, unless the program handles or ignores them.
 
     Raises
     ------
@@ -165,7 +214,15 @@ def train(
     BackendError
         Data on another device.
     WeightsError
-        The checkpoint cannot be written; known before training starts.
+        The network cannot be saved there; known before training starts.
+    CheckpointError
+        The folder cannot be written to or holds checkpoints while `resume` is False; or what it
+        holds is of another run, or not whole.
+
+    Warns
+    -----
+    CheckpointWarning
+        The last checkpoint is damaged; the run goes on from the one before it.
     """
     training = Training(
         network,
@@ -180,10 +237,16 @@ def train(
         validation=validation,
         patience=patience,
         sample_weight=sample_weight,
+        schedule=schedule,
+        clip=clip,
+        callbacks=callbacks,
         seed=seed,
+        save=save,
         checkpoint=checkpoint,
+        checkpoint_every=checkpoint_every,
+        resume=resume,
     )
-    return training.run(epochs=epochs, iterations=iterations, progress=progress)
+    return training.run(epochs=epochs, iterations=iterations, progress=progress, whole=True)
 
 
 class Training:
@@ -214,8 +277,14 @@ class Training:
         validation: float | tuple[Any, Any] | None = None,
         patience: int | None = None,
         sample_weight: Any = None,
+        schedule: Schedule | None = None,
+        clip: float | None = None,
+        callbacks: Sequence["Callback"] = (),
         seed: int | None = 0,
+        save: str | os.PathLike[str] | None = None,
         checkpoint: str | os.PathLike[str] | None = None,
+        checkpoint_every: float = 30.0,
+        resume: bool = False,
     ) -> None:
         if gradient not in ("backprop", "numerical"):
             raise ValueError(f"gradient is {gradient!r}, expected 'backprop' or 'numerical'")
@@ -239,14 +308,30 @@ class Training:
                 f"patience is {patience} without validation: give a share of the training data "
                 "for that, such as 0.1, or data (x, t) other than the test data"
             )
-        if checkpoint is not None:
+        if clip is not None and not 0 < clip < math.inf:
+            raise ValueError(f"clip is {clip}, expected a length above 0, or None")
+        if schedule is not None and not isinstance(schedule, Schedule):  # pyright: ignore
+            raise TypeError(f"schedule is {schedule!r}, expected a Schedule such as Cosine()")
+        for callback in callbacks:
+            if not isinstance(callback, Callback):  # pyright: ignore
+                raise TypeError(f"callbacks holds {callback!r}, expected a Callback")
+        if not checkpoint_every >= 0:
+            raise ValueError(f"checkpoint_every is {checkpoint_every}, expected seconds from 0 on")
+        if resume and checkpoint is None:
+            raise ValueError("resume needs checkpoint: the folder to go on from")
+        if save is not None:
             weights.check_savable(network)
-            weights.check_writable(checkpoint)
+            weights.check_writable(save)
         self.network = network
         self.optimizer = optimizer or SGD(0.1)
-        self.patience, self.checkpoint = patience, checkpoint
+        self.patience, self.save, self.clip = patience, save, clip
+        self.schedule, self.callbacks = schedule, tuple(callbacks)
         self._numerical = gradient == "numerical"
-        rng = Generator(seed)
+        self._folder = None if checkpoint is None else checkpoints.Folder(checkpoint)
+        found = self._folder and self._folder.last(resume)
+        if seed is None:  # a fresh one, which a checkpoint can name
+            seed = found.seed if found else int.from_bytes(os.urandom(8), "little")
+        rng = Draws(seed)
         data = {"train": Samples(network, x, t, "x", "t", sample_weight)}
         if isinstance(validation, Real):
             data["train"], data["validation"] = data["train"].split(float(validation), rng)
@@ -267,12 +352,26 @@ class Training:
         self._classes = all(part.classes for part in data.values())
         samples = data["train"].samples
         self._iterations_per_epoch = math.ceil(samples / batch_size)
-        self._batches = minibatches(samples, batch_size, rng, replacement)
+        self._batches: Any = minibatches(samples, batch_size, rng, replacement)
         self._batch: NDArray[np.int64] | None = None
         self._best: tuple[float, int, list[dict[str, Array]]] = (-math.inf, 0, [])
         self._epochs_since_best = 0
         self._left: list[dict[str, Array]] = []
+        self._scheduled: tuple[int, float] | None = None
         self.history = History()
+        if self._folder is not None:
+            self._settings: dict[str, Any] = {
+                "batch_size": operator.index(batch_size),
+                "replacement": bool(replacement),
+                "gradient": gradient,
+                "validation": validation if isinstance(validation, Real | None) else "data",
+                "patience": patience,
+                "schedule": repr(schedule),
+                "clip": clip,
+                "seed": seed,
+            }
+            self._begin(found)
+        self._every = checkpoint_every
 
     def run(
         self,
@@ -280,30 +379,47 @@ class Training:
         epochs: int | None = None,
         iterations: int | None = None,
         progress: bool | Progress = True,
+        whole: bool = False,
     ) -> History:
         """Go on for so many epochs' mini-batches, or mini-batches; without either, 1 epoch.
 
         What ends within an epoch is recorded there, and that record is dropped when the run goes
         on. One that stopped early or diverged is over, and stays as it is.
 
-        Parameters, what it returns and errors as in `train`.
+        Parameters
+        ----------
+        epochs, iterations, progress
+            As in `train`.
+        whole
+            Whether they are the whole run's, of which some may be done already.
+
+        What it returns, and errors, as in `train`.
         """
         history = self.history
         more = _total_iterations(epochs, iterations, self._iterations_per_epoch)
+        total = max(more, history.iterations) if whole else history.iterations + more
         if history.stopped in ("early stop", "diverged"):
             return history
-        total, shown = history.iterations + more, _progress(progress)
+        if self._folder is not None and self.schedule is not None:  # which may count on it
+            self._settings.setdefault("iterations", total)
+            checkpoints.check_same(self._settings, {"iterations": total})
+        self._total, self._rate, shown = total, self.optimizer.lr, _progress(progress)
+        self._written = time.monotonic()
         shown.start(total)
         started = time.perf_counter()
         try:
-            self._go_on()
-            history.stopped = self._loop(total, shown)
+            with _terminable():
+                self._go_on()
+                history.stopped = self._loop(total, shown)
         except KeyboardInterrupt:
             history.stopped = "interrupted"
         finally:
+            self.optimizer.lr = self._rate
             shown.stop()
             history.seconds += time.perf_counter() - started
         if history.stopped != "diverged":
+            if self._folder is not None:
+                self._write(self._folder)
             self._end()
         return history
 
@@ -317,20 +433,40 @@ class Training:
                 if weights.not_finite(self.network):
                     return "diverged"
                 better = self._record(ends_epoch)
-                if self.checkpoint is not None and better and done < total:
-                    weights.save(self.network, self.checkpoint)
+                if self.save is not None and better and done < total:
+                    weights.save(self.network, self.save)
+                if ends_epoch and self._told("on_epoch"):
+                    return "stopped"
             if self._epochs_since_best == self.patience:
                 return "early stop"
             if done == total:
                 return "finished"
-            if self._batch is None:
-                self._batch = next(self._batches)
-            loss = self._step(self._batch)
+            batch = self._batch
+            if batch is None:
+                self._batch = batch = next(self._batches)
+            loss = self._step(batch)
             # Until both are known, who goes on after Ctrl-C takes the same batch again.
             assign([(vars(self), "_batch", None)], (history.loss.append, loss))
             progress.advance(history)
             if not math.isfinite(loss):
                 return "diverged"
+            if self._told("on_step"):
+                return "stopped"
+            if self._folder is not None and time.monotonic() - self._written >= self._every:
+                self._write(self._folder)
+
+    def _told(self, event: str) -> bool:
+        """Whether a callback, all of which are told, wants the run to stop."""
+        return True in [bool(getattr(callback, event)(self)) for callback in self.callbacks]
+
+    def _set_rate(self, schedule: Schedule) -> None:
+        """Give the optimizer the learning rate of the step to come."""
+        history = self.history
+        epochs = len(history.epoch_ends)
+        if schedule.each_step or self._scheduled is None or self._scheduled[0] != epochs:
+            factor = schedule.factor(history.iterations, self._total, history)
+            self._scheduled = epochs, factor
+        self.optimizer.lr = self._rate * self._scheduled[1]
 
     def _step(self, indices: NDArray[np.int64]) -> float:
         """One mini-batch: its loss, its gradient, one update."""
@@ -340,10 +476,17 @@ class Training:
             with use_backend(network.backend), network.backend.running():
                 train = self._data["train"]
                 x, t = train.take(indices)
-                if not self._numerical:
-                    weights = () if train.weight is None else (train.weight[indices],)
-                    return network.train_step(x, t, self.optimizer, *weights)
-                gradients, loss = network.numerical_gradient(x, t), network.training_loss(x, t)
+                counts = () if train.weight is None else (train.weight[indices],)
+                if self.schedule is not None:
+                    self._set_rate(self.schedule)
+                if not self._numerical and self.clip is None:
+                    return network.train_step(x, t, self.optimizer, *counts)
+                if self._numerical:
+                    gradients, loss = network.numerical_gradient(x, t), network.training_loss(x, t)
+                else:
+                    loss, gradients = network.loss_and_gradient(x, t, *counts)
+                if self.clip is not None:
+                    gradients = clipped(network.backend, gradients, self.clip)
                 network.update(self.optimizer, gradients)
                 return loss
         except BaseException:
@@ -404,8 +547,92 @@ class Training:
         if "validation" in self._data and "test" in self._data:
             values, now = self._take("test")
             values[:] = [now]
-        if self.checkpoint is not None:
-            weights.save(self.network, self.checkpoint)
+        if self.save is not None:
+            weights.save(self.network, self.save)
+
+    # -- checkpoints
+
+    def _begin(self, found: checkpoints.Checkpoint | None) -> None:
+        """Begin, or stand where a checkpoint was written if it is of this very run."""
+        weights.check_savable(self.network)
+        if self.optimizer.opaque:
+            raise CheckpointError(
+                f"{type(self.optimizer).__name__} says itself how it steps: what it remembers is "
+                "not known, and cannot be kept"
+            )
+        backend = self.network.backend
+        self._settings |= {
+            "network": json.loads(weights.architecture(self.network)),
+            "dtype": self.network.dtype,
+            "reproducible": backend.reproducible,
+            "backend": None if backend.reproducible else backend.name,
+            "optimizer": type(self.optimizer).__name__,
+            "optimizer's settings": self.optimizer.settings(),
+            "data": {name: checkpoints.fingerprint(part) for name, part in self._data.items()},
+        }
+        if found is None:
+            return
+        if self.optimizer.taken:
+            raise CheckpointError("the optimizer has taken steps: resume takes a new one")
+        found.check_settings(self._settings)
+        self._settings = found.facts["settings"]
+        self._restore(found)
+
+    def _write(self, folder: checkpoints.Folder) -> None:
+        """Write all that the next step depends on."""
+        network, optimizer = self.network, self.optimizer
+        found = {"params": dict(network.params.items()), "state": dict(network.state.items())}
+        score, epoch, kept = self._best
+        found |= dict(zip(("best params", "best state"), kept, strict=False))
+        for k in range(optimizer.slots):
+            remembered = {name: arrays[k] for name, arrays in optimizer.memory.items()}
+            found[f"memory {k}"] = remembered
+        to_numpy = network.backend.to_numpy
+        arrays = {f"{kind}.{k}": to_numpy(a) for kind, of in found.items() for k, a in of.items()}
+        arrays["order"] = self._batches.order
+        arrays["loss"] = np.asarray(self.history.loss, np.float64)
+        if self._batch is not None:
+            arrays["batch"] = self._batch
+        history: dict[str, Any] = vars(self.history) | {"loss": []}
+        facts: dict[str, Any] = {
+            "settings": self._settings,
+            "taken": optimizer.taken,
+            "generator": self._batches.rng.state,
+            "draws": network.draws and network.draws.state,
+            "best": [score, epoch, bool(kept)],
+            "epochs since best": self._epochs_since_best,
+            "history": history,
+        }
+        folder.write(self.history.iterations, arrays, facts)
+        self._written = time.monotonic()
+
+    def _restore(self, found: checkpoints.Checkpoint) -> None:
+        """Stand where a checkpoint was written."""
+        network, optimizer, facts = self.network, self.optimizer, found.facts
+        backend = network.backend
+
+        def arrays(kind: str) -> dict[str, Array]:
+            """Of one kind, by their names, copies of their own."""
+            named = (name.partition(".") for name in found.arrays)
+            keys = [key for before, _, key in named if before == kind]
+            return {key: backend.asarray(found.arrays[f"{kind}.{key}"].copy()) for key in keys}
+
+        self._assign([arrays("params"), arrays("state")])
+        optimizer.trains(network)
+        memory = [arrays(f"memory {k}") for k in range(optimizer.slots)]
+        for name in facts["taken"]:
+            optimizer.memory[name] = [of[name] for of in memory]
+        optimizer.taken.update(facts["taken"])
+        self._batches.order, self._batches.rng.state = found.arrays["order"], facts["generator"]
+        self._batch = found.arrays.get("batch")
+        if network.draws is not None:
+            network.draws.state = facts["draws"]
+        score, epoch, chosen = facts["best"]
+        self._best = score, epoch, [arrays("best params"), arrays("best state")] * chosen
+        self._epochs_since_best = facts["epochs since best"]
+        vars(self.history).update(facts["history"], loss=found.arrays["loss"].tolist())
+        if self.history.stopped == "early stop":  # there is nothing to go on with
+            self._end()
 
     def _go_on(self) -> None:
         """Begin a call where the last one stopped."""
@@ -425,6 +652,21 @@ def _total_iterations(epochs: int | None, iterations: int | None, per_epoch: int
     check_length("epochs", epochs)
     check_length("iterations", iterations)
     return (epochs or 1) * per_epoch if iterations is None else iterations
+
+
+@contextlib.contextmanager
+def _terminable() -> Generator[None]:
+    """Block in which SIGTERM and SIGHUP do as Ctrl-C does, where they would end the program."""
+    ends = [signal.SIGTERM, *filter(None, [getattr(signal, "SIGHUP", None)])]
+    here = threading.current_thread() is threading.main_thread()
+    changed = [s for s in ends if here and signal.getsignal(s) is signal.SIG_DFL]
+    try:
+        for number in changed:
+            signal.signal(number, signal.default_int_handler)
+        yield
+    finally:
+        for number in changed:
+            signal.signal(number, signal.SIG_DFL)
 
 
 class ProgressBar:

@@ -75,7 +75,7 @@ def save(network: Network, path: str | os.PathLike[str]) -> None:
     """
     from safetensors.numpy import save as to_bytes
 
-    text = _architecture(network)
+    text = architecture(network)
     arrays = {
         name: np.ascontiguousarray(network.backend.to_numpy(array))
         for name, array in _arrays(network).items()
@@ -112,7 +112,7 @@ def not_finite(network: Network) -> list[str]:
 
 def check_savable(network: Network) -> None:
     """Raise `WeightsError` if a layer or the loss says itself what it computes."""
-    _architecture(network)
+    architecture(network)
 
 
 def _arrays(network: Network) -> dict[str, Any]:
@@ -121,7 +121,7 @@ def _arrays(network: Network) -> dict[str, Any]:
     return dict(network.params.items()) | state
 
 
-def _architecture(network: Network) -> str:
+def architecture(network: Network) -> str:
     """The names and settings of a network's operations, as JSON."""
     parts: list[tuple[str, dict[str, Any]]] = []
     for part in (*network.layers, network.loss_layer):

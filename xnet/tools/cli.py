@@ -372,7 +372,7 @@ def train_command(
         validation=validation,
         patience=patience,
         seed=seed,
-        checkpoint=save,
+        save=save,
         progress=not as_json,
     )
     if as_json:

@@ -1,0 +1,37 @@
+"""Gradients cut to a length (Pascanu, Mikolov & Bengio 2013, algorithm 1)."""
+
+import math
+
+from xnet.backend import Array, Backend
+
+
+def global_norm(backend: Backend, gradients: dict[str, Array]) -> float:
+    """Length of all gradients as one vector: sqrt(sum of their squares).
+
+    They are scaled by the largest before they are squared, so that no square is infinite or lost
+    where the length is neither. In reproducible mode the sums are the exact ones, and added in the
+    order of the names: the same bits on every backend.
+    """
+    xp = backend.xp
+    with backend.running():
+        largest = max((float(xp.max(xp.abs(g))) for g in gradients.values()), default=0.0)
+        if largest == 0 or not math.isfinite(largest):
+            return largest
+        total = 0.0
+        for g in gradients.values():
+            scaled = g / largest
+            total += float(backend.sum(scaled * scaled))
+    return largest * math.sqrt(total)
+
+
+def clipped(backend: Backend, gradients: dict[str, Array], limit: float) -> dict[str, Array]:
+    """The gradients, times limit / norm where their `global_norm` is above the limit.
+
+    Gradients of which one is infinite or NaN are left as they are: the run then says that it has
+    diverged.
+    """
+    norm = global_norm(backend, gradients)
+    if not limit < norm < math.inf:
+        return gradients
+    with backend.running():
+        return {name: g * (limit / norm) for name, g in gradients.items()}
