@@ -20,7 +20,7 @@ from xnet.backend import Backend, Run, backend_of, owner_of, resolve
 from xnet.dtypes import float_dtype
 from xnet.errors import BackendError
 from xnet.operations import Affine
-from xnet.tools.parity import same_bits
+from xnet.testing.parity import same_bits
 
 PACKAGES = Path(__file__).parent / "packages"
 

@@ -28,7 +28,8 @@ from xnet import datasets, operations, weights
 from xnet.network import Network
 from xnet.operations import Affine, ReLU
 from xnet.optimizers import SGD
-from xnet.tools import cli, parity
+from xnet.testing import parity
+from xnet.tools import cli
 
 pytestmark = pytest.mark.usefixtures("registered_alone")
 Done = namedtuple("Done", ["status", "out", "err"])
@@ -895,7 +896,7 @@ def test_a_signal_ends_training_and_keeps_what_it_learnt(tmp_path, sent):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows sends no signal to one process")
-@pytest.mark.parametrize("module", ["signal", "xnet", "numpy", "typer", "xnet.tools.parity"])
+@pytest.mark.parametrize("module", ["signal", "xnet", "numpy", "typer", "xnet.testing.parity"])
 def test_ctrl_c_during_the_imports_leaves_no_traceback(module):
     """The process ends by the signal, as a shell expects, or as a shell reports it."""
     code = f"""

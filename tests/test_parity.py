@@ -24,8 +24,8 @@ import xnet
 from xnet import layers, losses, operations
 from xnet.arithmetic import unchecked
 from xnet.backend import Backend
-from xnet.tools import parity
-from xnet.tools.contracts import CONTRACTS
+from xnet.testing import parity
+from xnet.testing.contracts import CONTRACTS
 
 PEERS = {"torch": "TorchBackend", "jax": "JaxBackend"}
 TRIED = [name for name in BACKENDS if name != "numpy"] + list(PEERS)
@@ -392,7 +392,7 @@ def test_numba_cuts_large_products_over_its_threads(dtype, rng):
 HASHES = """
 import numpy as np, xnet
 from xnet import optimizers
-from xnet.tools import parity
+from xnet.testing import parity
 for name in ("numpy", "numba"):
     for dtype in ("float32", "float64"):
         print(dtype, parity.training_hash(xnet.resolve(name, reproducible=True), dtype))
@@ -445,7 +445,7 @@ FUSED = """
 import re
 from numba.core.dispatcher import Dispatcher
 import xnet
-from xnet.tools import parity
+from xnet.testing import parity
 from xnet_numba import compiling, exact, kernels
 
 seen = set()

@@ -41,7 +41,8 @@ from xnet.gradient_check import Verdict, gradient_check
 from xnet.network import Network
 from xnet.operations import Affine, Loss, Operation, SoftmaxWithLoss, registered
 from xnet.optimizers import OPTIMIZERS, SGD
-from xnet.tools import fingerprints, parity, pictures
+from xnet.testing import parity
+from xnet.tools import fingerprints, pictures
 from xnet.training import History, train
 
 app = typer.Typer(
