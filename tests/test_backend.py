@@ -736,6 +736,7 @@ def test_the_page_names_what_is_used_of_a_namespace():
 
 FLOORS = [
     ["tools", "sklearn"],
+    ["testing"],
     ["training"],
     ["samples"],
     ["weights"],
@@ -761,14 +762,15 @@ UPWARDS = {("weights", "tools")}
 def test_imports_point_one_way():
     floors = {name: floor for floor, names in enumerate(FLOORS) for name in names}
     folder = Path(inspect.getfile(xnet)).parent
-    sources = {path.stem: path for path in folder.glob("*.py") if path.stem != "__init__"}
-    assert {*sources, "tools"} == set(floors)
-    for module, source in sources.items():
+    sources = [path for path in folder.rglob("*.py") if path != folder / "__init__.py"]
+    modules = [path.relative_to(folder).parts[0].removesuffix(".py") for path in sources]
+    assert set(modules) == set(floors)
+    for module, source in zip(modules, sources, strict=True):
         for imported in imports_of(source):
             package, _, name = imported.partition(".")
             if package == "xnet":
                 below = name.partition(".")[0]
-                downwards = floors[below] > floors[module]
+                downwards = floors[below] > floors[module] or below == module  # of a package
                 assert downwards or (module, below) in UPWARDS, f"{module} imports {below}"
 
 

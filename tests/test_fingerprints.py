@@ -11,8 +11,8 @@ import pytest
 from xnet import exact, files, operations, optimizers
 from xnet.errors import XnetError
 from xnet.testing import parity
-from xnet.tools import fingerprints
 from xnet.testing.contracts import CONTRACTS
+from xnet.tools import fingerprints
 
 FEW = ("sum", "exp", "matmul", "+ - * / sqrt")
 

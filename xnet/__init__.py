@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         random,
         reproducible,
         samples,
+        testing,
         training,
         weights,
     )
@@ -96,6 +97,7 @@ __all__ = [
     "samples",
     "set_backend",
     "set_num_threads",
+    "testing",
     "train",
     "training",
     "use_backend",

@@ -76,9 +76,13 @@ def _instance(backend: type[Backend], reproducible: bool) -> Backend:
 
 
 def _made(backend: AnyBackend, reproducible: bool) -> Backend:
-    if isinstance(backend, type):
-        return _instance(backend, reproducible)
-    return resolve(backend, reproducible)
+    if not isinstance(backend, type):
+        return resolve(backend, reproducible)
+    if backend.name in (info.name for info in backends()):
+        registered = resolve(backend.name, reproducible)
+        if type(registered) is backend:  # that one is what its label and its pickle come to
+            return registered
+    return _instance(backend, reproducible)
 
 
 @dataclass(frozen=True)
@@ -198,7 +202,10 @@ class Outcome:
             return ""
         first, contract = self.broken[0], CONTRACTS.get(self.check.trial.name)
         if first.operation == "made at all":
-            by, mend = "__init__", "let the class be made as Backend's is: (device, *, reproducible)"
+            by, mend = (
+                "__init__",
+                "let the class be made as Backend's is: (device, *, reproducible)",
+            )
         elif contract:
             by, mend = contract.members, contract.mend
         else:

@@ -44,7 +44,6 @@ class Contract:
         return " ".join((self.run.__doc__ or "").split())
 
 
-
 class ContractError(AssertionError):
     """A contract is broken, and how."""
 
@@ -135,7 +134,8 @@ def conversion(b: Backend, x: Array) -> list[Array]:
     whole = np.arange(12).reshape(3, 4)
     host = whole.astype(dtype)
     views = host.T, host[::-1], host[:, ::2], host[1, 2], host[:0], host.reshape(3, 2, 2)
-    found = [b.asarray(view) for view in views]
+    swapped = host.astype(host.dtype.newbyteorder("S"))
+    found = [b.asarray(view) for view in (*views, swapped)]
     found += [b.asarray(whole.astype(kind)) for kind in ("int64", "int32", "uint8", "bool")]
     found += [b.asarray([[0.1, -0.0], [2, 3]], kind) for kind in (dtype, np.dtype(dtype), x.dtype)]
     found += [b.asarray((1, 0), dtype), b.asarray(0.1, dtype), b.asarray([1, 2], "int64")]
