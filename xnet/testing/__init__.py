@@ -5,7 +5,7 @@ without pytest, and ``xnet parity --backend NAME`` as a table. What is tried fol
 registries, so operations and optimizers of one's own are tried too.
 """
 
-from xnet.testing.checks import (
+from xnet.testing.checking import (
     BrokenPromiseError,
     Check,
     Outcome,

@@ -142,7 +142,7 @@ class Check:
     def _reference(self, backend: Backend) -> Backend:
         """NumPy's backend; for what that one computes itself, the generic forms."""
         numpy = resolve("numpy", backend.reproducible)
-        if type(backend) is not type(numpy) or self.trial.name in CONTRACTS:
+        if not isinstance(backend, type(numpy)) or self.trial.name in CONTRACTS:
             return numpy
         return _instance(Generic, backend.reproducible)
 
@@ -195,8 +195,8 @@ class Outcome:
     def message(self) -> str:
         """Which promise is broken, on what, by which kernel, and how to mend it; "" if kept.
 
-        The kernel is found by putting the generic form in the place of each override that is
-        called: where the promise is kept then, that one broke it.
+        The kernel is found by putting the generic form in the place of the overrides that are
+        called: those without which the promise is broken still, or again, are to blame.
         """
         if not self.broken:
             return ""
@@ -224,17 +224,16 @@ class Outcome:
         one = replace(self.check, kinds=(first.numbers,))
         with unchecked():
             here = _made(self.backend, first.reproducible)
-        called = _called(one, here)
-        guilty = [name for name in called if one.run(_without(here, name)).kept]
-        if not called:
+        guilty = _called(one, here)
+        if not guilty or not one.run(_without(here, guilty)).kept:
             return OF_ITS_LIBRARY, MEND_THE_LIBRARY
-        mend = MENDING[first.reproducible].format(guilty[0] if guilty else called[0])
-        if guilty:
-            why = "with Backend's generic form in its place the promise is kept"
-            return f"{' or '.join(_place(here, name) for name in guilty)}: {why}", mend
-        if not one.run(_without(here, *called)).kept:
-            return OF_ITS_LIBRARY, MEND_THE_LIBRARY
-        return f"several of {', '.join(_place(here, name) for name in called)}", mend
+        for name in list(guilty):  # each that may stay is none of them
+            others = [other for other in guilty if other != name]
+            if one.run(_without(here, others)).kept:
+                guilty = others
+        places = " and ".join(_place(here, name) for name in guilty)
+        why = "with Backend's generic form in its place the promise is kept"
+        return f"{places}: {why}", MENDING[first.reproducible].format(guilty[0])
 
 
 def _described(verdict: parity.Verdict) -> str:
@@ -270,7 +269,7 @@ def _with(backend: Backend, members: Mapping[str, Any]) -> Backend:
     return changed(backend.device, reproducible=backend.reproducible)
 
 
-def _without(backend: Backend, *names: str) -> Backend:
+def _without(backend: Backend, names: Collection[str]) -> Backend:
     return _with(backend, {name: vars(Backend)[name] for name in names})
 
 
