@@ -23,7 +23,7 @@ CHECKS = {check.name: check for check in checks()}
 
 
 def check_of(pattern):
-    """The first check with such a name: which loss a network ends in is not for this file to say."""
+    """The first check with such a name, whatever loss a network ends in."""
     return next(check for name, check in CHECKS.items() if fnmatchcase(name, pattern))
 
 
@@ -188,7 +188,7 @@ def test_a_broken_kernel_is_named(name, members, kernel):
     first, promise, found, by, mend = said.splitlines()
     assert first == f"{check.name}: mutant breaks a promise"
     assert promise.startswith("  promise: ")
-    assert found.startswith("  broken:  on ")
+    assert found.startswith("  broken:  ")
     assert mend.startswith("  mend:    ")
     if kernel in vars(Backend) and check.trial.name not in CONTRACTS:
         assert f"Mutant.{kernel} (test_testing.py, line " in by

@@ -85,7 +85,7 @@ def _made(backend: AnyBackend, reproducible: bool) -> Backend:
     return _instance(backend, reproducible)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Check:
     """One promise, of one thing that is computed, in one mode and dtype.
 
@@ -123,8 +123,8 @@ class Check:
         contract = CONTRACTS.get(self.trial.name)
         return contract.promise if contract else PROMISES[self.reproducible]
 
-    def __str__(self) -> str:
-        return self.name
+    def __repr__(self) -> str:
+        return f"<check {self.name}>"
 
     def verdicts(self, backend: AnyBackend) -> Iterator[parity.Verdict]:
         """How its results compare with the reference's, for each kind of numbers.
@@ -158,6 +158,7 @@ class Check:
 
     def __call__(self, backend: AnyBackend) -> None:
         """Try it, and raise `BrokenPromiseError` with all that `Outcome.message` says."""
+        __tracebackhide__ = True  # of pytest: the message says it all
         outcome = self.run(backend)
         if not outcome.kept:
             raise BrokenPromiseError(outcome.message)
@@ -210,7 +211,10 @@ class Outcome:
             by, mend = contract.members, contract.mend
         else:
             by, mend = self._blamed(first)
-        found = "; ".join(f"on {v.numbers} numbers {_described(v)}" for v in self.broken)
+        kinds: dict[str, list[str]] = {}
+        for verdict in self.broken:
+            kinds.setdefault(_described(verdict), []).append(verdict.numbers)
+        found = "; ".join(f"{how}, on numbers {', '.join(on)}" for how, on in kinds.items())
         return (
             f"{self.check.name}: {first.backend} breaks a promise\n"
             f"  promise: {self.check.promise}\n"
@@ -242,11 +246,14 @@ def _described(verdict: parity.Verdict) -> str:
         return verdict.error
     if not math.isfinite(verdict.ulps):
         return "one of the results is not finite, or of another shape or dtype"
-    apart = f"they are {verdict.ulps:,.3g} units in the last place apart"
+    if verdict.reproducible and not verdict.ulps:
+        return "a sign of 0, a shape or a dtype is another"
+    apart = f"off by {verdict.ulps:,.3g} ulp"
     if verdict.reproducible:
-        return apart if verdict.ulps else "a sign of 0, a NaN or a dtype is another"
-    share = "where nothing is rounded" if math.isinf(verdict.share) else f"{verdict.share:,.3g}"
-    return f"{apart}, {share}" + (" times the bound" if math.isfinite(verdict.share) else "")
+        return apart
+    if math.isinf(verdict.share):
+        return f"{apart}, where nothing is rounded"
+    return f"{apart}, {verdict.share:,.3g} times the bound"
 
 
 # -- which override it is

@@ -113,11 +113,11 @@ def _cancelling(a: Any, limits: Any, rng: Any, first: bool) -> Any:
     return a
 
 
-def _zeros(a: Any, limits: Any, rng: Any, first: bool) -> Any:
+def _zeros(a: Host, limits: Any, rng: Any, first: bool) -> Any:
     return np.copysign(0.0, a)
 
 
-def _mostly_zeros(a: Any, limits: Any, rng: Any, first: bool) -> Any:
+def _mostly_zeros(a: Host, limits: Any, rng: Any, first: bool) -> Any:
     return np.where(rng.uniform(a.shape) < 0.9, np.copysign(0.0, a), a)
 
 
@@ -126,7 +126,7 @@ def _one_huge(a: Any, limits: Any, rng: Any, first: bool) -> Any:
     return a
 
 
-def _powers_of_two(a: Any, limits: Any, rng: Any, first: bool) -> Any:
+def _powers_of_two(a: Host, limits: Any, rng: Any, first: bool) -> Any:
     return np.copysign(np.ldexp(1.0, rng.integers(60, a.shape) - 30), a)
 
 
@@ -143,7 +143,7 @@ may be nothing, or anything, for these."""
 
 def numbers(kind: str, dtype: str, seed: int = 0) -> Draw:
     """Numbers of one of the kinds of `NUMBERS` or `HURTFUL`, for trials in `dtype`."""
-    change = {**NUMBERS, **HURTFUL}[kind]
+    change: Change = {**NUMBERS, **HURTFUL}[kind]
     rng, limits, firsts = Generator(seed), np.finfo(dtype), cycle((True, False, False))
 
     def draw(rows: int, columns: int) -> Host:
