@@ -22,7 +22,7 @@ from report import machine, save, summary
 
 import xnet
 from xnet import exact
-from xnet.tools.parity import same_bits
+from xnet.testing.parity import same_bits
 
 BURST = 0.02
 BACKENDS = [info.name for info in xnet.backends() if info.usable]

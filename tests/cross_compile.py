@@ -20,8 +20,8 @@ from xnet_numba.kept import Kept
 
 from xnet import operations
 from xnet.backend import resolve
-from xnet.tools import parity
-from xnet.tools.contracts import CONTRACTS
+from xnet.testing import parity
+from xnet.testing.contracts import CONTRACTS
 
 
 @dataclass(frozen=True)

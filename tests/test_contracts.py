@@ -12,8 +12,8 @@ from xnet import backend as registry
 from xnet import operations
 from xnet.arithmetic import unchecked
 from xnet.backend import Backend
-from xnet.tools import parity
-from xnet.tools.contracts import CONTRACTS
+from xnet.testing import parity
+from xnet.testing.contracts import CONTRACTS
 
 
 class Sound(Backend):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import xnet
 from xnet import exact
-from xnet.tools.parity import same_bits
+from xnet.testing.parity import same_bits
 
 LENGTHS = (1, 2, 3, 7, 784, 1000, 1638, 1639, 2048, 2049, 100_000, 10**7)
 

@@ -20,7 +20,7 @@ from xnet import layers, operations, optimizers, weights
 from xnet.gradient_check import gradient_check
 from xnet.network import Network
 from xnet.operations import Affine
-from xnet.tools import parity
+from xnet.testing import parity
 
 ROOT = Path(__file__).parents[1]
 SOURCE = Path(__file__).parent / "packages" / "extension" / "xnet_extension.py"

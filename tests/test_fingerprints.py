@@ -10,8 +10,9 @@ import pytest
 
 from xnet import exact, files, operations, optimizers
 from xnet.errors import XnetError
-from xnet.tools import fingerprints, parity
-from xnet.tools.contracts import CONTRACTS
+from xnet.testing import parity
+from xnet.testing.contracts import CONTRACTS
+from xnet.tools import fingerprints
 
 FEW = ("sum", "exp", "matmul", "+ - * / sqrt")
 

@@ -24,7 +24,7 @@ from xnet.operations import (
     SoftmaxWithLoss,
 )
 from xnet.optimizers import SGD
-from xnet.tools.parity import prediction_bound
+from xnet.testing.parity import prediction_bound
 
 D, H, C = 12, 8, 5
 X = np.random.default_rng(0).normal(size=(40, D))

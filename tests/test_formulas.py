@@ -27,7 +27,7 @@ from xnet.formulas import (
     trace,
 )
 from xnet.operations import Pointwise, Rows
-from xnet.tools.parity import same_bits
+from xnet.testing.parity import same_bits
 
 POINTWISE, ROWS, LOSSES = variants("pointwise"), variants("rows"), variants("loss")
 every_pointwise = pytest.mark.parametrize("operation", POINTWISE, ids=repr)

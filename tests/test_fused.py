@@ -38,7 +38,7 @@ from xnet.layers import (
 from xnet.operations import Affine as Product
 from xnet.optimizers import SGD, Adam, Momentum
 from xnet.plan import outputs
-from xnet.tools.parity import same_bits
+from xnet.testing.parity import same_bits
 
 
 class Opaque(layer_class(xnet.operations.Tanh)):

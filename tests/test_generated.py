@@ -26,7 +26,7 @@ from xnet.backend import Backend
 from xnet.formulas import FormulaError
 from xnet.operations import Affine, LeakyReLU, Loss, Pointwise, Rows
 from xnet.optimizers import Adam, Optimizer
-from xnet.tools.parity import same_bits
+from xnet.testing.parity import same_bits
 
 MODES = (FAST, EXACT)
 FLOAT64 = np.dtype("float64")

@@ -32,7 +32,7 @@ from xnet.backend import Backend
 from xnet.bounds import Bounds
 from xnet.dtypes import dtype_name
 from xnet.operations import Affine, Pointwise
-from xnet.tools.parity import same_bits
+from xnet.testing.parity import same_bits
 
 LAYOUTS = ["contiguous", "transposed", "strided"]
 

@@ -39,7 +39,7 @@ from xnet.operations import (
     SoftmaxWithLoss,
     Tanh,
 )
-from xnet.tools import parity
+from xnet.testing import parity
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed")
 ort = pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed")

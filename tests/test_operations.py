@@ -24,7 +24,7 @@ from xnet.gradient_check import gradient_check
 from xnet.layers import Affine, BatchNorm, Dropout, IdentityWithLoss, LayerNorm, Sigmoid
 from xnet.network import Network
 from xnet.operations import OPERATIONS, Operation, Pointwise
-from xnet.tools.parity import same_bits
+from xnet.testing.parity import same_bits
 
 POINTWISE, LOSSES = variants("pointwise"), variants("loss")
 LOSSES += [operations.SoftmaxWithLoss(class_weights=(0.5, 2.0, 1.0, 0.25))]

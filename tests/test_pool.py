@@ -21,7 +21,7 @@ from xnet_numba.pool import ALONE, CALL, CLOCK, PLACES, Pool, _now, _serve, clai
 
 import xnet
 from xnet.optimizers import SGD
-from xnet.tools.parity import same_bits
+from xnet.testing.parity import same_bits
 
 
 @pytest.fixture

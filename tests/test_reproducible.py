@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 import xnet
 from xnet import arithmetic, exact, operations, reproducible
 from xnet.errors import BackendError
-from xnet.tools.parity import same_bits
+from xnet.testing.parity import same_bits
 
 INF, NAN = math.inf, math.nan
 V = 2.0**-53

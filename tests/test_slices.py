@@ -15,7 +15,7 @@ import xnet
 from xnet import exact
 from xnet.layers import Affine, ReLU, Sigmoid
 from xnet.network import Network
-from xnet.tools.parity import same_bits
+from xnet.testing.parity import same_bits
 
 pytest.importorskip("numba")
 

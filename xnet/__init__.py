@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         random,
         reproducible,
         samples,
+        testing,
         training,
         weights,
     )
@@ -104,6 +105,7 @@ __all__ = [
     "samples",
     "set_backend",
     "set_num_threads",
+    "testing",
     "train",
     "training",
     "use_backend",

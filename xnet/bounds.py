@@ -52,7 +52,7 @@ class Bounded:
 
     @property
     def shape(self) -> Any:
-        """Of the numbers: a backend's generic forms ask for it (`tools.parity`)."""
+        """Of the numbers: a backend's generic forms ask for it (`testing.parity`)."""
         return self.v.shape
 
     def _rounded(self, v: Any, e: Any) -> "Bounded":

@@ -26,7 +26,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 import xnet
-from xnet import datasets, random, weights
+from xnet import datasets, random, testing, weights
 from xnet.arithmetic import unchecked
 from xnet.backend import Backend, backends, get_backend, resolve
 from xnet.errors import (
@@ -41,7 +41,9 @@ from xnet.gradient_check import Verdict, gradient_check
 from xnet.network import Network
 from xnet.operations import Affine, Loss, Operation, SoftmaxWithLoss, registered
 from xnet.optimizers import OPTIMIZERS, SGD
-from xnet.tools import fingerprints, parity, pictures
+from xnet.spellings import required
+from xnet.testing import parity
+from xnet.tools import fingerprints, pictures
 from xnet.training import History, train
 
 app = typer.Typer(
@@ -59,7 +61,7 @@ def _choices(wanted: Callable[[type[Operation]], bool]) -> dict[str, type[Any]]:
     return {
         name.lower(): operation
         for name, operation in registered().items()
-        if wanted(operation) and not parity.required(operation)
+        if wanted(operation) and not required(operation)
     }
 
 
@@ -674,7 +676,6 @@ def _parity(
     """Verdicts, and training hashes by mode, dtype and backend; the reference's own first."""
     verdicts: list[parity.Verdict] = []
     hashes: dict[str, dict[str, dict[str, str]]] = {}
-    trials = parity.trials()
     references = {"reproducible": resolve("numpy", True), "fast": resolve("numpy", False)}
     # Whose arithmetic is refused is tried all the same: a row says that, others what comes of it.
     with Console(stderr=True).status("") as status, unchecked():
@@ -694,11 +695,10 @@ def _parity(
                 for b in (reference, *chosen):
                     status.update(f"{b.label}, {mode}, {d}: training (compiles on first use)")
                     found[b.label] = _training_hash(b, d, steps)
-                for trial, b in product(trials, chosen):
-                    status.update(f"{b.label}, {mode}, {d}: {trial.name}")
-                    for kind in trial.numbers if d in trial.dtypes else ():
-                        draw = parity.numbers(kind, d, seed)
-                        verdicts.append(parity.verdict(trial, b, reference, d, draw, kind))
+                tried = testing.checks(dtypes=[d], modes=[reproducible], seed=seed)
+                for check, b in product(tried, chosen):
+                    status.update(f"{b.label}, {check.name}")
+                    verdicts += check.verdicts(b)
     return verdicts, hashes
 
 
@@ -720,7 +720,7 @@ def _parity_table(verdicts: list[parity.Verdict]) -> Table:
     title = f"{verdicts[0].backend} against numpy: bits in reproducible mode; in fast mode the "
     title += "largest difference, in units in the last place, and its share of what is allowed, on "
     title += f"{next(iter(parity.NUMBERS))} numbers; where they are right, what others break: "
-    title += ", ".join(list(parity.NUMBERS)[1:])
+    title += ", ".join([*parity.NUMBERS, *parity.HURTFUL][1:])
     table = _table("tried", "bits", *(f"{d}, fast" for d in dtypes), title=title)
     for name in dict.fromkeys(v.operation for v in verdicts):
         lines = {

@@ -1,7 +1,7 @@
 """What a machine computes in reproducible mode, as hashes in a file that others are compared with.
 
 Two installations that should give the same bits need not meet: one saves the hashes of all that
-`xnet.tools.parity` tries, as NumPy computes it there, and the other finds which of them differ on
+`xnet.testing.parity` tries, as NumPy computes it there, and the other finds which of them differ on
 its own, and which first. What is tried on are random numbers of `xnet.random`, the same everywhere;
 their hashes are kept too, for where they are not.
 """
@@ -21,8 +21,8 @@ import xnet
 from xnet.backend import Backend, resolve
 from xnet.errors import XnetError
 from xnet.files import replaced
-from xnet.tools import parity
-from xnet.tools.contracts import CONTRACTS
+from xnet.testing import parity
+from xnet.testing.contracts import CONTRACTS
 
 Fingerprints: TypeAlias = dict[str, list[str]]
 """By what was computed: SHA-256 of the numbers that went in, and of those that came out."""

@@ -1,12 +1,12 @@
 """Do the backends agree? Everything that the library computes, on each of them, against NumPy.
 
 What is tried follows from the registries: what a backend's own methods have to mean
-(`xnet.tools.contracts`), every operation, a user's own included, and every optimizer; then networks
-of them. They are tried on numbers as a network meets them, and on such as only NumPy's care keeps
-right (`NUMBERS`). In reproducible mode two results are equal or they are not: the bits are
-compared. In fast mode they may differ by what rounding can do, no more; how much that is, the very
-formulas say, interpreted with numbers that carry their rounding errors (`xnet.bounds.Bounds`). Each
-of two backends may be that far off, so they may be twice that apart.
+(`xnet.testing.contracts`), every operation, a user's own included, and every optimizer; then
+networks of them. They are tried on numbers as a network meets them, and on such as only NumPy's
+care keeps right (`NUMBERS`). In reproducible mode two results are equal or they are not: the bits
+are compared. In fast mode they may differ by what rounding can do, no more; how much that is, the
+very formulas say, interpreted with numbers that carry their rounding errors (`xnet.bounds.Bounds`).
+Each of two backends may be that far off, so they may be twice that apart.
 """
 
 import dataclasses
@@ -23,15 +23,27 @@ import numpy as np
 from xnet import activations, formulas, weights
 from xnet.backend import Array, Backend, use_backend
 from xnet.bounds import Bounded, Bounds
+from xnet.dtypes import dtype_name
 from xnet.errors import RoundingWarning
 from xnet.formulas import Arrays
+from xnet.gradient import numerical_gradient
 from xnet.layers import Add, Layer, Mul
+from xnet.losses import mean_squared_error
 from xnet.network import Network
-from xnet.operations import Affine, Loss, Operation, ReLU, Sigmoid, Softmax, registered
+from xnet.operations import (
+    Affine,
+    Loss,
+    Operation,
+    ReLU,
+    Sigmoid,
+    Softmax,
+    SoftmaxWithLoss,
+    registered,
+)
 from xnet.optimizers import OPTIMIZERS, Adam, Optimizer
 from xnet.random import Generator
 from xnet.spellings import required
-from xnet.tools.contracts import CONTRACTS, Contract, ContractError
+from xnet.testing.contracts import CONTRACTS, Contract, ContractError
 from xnet.training import train
 
 Host: TypeAlias = np.ndarray[Any, Any]
@@ -95,13 +107,49 @@ a generator, and whether the array is the first of three. Subnormal numbers woul
 zeros of each other, and huge ones infinity."""
 
 
+def _cancelling(a: Any, limits: Any, rng: Any, first: bool) -> Any:
+    rows, columns = (n // 2 for n in a.shape)
+    a[:, columns : 2 * columns] = -a[:, :columns]
+    a[rows : 2 * rows] = a[:rows]
+    return a
+
+
+def _zeros(a: Host, limits: Any, rng: Any, first: bool) -> Any:
+    return np.copysign(0.0, a)
+
+
+def _mostly_zeros(a: Host, limits: Any, rng: Any, first: bool) -> Any:
+    return np.where(rng.uniform(a.shape) < 0.9, np.copysign(0.0, a), a)
+
+
+def _one_huge(a: Any, limits: Any, rng: Any, first: bool) -> Any:
+    a[a.shape[0] // 2, a.shape[1] // 2] = 1e30
+    return a
+
+
+def _powers_of_two(a: Host, limits: Any, rng: Any, first: bool) -> Any:
+    return np.copysign(np.ldexp(1.0, rng.integers(60, a.shape) - 30), a)
+
+
+HURTFUL: dict[str, Change] = {
+    "cancelling": _cancelling,
+    "zeros": _zeros,
+    "mostly zeros": _mostly_zeros,
+    "one huge": _one_huge,
+    "powers of two": _powers_of_two,
+}
+"""As `NUMBERS`: for reproducible mode, which has its bits whatever the numbers. A fast mode's bound
+may be nothing, or anything, for these."""
+
+
 def numbers(kind: str, dtype: str, seed: int = 0) -> Draw:
-    """Numbers of one of the kinds of `NUMBERS`, for trials in `dtype`."""
+    """Numbers of one of the kinds of `NUMBERS` or `HURTFUL`, for trials in `dtype`."""
+    change: Change = {**NUMBERS, **HURTFUL}[kind]
     rng, limits, firsts = Generator(seed), np.finfo(dtype), cycle((True, False, False))
 
     def draw(rows: int, columns: int) -> Host:
         normal = rng.normal((rows, columns))
-        return NUMBERS[kind](normal, limits, rng, next(firsts))
+        return change(normal, limits, rng, next(firsts))
 
     return draw
 
@@ -125,6 +173,10 @@ class Trial:
         What it is tried in.
     numbers
         What it is tried on: names of `NUMBERS`.
+    hurtful
+        What it is tried on besides in reproducible mode.
+    exact
+        Whether it is of reproducible mode alone.
     """
 
     name: str
@@ -133,6 +185,12 @@ class Trial:
     bound: Run | None = None
     dtypes: tuple[str, ...] = ("float32", "float64")
     numbers: tuple[str, ...] = tuple(NUMBERS)
+    hurtful: tuple[str, ...] = tuple(HURTFUL)
+    exact: bool = False
+
+    def kinds(self, reproducible: bool) -> tuple[str, ...]:
+        """The kinds of numbers that it is tried on in that mode."""
+        return (*self.numbers, *self.hurtful) if reproducible else self.numbers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,6 +218,10 @@ class Verdict:
         return self.equal if self.reproducible else self.share <= 1
 
 
+class NotPromisedError(Exception):
+    """What is tried is refused, and may be: nothing is broken."""
+
+
 def verdict(
     trial: Trial,
     backend: Backend,
@@ -185,6 +247,8 @@ def verdict(
                 ulps=max((_ulps(a, b) for a, b, _ in compared), default=0.0),
                 share=max((_share(*each) for each in compared), default=0.0),
             )
+    except NotPromisedError:
+        return Verdict(*facts, equal=True, ulps=0.0, share=0.0)
     except ContractError as broken:
         return Verdict(*facts, error=f"{where}{broken}")
     except Exception as error:  # whatever a plug-in raises: the other trials tell more
@@ -323,8 +387,14 @@ def _maths(backend: Any, training: bool, state: Any, draw: Any) -> Any:
 
 def _contract_trial(name: str, contract: Contract) -> Trial:
     """On normal numbers; where they are but to be kept, on all."""
-    kinds = tuple(NUMBERS) if name.endswith("values") else ("normal",)
-    return Trial(name, lambda draw: [draw(N, D)], lambda b, i: contract(b, *i), numbers=kinds)
+    kept = name.endswith("values")
+    return Trial(
+        name,
+        lambda draw: [draw(N, D)],
+        lambda b, i: contract.run(b, *i),
+        numbers=tuple(NUMBERS) if kept else ("normal",),
+        hurtful=tuple(HURTFUL) if kept else (),
+    )
 
 
 # -- operations
@@ -663,6 +733,7 @@ def _numerical_trial(hidden: type[Operation], loss: type[Loss]) -> Trial:
         bound,
         dtypes=("float64",),
         numbers=("normal",),  # it takes the longest, and differences of huge losses are noise
+        hurtful=(),
     )
 
 
@@ -732,6 +803,95 @@ def trials(
     ]
 
 
+def longer() -> list[Trial]:
+    """More to try, of which no hashes are published: it says nothing new of a machine."""
+    lengths = 1, 2, 1000, 100_000
+    return [
+        *(_of_length("inputs", n, operation_trial(Affine(n, 3), 3)) for n in lengths),
+        *(_of_length("samples", n, operation_trial(Affine(3, 3), n)) for n in lengths),
+        _small_numerical_trial(),
+        _rows_trial(),
+        _long_training_trial(),
+    ]
+
+
+def _of_length(axis: str, length: int, trial: Trial) -> Trial:
+    """A product, or its gradients, over an axis so long: on all numbers where it is short."""
+    kinds = {} if length <= 1000 else {"numbers": ("normal",), "hurtful": ()}
+    return dataclasses.replace(trial, name=f"Affine, {length:,} {axis}", **kinds)
+
+
+def _small_numerical_trial() -> Trial:
+    """Of a few weights: incremental, by the notes' loop, and of a function."""
+    stack = Stack((Affine(4, 4), Sigmoid(), Affine(4, 4)), SoftmaxWithLoss())
+
+    def run(backend: Backend, inputs: list[Array]) -> list[Array]:
+        x, t, *parameters = inputs
+        v, *parameters = (backend.xp.asarray(a, copy=True) for a in (x[:2, :], *parameters))
+        network = stack.network(parameters)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RoundingWarning)  # noise has its bits, too
+            found = [network.numerical_gradient(x, t, method=m) for m in ("incremental", "naive")]
+            square = numerical_gradient(lambda v: mean_squared_error(v, t[:2, :]), v)
+        return [*(g for gradients in found for g in gradients.values()), square]
+
+    def attempted(backend: Backend, inputs: list[Array]) -> list[Array]:
+        try:
+            return run(backend, inputs)
+        except ValueError as error:
+            if "cannot be written in place" in str(error) and not backend.writable(inputs[0]):
+                raise NotPromisedError(str(error)) from error
+            raise
+
+    return Trial(
+        "numerical gradient in place",
+        lambda draw: [
+            draw(5, 4),
+            _one_hot(5, 4),
+            *(number for _ in range(2) for number in (draw(4, 4), draw(1, 4)[0])),
+        ],
+        attempted,
+        dtypes=("float64",),
+        numbers=("normal", "not finite"),  # it takes long, on huge numbers the longest
+        hurtful=("cancelling", "mostly zeros"),
+        exact=True,
+    )
+
+
+def _rows_trial() -> Trial:
+    """A prediction does not depend on the samples beside it."""
+    stack = Stack((Affine(D, M), Sigmoid(), Affine(M, C)), SoftmaxWithLoss())
+
+    def run(backend: Backend, inputs: list[Array]) -> list[Array]:
+        x, _, *parameters = inputs
+        network = stack.network(parameters)
+        every = backend.to_numpy(network.predict(x))
+        for rows in (1, 3, N - 1):
+            few = backend.to_numpy(network.predict(x[:rows, ...]))
+            if not same_bits(every[:rows], few):
+                raise ContractError(f"the first {rows} rows alone have other bits than among {N}")
+        return []
+
+    return Trial("rows by themselves", stack.arrays, run, exact=True)
+
+
+def _long_training_trial() -> Trial:
+    """Twenty steps of Adam by `train`, on mini-batches."""
+
+    def run(backend: Backend, inputs: list[Array]) -> list[Array]:
+        dtype = dtype_name(inputs[0].dtype)
+        return list(_trained(backend, dtype, 20).params.values())
+
+    return Trial(
+        "training of 20 steps",
+        lambda draw: [draw(1, 1)],
+        run,
+        numbers=("normal",),
+        hurtful=(),
+        exact=True,
+    )
+
+
 def _attempted(make: Callable[..., Trial], *kinds: type[Any]) -> Trial:
     """The trial of these classes; where it cannot be made, one that says so."""
     try:
@@ -752,10 +912,14 @@ def standard_normal(seed: int = 0) -> Draw:
 
 def training_hash(backend: Backend, dtype: str, steps: int = 200) -> str:
     """SHA-256 of the weights after `steps` steps of Adam on made-up data: see `weights.sha256`."""
+    return weights.sha256(_trained(backend, dtype, steps))
+
+
+def _trained(backend: Backend, dtype: str, steps: int) -> Network:
     rng = Generator(0)
     x, t = rng.normal((500, 64)), rng.integers(10, 500)
     layers = [Affine(64, 50, "he"), ReLU(), Affine(50, 10, "he")]
     network = Network(layers, dtype=dtype, backend=backend)
     optimizer = Adam(lr=0.01)
     train(network, x, t, optimizer=optimizer, iterations=steps, batch_size=50, progress=False)
-    return weights.sha256(network)
+    return network

@@ -10,7 +10,7 @@ import pickle
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -19,7 +19,29 @@ from xnet.backend import Array, Backend, Run, resolve
 from xnet.dtypes import dtype_name
 from xnet.operations import Affine, ReLU
 
-Contract: TypeAlias = Callable[[Backend, Array], list[Array]]
+
+@dataclass(frozen=True)
+class Contract:
+    """What some members of a backend have to mean.
+
+    Attributes
+    ----------
+    run
+        Computes arrays from a matrix on the backend; its docstring says what is promised.
+    members
+        Of `Backend`: those that keep it.
+    mend
+        What helps where it is broken.
+    """
+
+    run: Callable[[Backend, Array], list[Array]]
+    members: str
+    mend: str
+
+    @property
+    def promise(self) -> str:
+        """The first lines of `run`'s docstring, as one."""
+        return " ".join((self.run.__doc__ or "").split())
 
 
 class ContractError(AssertionError):
@@ -112,7 +134,8 @@ def conversion(b: Backend, x: Array) -> list[Array]:
     whole = np.arange(12).reshape(3, 4)
     host = whole.astype(dtype)
     views = host.T, host[::-1], host[:, ::2], host[1, 2], host[:0], host.reshape(3, 2, 2)
-    found = [b.asarray(view) for view in views]
+    swapped = host.astype(host.dtype.newbyteorder("S"))
+    found = [b.asarray(view) for view in (*views, swapped)]
     found += [b.asarray(whole.astype(kind)) for kind in ("int64", "int32", "uint8", "bool")]
     found += [b.asarray([[0.1, -0.0], [2, 3]], kind) for kind in (dtype, np.dtype(dtype), x.dtype)]
     found += [b.asarray((1, 0), dtype), b.asarray(0.1, dtype), b.asarray([1, 2], "int64")]
@@ -236,18 +259,74 @@ def run_taken(b: Backend, x: Array) -> list[Array]:
 
 
 CONTRACTS: dict[str, Contract] = {
-    "label, device, mode": selection,
-    "owns: its own, no others": ownership,
-    "asarray": conversion,
-    "asarray, to_numpy: values": values,
-    "to_numpy, synchronize": transport,
-    "writable": writing,
-    "running: in silence": running,
-    "arithmetic": arithmetic,
-    "threads": thread_count,
-    "compiles": compiles,
-    "one_hot": one_hot,
-    "step: new arrays": new_arrays,
-    "takes": run_taken,
+    "label, device, mode": Contract(
+        selection,
+        "name, label, device_count, __init__ and __reduce__",
+        "register the class under `name` in the entry-point group xnet.backends, hand `device` and "
+        "`reproducible` on to Backend.__init__, and let `label` name the device",
+    ),
+    "owns: its own, no others": Contract(
+        ownership,
+        "owns",
+        "return isinstance(array, ...) of your library's array types, scalars included, and of "
+        "this backend's device alone; never ask for an attribute such as `shape`",
+    ),
+    "asarray": Contract(
+        conversion,
+        "asarray",
+        "leave what comes from elsewhere to Backend.asarray, which refuses by `name` what would "
+        "lose something; your namespace's asarray takes NumPy arrays of any strides, and copies "
+        "no array that is there in that dtype",
+    ),
+    "asarray, to_numpy: values": Contract(
+        values,
+        "asarray and to_numpy",
+        "move the bytes as they are: no detour through float32, no arithmetic on the way (-0, "
+        "subnormal numbers, infinity and NaN come back)",
+    ),
+    "to_numpy, synchronize": Contract(
+        transport,
+        "to_numpy and synchronize",
+        "give a numpy.ndarray of the same dtype and shape, empty and 0-d arrays and truths "
+        "included, and let synchronize wait or do nothing",
+    ),
+    "writable": Contract(
+        writing,
+        "writable",
+        "say True only of arrays for which array[...] = values writes; False is always right, "
+        "then parameters are replaced",
+    ),
+    "running: in silence": Contract(
+        running,
+        "running",
+        'return numpy.errstate(all="ignore") where NumPy computes underneath, or your library\'s '
+        "own way to silence it; restore what was set before",
+    ),
+    "arithmetic": Contract(
+        arithmetic,
+        "xp, matmul and sum",
+        "give xp a function that rounds as IEEE 754 says in place of the one named, turn off "
+        "fast-math, contraction, TF32 and flushing to zero, or raise in __init__ where "
+        "reproducible=True cannot be had",
+    ),
+    "threads": Contract(thread_count, "threads", "return None, or a number from 1"),
+    "compiles": Contract(
+        compiles, "compiles", "return True only of functions that your own compiler made"
+    ),
+    "one_hot": Contract(
+        one_hot,
+        "one_hot",
+        "raise ValueError of labels outside 0..C-1, and compare in int64: a byte may hold the "
+        "labels but not the number of classes",
+    ),
+    "step: new arrays": Contract(
+        new_arrays,
+        "step and apart",
+        "copy where a result is, or is a view of, an array that it was given, as Backend.apart "
+        "does",
+    ),
+    "takes": Contract(
+        run_taken, "takes", "return how many of the run's operations it takes, from 0 to all"
+    ),
 }
 """By the names that the table has."""
