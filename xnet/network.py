@@ -169,6 +169,12 @@ class Network:
     `predict`, `scores`, `loss` and `accuracy` predict; `gradient` and `train_step` train. They
     differ for layers that draw, as `Dropout`, or that look at the whole batch, as `BatchNorm`.
 
+    Attributes
+    ----------
+    schema
+        What the data are called that it was trained on, a `xnet.schema.Schema`: its file keeps it.
+        None where nobody said so.
+
     Raises
     ------
     BackendError
@@ -177,6 +183,8 @@ class Network:
         No layers, sizes of neighbouring layers that do not fit, a layer that belongs to another
         network, or an unusable dtype.
     """
+
+    schema: Any = None
 
     def __init__(
         self,
