@@ -23,6 +23,8 @@ if TYPE_CHECKING:
         random,
         reproducible,
         samples,
+        scaling,
+        schema,
         training,
         weights,
     )
@@ -94,6 +96,8 @@ __all__ = [
     "reproducible",
     "resolve",
     "samples",
+    "scaling",
+    "schema",
     "set_backend",
     "set_num_threads",
     "train",

@@ -639,7 +639,6 @@ def _named(language: type[Python], formula: Formula, value: Any, names: Mapping[
 
 def spelled(language: type[Python], formula: Formula, node: Node, names: Mapping[int, str]) -> str:
     """A node's expression, its arguments by their `names`, of each node's id."""
-
     arguments = [_named(language, formula, argument, names) for argument in node.arguments]
     operator = language.words.get(node.operator, node.operator)
     if node.operator == "where":

@@ -107,31 +107,48 @@ class Samples:
 
     def split(self, share: float, rng: Generator) -> "tuple[Samples, Samples]":
         """What is left, and a share that is drawn of each class alike."""
-        if not 0 < share < 1:
-            raise ValueError(
-                f"validation is {share}, expected a share of the training data, above 0 and below "
-                "1, or data (x, t)"
-            )
-        n = self.samples
-        count = round(share * n)
-        if not 0 < count < n:
-            raise ValueError(f"validation is {share}: of {n} samples that is {count}")
-        order = rng.permutation(n)
+        labels = None
         if self.classes:
             t = self.backend.to_numpy(self.t)
             labels = t if t.ndim == 1 else t.argmax(axis=1)
-            order = order[np.argsort(labels[order], kind="stable")]
-        # Of samples in random order, or so within each class, `count` at equal distances.
-        places = np.arange(n + 1, dtype=np.int64) * count // n
-        held = places[1:] > places[:-1]
-        return self._part(order[~held]), self._part(order[held])
+        rest, held = held_out(self.samples, labels, share, rng, "validation")
+        return self._part(rest), self._part(held)
 
     def _part(self, indices: NDArray[np.int64]) -> "Samples":
         part = copy.copy(self)
         with self.backend.running():
-            part.x, part.t = self.take(np.sort(indices))
+            part.x, part.t = self.take(indices)
         part.samples = len(indices)
         return part
+
+
+def held_out(
+    n: int, labels: NDArray[Any] | None, share: float, rng: Generator, name: str
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The numbers of the samples that are left, and of a share drawn of each class alike.
+
+    `labels` (n,) are the classes, None for none; both results are in ascending order.
+
+    Raises
+    ------
+    ValueError
+        The share, by its `name`, is not between 0 and 1, or holds no sample, or all.
+    """
+    if not 0 < share < 1:
+        raise ValueError(
+            f"{name} is {share}, expected a share of the training data, above 0 and below 1, or "
+            "data (x, t)"
+        )
+    count = round(share * n)
+    if not 0 < count < n:
+        raise ValueError(f"{name} is {share}: of {n} samples that is {count}")
+    order = rng.permutation(n)
+    if labels is not None:
+        order = order[np.argsort(labels[order], kind="stable")]
+    # Of samples in random order, or so within each class, `count` at equal distances.
+    places = np.arange(n + 1, dtype=np.int64) * count // n
+    held = places[1:] > places[:-1]
+    return np.sort(order[~held]), np.sort(order[held])
 
 
 def check_length(name: str, value: int | None) -> None:

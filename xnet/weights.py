@@ -1,8 +1,8 @@
 """Saving and loading networks: safetensors, and the notes' pickled weights, safely.
 
 A file holds what the network's operations say of themselves: the name and settings of each, and
-the arrays by the names that the network gives them. Which operations there are is said by their
-registry alone.
+the arrays by the names that the network gives them; and what the data are called, where the
+network knows. Which operations there are is said by their registry alone.
 """
 
 import contextlib
@@ -28,6 +28,8 @@ from xnet.files import replaced
 from xnet.layers import Layer, LossLayer, numbered
 from xnet.network import Network
 from xnet.operations import ENTRY_POINT_GROUP, OPERATIONS, Loss, Operation, registered
+from xnet.plan import outputs
+from xnet.schema import Schema
 
 METADATA_KEY = "xnet"
 """Under this key a file's metadata holds the architecture, as JSON."""
@@ -119,6 +121,8 @@ def _architecture(network: Network) -> str:
             ) from error
     frozen = [k for k, layer in enumerate(network.layers) if not layer.trainable]
     facts = {"format": FORMAT, "layers": parts[:-1], "loss": parts[-1], "frozen": frozen}
+    if network.schema is not None:
+        facts["schema"] = network.schema.facts()
     return json.dumps(facts, default=_number)
 
 
@@ -197,13 +201,14 @@ def load_network(
     try:
         # A safetensors file begins with 8 bytes of length and a JSON object.
         if content[8:9] == b"{":
-            operations, loss, arrays, frozen = _from_safetensors(content)
+            operations, loss, arrays, frozen, schema = _from_safetensors(content)
         else:
             from xnet.tools import notes_pickle
 
             operations, loss, arrays = notes_pickle.read(content)
-            frozen = []
+            frozen, schema = [], None
         network = Network(_layers(operations, arrays), loss, dtype=dtype, backend=chosen)
+        network.schema = _fitting(schema, network)
     except KeyError as error:
         raise WeightsError(f"{path}: {error} is missing") from error
     # What a file altered by accident or malice leads to is of many kinds.
@@ -221,8 +226,25 @@ def load_network(
     return network
 
 
-def _from_safetensors(content: bytes) -> tuple[list[Operation], Loss, dict[str, Any], list[int]]:
-    """Operations, loss, arrays, and which layers are frozen, from a safetensors file's bytes."""
+def _fitting(schema: Schema | None, network: Network) -> Schema | None:
+    """The schema of a file, if it is one of such a network."""
+    if schema is None:
+        return None
+    named = schema.outputs and len(schema.outputs)
+    sizes = {
+        "features": (schema.inputs, network.inputs),
+        "outputs": (named, outputs(network.layers)),
+    }
+    for what, (expected, found) in sizes.items():
+        if None not in (expected, found) and expected != found:
+            raise WeightsError(f"the schema names {expected} {what}, the network has {found}")
+    return schema
+
+
+def _from_safetensors(
+    content: bytes,
+) -> tuple[list[Operation], Loss, dict[str, Any], list[int], Schema | None]:
+    """Operations, loss, arrays, which layers are frozen, and the schema, from a file's bytes."""
     from safetensors import SafetensorError
     from safetensors.numpy import load as from_bytes
 
@@ -249,7 +271,8 @@ def _from_safetensors(content: bytes) -> tuple[list[Operation], Loss, dict[str, 
     frozen = architecture["frozen"]
     if not all(type(k) is int and 0 <= k < len(operations) for k in frozen):
         raise WeightsError(f"frozen is {reprlib.repr(frozen)}, expected numbers of layers")
-    return operations, loss, arrays, frozen
+    schema = Schema.of(architecture["schema"]) if "schema" in architecture else None
+    return operations, loss, arrays, frozen, schema
 
 
 def _made(name: Any, settings: Any) -> Operation:
