@@ -272,7 +272,7 @@ def test_what_an_installed_package_registers_is_a_choice(tmp_path):
         r"accuracy 0\.\d+", subprocess_run("evaluate", path, **environment).stdout.splitlines()[-1]
     )
     assert "unknown operation 'Softsign'" in subprocess_run("evaluate", path).stderr
-    shown = subprocess_run("train", "--help", **environment).stdout
+    shown = subprocess_run("train", "--help", **environment, COLUMNS="400").stdout
     assert all(name in re.sub(r"[\s│]", "", shown) for name in choices[1::2])
 
 
@@ -570,7 +570,7 @@ def test_help_lists_the_commands(run, good):
         (["fly"], "fly"),
         (["info", "--bogus"], "--bogus"),
         (["evaluate"], "(?i)file"),
-        (["predict", "net"], "(?i)images"),
+        (["predict", "net"], "(?i)data"),
         (["train", "--optimizer", "magic"], "(?s)--optimizer.*adagrad"),
         (["train", "--dataset", "cats"], "(?s)--dataset.*digits.*mnist"),
         (["train", "--activation", "tanhh"], "(?s)--activation.*tanh"),
@@ -625,7 +625,7 @@ def test_odd_values_of_every_option_end_in_no_traceback(monkeypatch, run, traine
         monkeypatch.setattr(cli, "train", lambda *a, **s: xnet.train(*a, **s | {"epochs": 1}))
     monkeypatch.chdir(trained.parent)
     draw_digit(Path("digit.png"))
-    good = {"file": [trained.name], "images": ["digit.png"]}
+    good = {"file": [trained.name], "data": ["digit.png"]}
     rng = np.random.default_rng(0)
     parameters = typer.main.get_command(cli.app).commands[command].params
     needed = [p.name for p in parameters if p.required]

@@ -1,4 +1,4 @@
-"""Arrays in NPZ files: x and t, or x_train, y_train, x_test and y_test as Keras' mnist.npz has them.
+"""Arrays in NPZ files: x and t, or x_train, y_train, x_test and y_test as Keras has them.
 
 Pickled objects are never loaded.
 """
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from xnet.errors import DatasetError
 from xnet.labels import classes_of, encoded, task_of
-from xnet.schema import CLASSIFICATION, Schema
+from xnet.schema import Schema, Task
 
 TRAIN = (("x", "t"), ("x", "y"), ("x_train", "t_train"), ("x_train", "y_train"))
 """Names of the training data and their labels; the first pair that is there."""
@@ -141,8 +141,8 @@ def learnt(
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     if labels.ndim == 2:
-        hot = task != "regression" and _is_one_hot(labels)
-        if not hot and task == CLASSIFICATION:
+        hot = task != Task.regression and _is_one_hot(labels)
+        if not hot and task == Task.classification:
             raise DatasetError(f"{what} has shape {labels.shape}, expected labels (N,) or one-hot")
         labels = labels.argmax(axis=1) if hot else labels
     if labels.ndim == 2:
@@ -150,8 +150,8 @@ def learnt(
     different: list[Any] = np.unique(labels).tolist()
     if task is None:
         whole = labels.dtype.kind != "f"
-        task = CLASSIFICATION if whole else task_of(different, len(labels), what)
-    if task == CLASSIFICATION:
+        task = Task.classification if whole else task_of(different, len(labels), what)
+    if task == Task.classification:
         named = classes_of(different, what)
         schema = Schema(schema.features, schema.labels, named, schema.ignored, schema.shape)
     return schema, targets(what, labels, schema)

@@ -26,7 +26,7 @@ from xnet.errors import DatasetError, optional
 from xnet.files import replaced
 from xnet.random import Generator
 from xnet.samples import held_out
-from xnet.schema import CLASSIFICATION, REGRESSION, Schema
+from xnet.schema import Schema, Task
 
 __all__ = [
     "DATASETS",
@@ -281,8 +281,8 @@ def read(
         An unknown task; a label or columns to ignore for what has no columns.
     """
     path, labels = Path(path), (label,) if isinstance(label, str) else tuple(label)
-    if task not in (None, CLASSIFICATION, REGRESSION):
-        raise ValueError(f"task is {task!r}, expected {CLASSIFICATION!r}, {REGRESSION!r} or None")
+    if task not in (None, Task.classification, Task.regression):
+        raise ValueError(f"task is {task!r}, expected {[*map(str, Task)]} or None")
     if twice := {name for name in labels if [*labels, *ignore].count(name) > 1}:
         raise ValueError(f"label: {', '.join(sorted(twice))} is named twice")
     _check_there(path)
@@ -294,7 +294,7 @@ def read(
         return _flat(*archives.read(path, task))
     if not path.is_dir():
         raise DatasetError(f"{path}: {_expected()}")
-    if task == REGRESSION:
+    if task == Task.regression:
         raise ValueError(f"task is {task!r}, but {path} is a folder, of classes")
     return _flat(*(idx.read(path) if idx.is_idx(path) else folders.read(path)))
 

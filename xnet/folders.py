@@ -1,4 +1,7 @@
-"""Pictures in folders, one folder a class, all of one size. Pillow is imported when it is needed."""
+"""Pictures in folders, one folder a class, all of one size.
+
+Pillow is imported when it is needed.
+"""
 
 import warnings
 from collections.abc import Iterator, Sequence

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xnet.errors import DatasetError
-from xnet.schema import CLASSIFICATION, REGRESSION
+from xnet.schema import Task
 
 FEW = 20
 """Whole numbers of which there are no more different ones are taken for classes."""
@@ -29,8 +29,8 @@ def number(value: Any) -> float | None:
 
 def name(value: Any) -> str:
     """What a class is called: 1, 1.0 and "1" are one class, "1"."""
-    if isinstance(value, bool | np.bool_):
-        return str(bool(value)).lower()
+    if isinstance(value, bool):
+        return str(value).lower()
     as_number = number(value)
     if as_number is not None and as_number.is_integer() and abs(as_number) < 2**53:
         return str(int(as_number))
@@ -51,14 +51,14 @@ def task_of(values: Sequence[Any], samples: int, where: str) -> str:
     numbers = [number(v) for v in values]
     if all(n is not None for n in numbers):
         whole = all(n is not None and n.is_integer() for n in numbers)
-        return CLASSIFICATION if whole and len(values) <= FEW else REGRESSION
+        return Task.classification if whole and len(values) <= FEW else Task.regression
     if len(values) > max(FEW, samples // 2):
         text = next(v for v, n in zip(values, numbers, strict=True) if n is None)
         raise DatasetError(
             f"{where}: {len(values)} different labels, one of them {str(text)!r:.40}: that is no "
             "number, and too many for classes; name the task if they are"
         )
-    return CLASSIFICATION
+    return Task.classification
 
 
 def classes_of(values: Sequence[Any], where: str) -> tuple[str, ...]:

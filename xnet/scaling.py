@@ -74,7 +74,7 @@ def moments(x: Any) -> tuple[Floats, Floats]:
     rows = max(1, BLOCK // max(1, first.shape[1]))
 
     def mean_of(f: Callable[[Floats], Floats]) -> Floats:
-        found: Floats = np.zeros(first.shape[1])
+        found: Any = np.zeros(first.shape[1])
         for start in range(0, len(x), rows):
             found = found + backend.sum(f(np.asarray(x[start : start + rows], np.float64)), axis=0)
         return found / len(x)

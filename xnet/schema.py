@@ -3,9 +3,15 @@
 import dataclasses
 import math
 import re
+from enum import StrEnum
 from typing import Any, Self, cast
 
-CLASSIFICATION, REGRESSION = "classification", "regression"
+
+class Task(StrEnum):
+    """What is learnt: one of several classes, or numbers."""
+
+    classification = "classification"
+    regression = "regression"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,9 +40,9 @@ class Schema:
     shape: tuple[int, ...] | None = None
 
     @property
-    def task(self) -> str:
+    def task(self) -> Task:
         """``"classification"`` or ``"regression"``."""
-        return REGRESSION if self.classes is None else CLASSIFICATION
+        return Task.regression if self.classes is None else Task.classification
 
     @property
     def inputs(self) -> int | None:
@@ -70,15 +76,15 @@ class Schema:
             They are not what `facts` gives.
         """
         known = {field.name: int if field.name == "shape" else str for field in _FIELDS}
-        if not isinstance(facts, dict) or not cast("dict[Any, Any]", facts).keys() <= known.keys():
-            raise ValueError(f"the schema is {facts!r:.100}, expected a dict of {', '.join(known)}")
-        given = cast("dict[str, Any]", facts)
-        for name, values in given.items():
-            if not isinstance(values, list) or not all(
-                type(v) is known[name] for v in cast("list[Any]", values)
-            ):
-                raise ValueError(f"{name} is {values!r:.100}, expected a list of {known[name]}")
-            if len(set(cast("list[Any]", values))) < len(values) and name != "shape":
+        given = cast("dict[str, Any]", facts) if isinstance(facts, dict) else {"": facts}
+        if not given.keys() <= known.keys():
+            raise ValueError(f"the schema is {given!r:.100}, expected a dict of {', '.join(known)}")
+        for name, value in given.items():
+            values = cast("list[Any]", value) if isinstance(value, list) else [None]
+            if any(type(v) is not known[name] for v in values):
+                kind = known[name].__name__
+                raise ValueError(f"{name} is {value!r:.100}, expected a list of {kind}")
+            if len(set(values)) < len(values) and name != "shape":
                 raise ValueError(f"{name} names one twice: {values!r:.100}")
         if any(n < 1 for n in given.get("shape", ())):
             raise ValueError(f"shape is {given['shape']!r:.100}, expected lengths of at least 1")

@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 
 from xnet.errors import DatasetError, optional
 from xnet.labels import classes_of, encoded, number, task_of
-from xnet.schema import CLASSIFICATION, Schema
+from xnet.schema import Schema, Task
 
 DELIMITERS = {".csv": ",", ".tsv": "\t", ".tab": "\t"}
 PARQUET = (".parquet", ".pq")
@@ -29,6 +30,11 @@ BLOCK = 1 << 22
 """Bytes of a CSV that are read at a time: 4 MiB."""
 ROWS = 1 << 14
 """Rows of a Parquet file that are read at a time."""
+
+
+def _arrow(module: str = "") -> Any:
+    """A module of pyarrow's, whose stubs say little."""
+    return import_module(f"pyarrow{module}")
 
 
 def suffix(path: Path) -> str:
@@ -53,8 +59,7 @@ class Batch:
 
     def values(self, name: str) -> Any:
         """A column, of which no value is missing: texts without spaces around, or numbers."""
-        import pyarrow as pa
-        from pyarrow import compute
+        pa, compute = _arrow(), _arrow(".compute")
 
         column = self.columns[name]
         if pa.types.is_dictionary(column.type):
@@ -83,8 +88,7 @@ class Batch:
         return found.T
 
     def _floats(self, name: str) -> NDArray[np.float64]:
-        import pyarrow as pa
-        from pyarrow import compute
+        pa, compute = _arrow(), _arrow(".compute")
 
         column = self.values(name)
         try:
@@ -141,7 +145,7 @@ class Table:
 
     def __init__(self, path: Path) -> None:
         with optional(f"reading {path.name}", "pyarrow", "data"):
-            import pyarrow as pa
+            pa = _arrow()
         self.path = path
         try:
             if not path.stat().st_size:
@@ -175,9 +179,7 @@ class Table:
 
     def _header(self) -> list[str]:
         if self._delimiter is None:
-            from pyarrow import parquet
-
-            with parquet.ParquetFile(str(self.path)) as file:
+            with _arrow(".parquet").ParquetFile(str(self.path)) as file:
                 return list(file.schema_arrow.names)
         return list(self._csv().schema.names)
 
@@ -185,17 +187,13 @@ class Table:
         if self._delimiter is not None:
             yield from self._csv(columns)
             return
-        from pyarrow import parquet
-
-        with parquet.ParquetFile(str(self.path)) as file:
+        with _arrow(".parquet").ParquetFile(str(self.path)) as file:
             for batch in file.iter_batches(batch_size=ROWS, columns=columns, use_threads=False):
                 yield batch.select(columns)  # in this order
 
     def _csv(self, columns: Sequence[str] = ()) -> Any:
         """These columns as texts; all, of any type, where none is named."""
-        import pyarrow as pa
-        from pyarrow import csv
-
+        pa, csv = _arrow(), _arrow(".csv")
         return csv.open_csv(
             str(self.path),
             # One thread: what is wrong with a row then names it, and nothing is read ahead.
@@ -209,8 +207,7 @@ class Table:
     @contextmanager
     def _errors(self) -> Generator[None]:
         """What pyarrow raises of a damaged file, as one line of ours."""
-        import pyarrow as pa
-
+        pa = _arrow()
         try:
             yield
         except (pa.ArrowException, OSError) as error:
@@ -248,9 +245,9 @@ def read(
     x, where = np.concatenate(blocks), f"{path}, column {labels[0]!r}"
     if task is None and len(labels) == 1:
         task = task_of(_different(batches, labels[0]), len(x), where)
-    if task == CLASSIFICATION and len(labels) > 1:
+    if task == Task.classification and len(labels) > 1:
         raise DatasetError(f"{path}: classes are of one column, got {_listed(labels)}")
-    if task == CLASSIFICATION:
+    if task == Task.classification:
         classes = classes_of(_different(batches, labels[0]), where)
         schema = Schema(features, tuple(labels), classes, tuple(ignored))
     return x, np.concatenate([_labels(batch, schema) for batch in batches]), schema

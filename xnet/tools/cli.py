@@ -49,7 +49,7 @@ from xnet.operations import (
     registered,
 )
 from xnet.optimizers import OPTIMIZERS, SGD
-from xnet.schema import CLASSIFICATION, REGRESSION
+from xnet.schema import Task
 from xnet.tools import fingerprints, own_data, parity, pictures
 from xnet.training import History, train
 
@@ -86,7 +86,6 @@ LossName = StrEnum("LossName", list(LOSSES))
 OptimizerName = StrEnum("OptimizerName", list(OPTIMIZERS))
 Dtype = StrEnum("Dtype", ["float32", "float64"])
 Gradient = StrEnum("Gradient", ["backprop", "numerical"])
-Task = StrEnum("Task", [CLASSIFICATION, REGRESSION])
 
 DATASET_OF_INPUTS = {64: "digits", 784: "mnist"}
 SURE = 0.9
@@ -96,8 +95,8 @@ NOTES_ITERATIONS = 10_000
 NOTES_OPTIMIZER, NOTES_LEARNING_RATE = SGD.__name__.lower(), 0.1
 """How it steps."""
 DEFAULT_LOSS = {
-    CLASSIFICATION: SoftmaxWithLoss.__name__.lower(),
-    REGRESSION: IdentityWithLoss.__name__.lower(),
+    Task.classification: SoftmaxWithLoss.__name__.lower(),
+    Task.regression: IdentityWithLoss.__name__.lower(),
 }
 INTERRUPTED = 128 + signal.SIGINT
 """Exit status by which a shell reports a command that Ctrl-C ended."""
@@ -349,8 +348,8 @@ def train_command(
     loss: Annotated[
         LossName | None,
         typer.Option(
-            help=f"What to make small. Default: {DEFAULT_LOSS[CLASSIFICATION]} for classes, "
-            f"{DEFAULT_LOSS[REGRESSION]} for numbers."
+            help=f"What to make small. Default: {DEFAULT_LOSS[Task.classification]} for classes, "
+            f"{DEFAULT_LOSS[Task.regression]} for numbers."
         ),
     ] = None,
     init: Annotated[
@@ -408,7 +407,13 @@ def train_command(
         weights.check_writable(save)
     chosen = resolve(backend, reproducible)
     if data is None:
-        own = {"label": label, "task": task, "ignore": ignore, "test": test, "scale": scale}
+        own: dict[str, Any] = {
+            "label": label,
+            "task": task,
+            "ignore": ignore,
+            "test": test,
+            "scale": scale,
+        }
         if given := [name for name, value in own.items() if value is not None]:
             raise typer.BadParameter(f"--{given[0]} is of data of your own: name them by --data")
         dataset = dataset or Dataset("digits")
@@ -423,7 +428,7 @@ def train_command(
             print(f"{data}: {lesson}")
     sizes = [lesson.inputs, *(hidden or [50]), lesson.outputs]
     where = {"seed": seed, "dtype": dtype, "backend": chosen}
-    end = _loss(loss, CLASSIFICATION if lesson.units is None else REGRESSION)
+    end = _loss(loss, Task.classification if lesson.units is None else Task.regression)
     network = _dense(sizes, activation, init, before=lesson.before, loss=end, **where)
     network.schema = lesson.schema
     _warm_up(network, lesson.x[:batch_size], lesson.t[:batch_size])
@@ -473,12 +478,14 @@ def train_command(
         sys.exit(INTERRUPTED)
 
 
-def _loss(name: str | None, task: str) -> Loss:
+def _loss(name: str | None, task: Task) -> Loss:
     """The loss of this name, or the usual one for the task; it must be one for that."""
     loss = LOSSES[name or DEFAULT_LOSS[task]]
-    if loss.classes != (task == CLASSIFICATION):
-        fitting = ", ".join(k for k, v in LOSSES.items() if v.classes == (task == CLASSIFICATION))
-        raise ValueError(f"--loss {name} is not for {task}: expected one of {fitting}")
+    if loss.classes != (task == Task.classification):
+        fitting = ", ".join(
+            k for k, v in LOSSES.items() if v.classes == (task == Task.classification)
+        )
+        raise typer.BadParameter(f"--loss {name} is not for {task}: expected one of {fitting}")
     return loss()
 
 
@@ -957,7 +964,7 @@ def gradcheck(
     (x, t), _ = datasets.DATASETS[name]()
     if network is None:
         sizes = [x.shape[1], *(hidden or [50]), int(t.max()) + 1]
-        where = {"seed": seed, "dtype": dtype or "float64", "backend": chosen}
+        where: dict[str, Any] = {"seed": seed, "dtype": dtype or "float64", "backend": chosen}
         network = _dense(sizes, activation, init, **where)
     batch = random.Generator(seed).permutation(len(x))[:batch_size]
     with Console(stderr=True).status("evaluating the losses"), warnings.catch_warnings():

@@ -23,7 +23,13 @@ from xnet.schema import Schema
 
 Split = tuple[Any, Any]
 
-Scale = StrEnum("Scale", ["standard", "pixels", "none"])
+
+class Scale(StrEnum):
+    """How the input is scaled: each column by itself, bytes to between 0 and 1, or not at all."""
+
+    standard = "standard"
+    pixels = "pixels"
+    none = "none"
 
 
 @dataclasses.dataclass
@@ -71,9 +77,10 @@ class Lesson:
             return f"{len(self.x)} samples to train on"
         named = ", ".join(map(repr, self.schema.labels))
         what = f"{len(self.schema.classes)} classes" if self.schema.classes else "numbers"
-        parts = {"train on": self.x, "validate": self.validation, "test": self.test}
-        counts = {k: v if k == "train on" else v and v[0] for k, v in parts.items()}  # pyright: ignore
-        shown = ", ".join(f"{len(v)} to {k}" for k, v in counts.items() if v is not None)
+        parts = {"train on": (self.x, self.t), "choose by": self.validation, "judge by": self.test}
+        shown = ", ".join(
+            f"{len(part[0])} to {use}" for use, part in parts.items() if isinstance(part, tuple)
+        )
         return f"{self.schema.task}{f' of {named}' if named else ''}: {what}, {shown}"
 
 
@@ -185,7 +192,7 @@ def write(
     with _opened(output) as file:
         writer = csv.writer(file, lineterminator="\n")
         for y, names in _predictions(network, paths, batch_size):
-            if not header:
+            if rows == 0:
                 header = _header(network, y.shape[1], names is not None)
                 writer.writerow(header)
             writer.writerows(_rows(network, y, names))
@@ -202,8 +209,7 @@ def _opened(output: Path | None) -> Generator[TextIO]:
         with replaced(output) as file:
             text = io.TextIOWrapper(file, "utf-8", newline="")
             yield text
-            text.flush()
-            text.detach()
+            text.detach()  # which flushes, and leaves the file open
     except OSError as error:
         raise DatasetError(f"{output} cannot be written: {error.strerror}") from error
 
