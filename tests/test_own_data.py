@@ -133,7 +133,7 @@ def test_trained_judged_and_predicted_as_in_python(command, tmp_path, name):
     assert (trained[0], trained[2]) == (0, "")
     facts = json.loads(trained[1])
     metric = "r2" if label == "progression" else "accuracy"
-    assert facts[f"test_{metric}"][0] > {"r2": 0.3, "accuracy": 0.8}[metric]
+    assert facts[f"test_{metric}"][0] >= {"r2": 0.3, "accuracy": 0.8}[metric]
     assert facts["task"] == {"r2": "regression", "accuracy": "classification"}[metric]
 
     status, printed, _ = command("evaluate", net, "--data", data, "--reproducible", "--json")
@@ -268,19 +268,7 @@ def test_labels_are_classes_or_numbers(tmp_path, values, classes, kind):
         np.testing.assert_array_equal(data.t[:, 0], np.asarray(values, float))
     else:
         named = [classes[k] for k in data.t]
-        assert (
-            [n == str(v) or float(n) == float(v) for n, v in zip(named, shown, strict=True)]
-            if (kind == "csv")
-            else len(named) == len(values)
-        )
-    assert (
-        datasets.read(path, "t", task="regression").schema.classes is None
-        if (
-            not any(isinstance(v, str) and not v.replace(".", "").isdigit() for v in values)
-            and not (kind == "csv" and isinstance(values[0], bool))
-        )
-        else True
-    )
+        assert named == [str(v).lower().removesuffix(".0") for v in values]
 
 
 def test_categories_of_a_parquet_file_are_classes(tmp_path):
@@ -321,10 +309,17 @@ def test_normalization_scales_as_the_training_part_had_it(name, reproducible, dt
         net = xnet.Network(layers, dtype=dtype)
         found = net.backend.to_numpy(net.layers[0](net.backend.asarray(x)))
         np.testing.assert_array_equal(found, (x - mean) / std)
-        xnet.train(net, x, np.arange(40) % 2, epochs=2, progress=False)
+        same = xnet.Network([layer.copy() for layer in net.layers[1:]], dtype=dtype)
+        t = np.arange(40) % 2
+        expected = same.gradient((x - mean) / std, t)
+        for key, gradient in net.gradient(x, t).items():
+            a, b = (net.backend.to_numpy(g) for g in (gradient, expected[key]))
+            if reproducible:
+                np.testing.assert_array_equal(a, b)
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+        xnet.train(net, x, t, epochs=2, progress=False)
         for array, before in zip(net.layers[0].state.values(), (mean, std), strict=True):
             np.testing.assert_array_equal(net.backend.to_numpy(array), before)
-        assert xnet.gradient_check(net, x, np.arange(40) % 2).passed or dtype == "float32"
 
 
 def test_moments_are_those_of_numpy_and_constant_columns_stay_apart(rng, monkeypatch):
@@ -378,7 +373,7 @@ def test_load_idx(tmp_path, prefix, test, compress):
     written = idx_folder(tmp_path, prefix, test, compress)
     images, labels = digits()
     digests = {name: hashlib.sha256(content).hexdigest() for name, content in written.items()}
-    (x, t), (x_test, t_test) = datasets.load_idx(tmp_path, sha256=digests)
+    (x, t), (_, t_test) = datasets.load_idx(tmp_path, sha256=digests)
     np.testing.assert_array_equal(x, images[:200].reshape(200, 64) / np.float32(255))
     np.testing.assert_array_equal([*t, *t_test], labels)
     raw = datasets.load_idx(tmp_path, normalize=False, flatten=False, one_hot=True)
@@ -425,6 +420,7 @@ def test_one_hot_and_named_labels_of_an_npz_file(tmp_path):
 # -- wrong files: one line each that says what is wrong where
 
 
+IMAGES = "train-images-idx3-ubyte"
 GOOD = "a,b,t\n1,2,x\n3,4,y\n5,6,x\n"
 
 
@@ -519,7 +515,7 @@ TRAIN = {
     "long NPZ": (long_npz, r"x announces \(1000000000000, 4\) of float64"),
     "no NPZ": (lambda folder: _write(folder / "data.npz", "text"), r"damaged, or no NPZ file"),
     "cut IDX": (
-        idx_with(cut("train-images-idx3-ubyte", 5)),
+        idx_with(cut(IMAGES, 5)),
         r"train-images-idx3-ubyte: 12795 values, but the IDX header announces \[200, 8, 8\]",
     ),
     "no labels of IDX": (
@@ -531,7 +527,7 @@ TRAIN = {
         r"holds 200 pictures, train-labels-idx1-ubyte 3 labels",
     ),
     "IDX of floats": (
-        idx_with(lambda home: _write(home / "train-images-idx3-ubyte", b"\0\0\x0d\x03" + b"\0" * 20)),
+        idx_with(lambda home: _write(home / IMAGES, b"\0\0\x0d\x03" + b"\0" * 20)),
         r"the IDX header is 00 00 0d 03",
     ),
     "no pictures": (
@@ -668,11 +664,11 @@ print(peak_memory())
 
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
 def test_memory_does_not_grow_with_a_table(tmp_path, rng, kind):
-    """A file of twenty times as many rows, and hardly more memory."""
+    """A file of four times as many rows, and hardly more memory."""
     weights.save(xnet.Network([Affine(20, 3)]), tmp_path / "net")
-    x = rng.normal(size=(10_000, 20)).round(6)
+    x = rng.normal(size=(5_000, 20)).round(6)
     peaks = []
-    for times in (1, 20):
+    for times in (20, 80):  # the shorter is 18 MB of text
         path = tmp_path / f"{times}.{kind}"
         names = [f"c{k}" for k in range(20)]
         if kind == "csv":

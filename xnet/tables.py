@@ -5,14 +5,16 @@ file, says in which row one is broken, and reads Parquet by row groups. It is im
 needed. Rows are counted from 1, the header left out.
 """
 
+import gzip
 import os
 import re
+import zlib
 from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,8 +28,10 @@ PARQUET = (".parquet", ".pq")
 MISSING = frozenset(["", "na", "n/a", "nan", "null", "none", "?"])
 """What stands, in small letters, where a value is missing."""
 
-BLOCK = 1 << 22
-"""Bytes of a CSV that are read at a time: 4 MiB."""
+BLOCK = 1 << 19
+"""Bytes of a CSV that are read at a time, or a few rows of it; pyarrow reads 32 such ahead."""
+LONGEST = 1 << 26
+"""Bytes, at most, of a row of a CSV."""
 ROWS = 1 << 14
 """Rows of a Parquet file that are read at a time."""
 
@@ -145,19 +149,17 @@ class Table:
 
     def __init__(self, path: Path) -> None:
         with optional(f"reading {path.name}", "pyarrow", "data"):
-            pa = _arrow()
+            _arrow()
         self.path = path
         try:
             if not path.stat().st_size:
                 raise DatasetError(f"{path} is empty, expected a header and rows")
         except OSError as error:
             raise DatasetError(f"{path} cannot be read: {error.strerror or error}") from error
+        self._delimiter, self._block = DELIMITERS.get(suffix(path)), BLOCK
         with self._errors():
-            self._delimiter = DELIMITERS.get(suffix(path))
-            if self._delimiter == ",":  # a spreadsheet may have written semicolons
-                with pa.input_stream(str(path), compression="detect") as stream:
-                    line = stream.read(BLOCK).partition(b"\n")[0]
-                self._delimiter = ";" if b"," not in line and b";" in line else ","
+            if self._delimiter is not None:
+                self._look()
             self._columns: list[str] = self._header()
         self.names = [name.strip() for name in self._columns]
         for k, name in enumerate(self.names, start=1):
@@ -166,6 +168,23 @@ class Table:
         for name, count in Counter(self.names).items():
             if count > 1:
                 raise DatasetError(f"{path}: {count} columns are named {name!r}")
+
+    def _look(self) -> None:
+        """See how long rows are, and whether semicolons stand for commas, as spreadsheets have it.
+
+        Raises
+        ------
+        DatasetError
+            It begins with more than `LONGEST` bytes that end no line.
+        """
+        opened = gzip.open if self.path.name.lower().endswith(".gz") else open
+        with opened(self.path, "rb") as file:
+            first, second = (cast(bytes, file.readline(LONGEST)) for _ in range(2))
+        if len(first) == LONGEST:
+            raise DatasetError(f"{self.path} is no table: its first line does not end")
+        self._block = max(BLOCK, 4 * len(first), 4 * len(second))
+        if self._delimiter == "," and b"," not in first and b";" in first:
+            self._delimiter = ";"
 
     def batches(self, names: Sequence[str]) -> Iterator[Batch]:
         """These columns, some rows at a time, none without a row."""
@@ -187,7 +206,8 @@ class Table:
         if self._delimiter is not None:
             yield from self._csv(columns)
             return
-        with _arrow(".parquet").ParquetFile(str(self.path)) as file:
+        # Unless it is told not to, it keeps every part of the file that it has read.
+        with _arrow(".parquet").ParquetFile(str(self.path), pre_buffer=False) as file:
             for batch in file.iter_batches(batch_size=ROWS, columns=columns, use_threads=False):
                 yield batch.select(columns)  # in this order
 
@@ -197,7 +217,7 @@ class Table:
         return csv.open_csv(
             str(self.path),
             # One thread: what is wrong with a row then names it, and nothing is read ahead.
-            read_options=csv.ReadOptions(use_threads=False, block_size=BLOCK),
+            read_options=csv.ReadOptions(use_threads=False, block_size=self._block),
             parse_options=csv.ParseOptions(delimiter=self._delimiter, newlines_in_values=True),
             convert_options=csv.ConvertOptions(
                 column_types=dict.fromkeys(columns, pa.string()), include_columns=list(columns)
@@ -210,7 +230,7 @@ class Table:
         pa = _arrow()
         try:
             yield
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, EOFError, zlib.error) as error:
             said = " ".join(str(error).split())
             if found := re.search(r"Row #(\d+): Expected (\d+) columns, got (\d+)", said):
                 row, expected, got = map(int, found.groups())
