@@ -1,14 +1,19 @@
 """Data of one's own: read, trained on, saved, judged and predicted, and refused where wrong."""
 
+import contextlib
 import csv
+import doctest
 import gzip
 import hashlib
 import io
 import json
+import os
 import re
+import shlex
 import subprocess
 import sys
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +22,7 @@ from conftest import BACKENDS, PEAK_MEMORY
 from PIL import Image
 from pyarrow import parquet
 from sklearn import datasets as sklearn
+from test_docs import ROOT, blocks
 
 import xnet
 from xnet import datasets, scaling, tables, weights
@@ -395,9 +401,6 @@ def test_load_idx_of_several_sets(tmp_path):
 
 
 def test_load_idx_reads_mnist(mnist):
-    import os
-    from pathlib import Path
-
     folder = Path(os.environ["XNET_DATA_DIR"]) / "mnist"
     _, (x, t) = datasets.load_idx(folder, normalize=False)
     np.testing.assert_array_equal(x, mnist[1][0])
@@ -702,3 +705,29 @@ def test_without_pyarrow_it_says_what_to_install(tmp_path, monkeypatch):
 def test_normalization_is_an_operation_like_the_others():
     assert OPERATIONS["Normalization"] is Normalization
     assert Normalization.state.keys() == {"mean", "std"}
+
+
+def test_the_commands_of_the_page_do_what_it_says(tmp_path):
+    """Its blocks in their order, Python's and the shell's, in one folder."""
+    scope, said = {}, ""
+    found = blocks(ROOT / "docs" / "data.md")
+    environment = os.environ | {"COLUMNS": "200"}
+    for block, then in zip(found, [*found[1:], None], strict=True):
+        if block.language == "python":
+            with contextlib.chdir(tmp_path), contextlib.redirect_stdout(io.StringIO()):
+                exec(block.text, scope)
+        elif block.language == "sh":
+            said = ""
+            for line in block.text.splitlines():
+                words = [sys.executable, "-m", "xnet_command", *shlex.split(line)[1:]]
+                where = {"cwd": tmp_path, "env": environment, "text": True}
+                done = subprocess.run(words, **where, capture_output=True, check=False)
+                assert (done.returncode, done.stderr) == (0, ""), line
+                said += done.stdout
+            if then.language == "text":
+                says = doctest.OutputChecker().check_output
+                assert says(then.text, said, doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE), said
+    with xnet.use_backend("numpy"):
+        net = weights.load_network(tmp_path / "diabetes.safetensors")
+        data = datasets.read(tmp_path / "diabetes.csv", "progression")
+    assert xnet.measures.r_squared(net.predict(data.x), data.t) > 0.4
