@@ -570,7 +570,7 @@ def layer_vectors(made, cls, dtype, settings, rng, other):
     features = settings.get("inputs", settings.get("units", 3))
     shapes = {name: tuple(settings[size] for size in of) for name, of in cls.parameters.items()}
     by_rows = cls.fuses == "rows" or cls.__name__ == "LayerNorm"
-    for mode in [True, False] if cls.random or cls.state else [None]:
+    for mode in [True, False] if cls.random or cls.mixes else [None]:
         for kinds in [FINITE, NOT_FINITE] if by_rows else MIXED:
             if (other or mode is False) and kinds not in (FINITE, MIXED[0]):
                 continue
@@ -586,7 +586,8 @@ def layer_vectors(made, cls, dtype, settings, rng, other):
                 inputs["u"][0, 0] = settings.get("ratio", cls.ratio)
             for name, (of, _) in cls.state.items():
                 shape = tuple(settings[size] for size in of)
-                inputs[name] = abs(normal(rng, shape)) if name == "variance" else normal(rng, shape)
+                drawn = normal(rng, shape)
+                inputs[name] = drawn if name == "mean" else abs(drawn)
             words = ["finite" if kinds is FINITE else ", ".join(kinds)]
             words += ["other settings"] * other + {True: ["training"], False: ["predicting"]}.get(
                 mode, []
@@ -669,8 +670,8 @@ def training_vectors(made):
     between = [["BatchNorm", {"units": 4}], ["ReLU", {}], ["Dropout", {"ratio": 0.3}]]
     deep = [affine(4, 4, "he"), *between, affine(4, 3, "xavier")]
     runs = {
-        "5-6-3, sigmoid, SGD": (5, two, ["SGD", {"lr": 0.1}], 6),
-        "5-6-3, sigmoid, Adam": (5, two, ["Adam", {"lr": 0.01}], 6),
+        "5-6-3, sigmoid, SGD": (5, two, ["SGD", {"lr": 0.1}], 5),
+        "5-6-3, sigmoid, Adam": (5, two, ["Adam", {"lr": 0.01}], 4),
         "4-4-3, batch norm, ReLU, dropout, AdamW": (4, deep, ["AdamW", {"lr": 0.01}], 3),
     }
     for name, (features, stack, optimizer, count) in runs.items():

@@ -277,7 +277,7 @@ def operation(name, dtype, settings, given):
 def layer(name, way, dtype, settings, given):
     found = operation(name, dtype, settings, {"dout": given["x"]} | given)
     if way == "forward":
-        kept = ("mean", "variance") if "mean" in given else ()
+        kept = [key for key in ("mean", "variance", "std") if key in given]
         return {key: found[key] for key in ("y", *kept)}
     parameters = [key for key in ("W", "b", "gamma", "beta") if key in given]
     return {key: found[key] for key in ("dx", *(f"d{p}" for p in parameters))}

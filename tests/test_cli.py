@@ -273,7 +273,7 @@ def test_what_an_installed_package_registers_is_a_choice(tmp_path):
         r"accuracy 0\.\d+", subprocess_run("evaluate", path, **environment).stdout.splitlines()[-1]
     )
     assert "unknown operation 'Softsign'" in subprocess_run("evaluate", path).stderr
-    shown = subprocess_run("train", "--help", **environment).stdout
+    shown = subprocess_run("train", "--help", **environment, COLUMNS="400").stdout
     assert all(name in re.sub(r"[\s│]", "", shown) for name in choices[1::2])
 
 
@@ -571,7 +571,7 @@ def test_help_lists_the_commands(run, good):
         (["fly"], "fly"),
         (["info", "--bogus"], "--bogus"),
         (["evaluate"], "(?i)file"),
-        (["predict", "net"], "(?i)images"),
+        (["predict", "net"], "(?i)data"),
         (["train", "--optimizer", "magic"], "(?s)--optimizer.*adagrad"),
         (["train", "--dataset", "cats"], "(?s)--dataset.*digits.*mnist"),
         (["train", "--activation", "tanhh"], "(?s)--activation.*tanh"),
@@ -626,7 +626,7 @@ def test_odd_values_of_every_option_end_in_no_traceback(monkeypatch, run, traine
         monkeypatch.setattr(cli, "train", lambda *a, **s: xnet.train(*a, **s | {"epochs": 1}))
     monkeypatch.chdir(trained.parent)
     draw_digit(Path("digit.png"))
-    good = {"file": [trained.name], "images": ["digit.png"]}
+    good = {"file": [trained.name], "data": ["digit.png"]}
     rng = np.random.default_rng(0)
     parameters = typer.main.get_command(cli.app).commands[command].params
     needed = [p.name for p in parameters if p.required]
@@ -1368,3 +1368,34 @@ def test_a_backend_that_raises_is_an_error_in_its_cells_alone(run, monkeypatch, 
 
 def test_parity_mistakes(bad):
     assert "unknown backend 'nunba'" in bad("parity", "--backend", "nunba")
+
+
+def test_a_run_that_is_resumed(run, tmp_path):
+    """By the same command again; SIGKILL and the rest are in test_checkpoints."""
+    words = ["train", "--iterations", "60", "--hidden", "5", "--json"]
+    more = ["--schedule", "cosine,end=0.1", "--warmup", "5", "--clip", "2"]
+    whole = json.loads(run(*words, *more).out)
+    folder = ["--checkpoint", str(tmp_path / "run"), "--checkpoint-every", "0"]
+    first = json.loads(run(*words, *more, *folder, "--resume").out)
+    again = json.loads(run(*words, *more, *folder, "--resume").out)
+    assert whole["sha256"] == first["sha256"] == again["sha256"]
+    assert again["stopped"] == "finished"
+    refused = run(*words, *more, *folder)
+    assert "resume goes on with it" in refused.err
+    other = run(*words, "--clip", "3", *folder, "--resume")
+    assert "was" in other.err
+
+
+@pytest.mark.parametrize(
+    ("schedule", "message"),
+    [
+        ("cosin", "expected one of"),
+        ("step", "every"),
+        ("step,every=0", "every is 0"),
+        ("step,every", "could not convert"),
+        ("step,every=x", "x"),
+        ("cosine,stops=3", "stops"),
+    ],
+)
+def test_schedules_that_are_none(run, schedule, message):
+    assert message in run("train", "--schedule", schedule).err

@@ -1,19 +1,18 @@
-"""Handwritten digits as NumPy arrays: MNIST, and the small digits that are part of xnet.
+"""Data as NumPy arrays: one's own in files, MNIST, and the small digits that are part of xnet.
 
-Ink is the high value and paper is 0. pooch (with tqdm) is imported when it is needed, never at
-import.
+Of the digits ink is the high value and paper is 0. What reads a file is imported when it is needed:
+pyarrow for tables, Pillow for pictures, pooch (with tqdm) to download.
 """
 
+import dataclasses
 import gzip
 import hashlib
 import io
-import math
 import os
 import sys
 import textwrap
 import zlib
-from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,10 +21,24 @@ from typing import Any, BinaryIO, Final, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from xnet.errors import DatasetError
+from xnet import archives, folders, idx, tables
+from xnet.errors import DatasetError, optional
 from xnet.files import replaced
+from xnet.random import Generator
+from xnet.samples import held_out
+from xnet.schema import Schema, Task
 
-__all__ = ["DATASETS", "load_digits", "load_mnist", "optional"]
+__all__ = [
+    "DATASETS",
+    "Data",
+    "chunks",
+    "is_data",
+    "load_digits",
+    "load_idx",
+    "load_mnist",
+    "optional",
+    "read",
+]
 
 Split: TypeAlias = tuple[NDArray[Any], NDArray[Any]]
 """The examples x and their labels t."""
@@ -92,7 +105,7 @@ def load_mnist(
         If a file is missing from ``XNET_DATA_DIR``, is damaged, or cannot be downloaded.
     """
     images, labels, test_images, test_labels = (
-        _parse_idx(_read_mnist_file(name), name) for name in _MNIST
+        idx.parse(_read_mnist_file(name), name) for name in _MNIST
     )
     return (
         _as_examples(images, labels, 255, normalize, flatten, one_hot),
@@ -134,11 +147,233 @@ def load_digits(
     return train, test
 
 
+def load_idx(
+    folder: str | os.PathLike[str],
+    name: str | None = None,
+    *,
+    normalize: bool = True,
+    flatten: bool = True,
+    one_hot: bool = False,
+    sha256: Mapping[str, str] | None = None,
+) -> tuple[Split, Split]:
+    """Load a folder of IDX files in MNIST's layout: Fashion-MNIST, EMNIST, KMNIST, or MNIST.
+
+    The four files are named ``train-images-idx3-ubyte``, ``train-labels-idx1-ubyte``,
+    ``t10k-images-idx3-ubyte`` and ``t10k-labels-idx1-ubyte``; ``test`` may stand for ``t10k``, a
+    dot for the last hyphen but one, and ``emnist-letters-``, say, before each. Each may be gzipped.
+
+    Parameters
+    ----------
+    folder
+        Where they are.
+    name
+        What stands before the names of the files wanted, ``"emnist-letters"``, where there is more
+        than one such set.
+    normalize, flatten, one_hot
+        As in `load_mnist`; rows of `one_hot` have as many numbers as the largest label asks for.
+    sha256
+        What the decompressed bytes of a file must have, by its name without ``.gz``.
+
+    Returns
+    -------
+    ((x_train, t_train), (x_test, t_test))
+        As `load_mnist`, with pictures of any size.
+
+    Raises
+    ------
+    DatasetError
+        A file is missing, cut short, too long, no IDX file of bytes or not that of its SHA-256, or
+        there are not as many labels as pictures.
+    """
+    parts = idx.load(Path(folder), name, sha256 or {})
+    classes = 1 + max(int(labels.max(initial=0)) for _, labels in parts)
+    train, test = (
+        _as_examples(images, labels, 255, normalize, flatten, one_hot, classes)
+        for images, labels in parts
+    )
+    return train, test
+
+
 DATASETS: Final[Mapping[str, Callable[..., tuple[Split, Split]]]] = {
     "digits": load_digits,
     "mnist": load_mnist,
 }
 """The data sets by name; all take the same arguments and return the same form."""
+
+
+# Data of one's own.
+
+
+@dataclasses.dataclass
+class Data:
+    """Samples, what is to be learnt of them, and what both are called.
+
+    Attributes
+    ----------
+    x
+        (N, D), float64, or uint8 where all are bytes.
+    t
+        Classes (N,) int64, or numbers (N, C) float64.
+    schema
+        The names of columns and classes; put it in ``network.schema``, and its file keeps it.
+    test
+        Test data ``(x, t)``, where the file has such.
+    """
+
+    x: NDArray[Any]
+    t: NDArray[Any]
+    schema: Schema
+    test: Split | None = None
+
+    def split(self, share: float, seed: int = 0) -> "tuple[Data, Data]":
+        """What is left, and a share that is drawn by `seed`, of each class alike.
+
+        Raises
+        ------
+        ValueError
+            The share is not between 0 and 1, or holds no sample, or all.
+        """
+        labels = self.t if self.schema.classes else None
+        rest, held = held_out(len(self.x), labels, share, Generator(seed), "share")
+        first, second = (
+            dataclasses.replace(self, x=self.x[at], t=self.t[at], test=None) for at in (rest, held)
+        )
+        return first, second
+
+
+def read(
+    path: str | os.PathLike[str],
+    label: str | Sequence[str] = (),
+    *,
+    task: str | None = None,
+    ignore: Sequence[str] = (),
+) -> Data:
+    """Read data of one's own from a file or a folder.
+
+    A table: CSV, TSV (each gzipped or not) or Parquet, with a header; rows are counted from 1, the
+    header left out. An NPZ file with x and t, or x_train, y_train, x_test and y_test. A folder of
+    IDX files, see `load_idx`. A folder of pictures with one folder a class, all of one size, or of
+    ``train`` and ``test`` with such.
+
+    Parameters
+    ----------
+    path
+        The file or folder.
+    label
+        Of a table, the column that is to be learnt, or several columns of numbers.
+    task
+        ``"classification"`` or ``"regression"``. None: texts are classes, and so are whole numbers
+        of which a table has at most 20 different ones, or which an NPZ file holds as integers.
+    ignore
+        Columns of a table that are neither learnt nor learnt from.
+
+    Returns
+    -------
+    Data
+        Classes are numbered in the order of their names, `Data.schema` has these.
+
+    Raises
+    ------
+    DatasetError
+        The file cannot be read, is damaged, or a value is missing or no number: it is named by its
+        row and column.
+    ValueError
+        An unknown task; a label or columns to ignore for what has no columns.
+    """
+    path, labels = Path(path), (label,) if isinstance(label, str) else tuple(label)
+    if task not in (None, Task.classification, Task.regression):
+        raise ValueError(f"task is {task!r}, expected {[*map(str, Task)]} or None")
+    if twice := {name for name in labels if [*labels, *ignore].count(name) > 1}:
+        raise ValueError(f"label: {', '.join(sorted(twice))} is named twice")
+    _check_there(path)
+    if tables.is_table(path):
+        return Data(*tables.read(path, labels, task, ignore))
+    if labels or ignore:
+        raise ValueError(f"{path} is no table, and has no column to be named: {labels or ignore}")
+    if path.suffix.lower() == ".npz":
+        return _flat(*archives.read(path, task))
+    if not path.is_dir():
+        raise DatasetError(f"{path}: {_expected()}")
+    if task == Task.regression:
+        raise ValueError(f"task is {task!r}, but {path} is a folder, of classes")
+    return _flat(*(idx.read(path) if idx.is_idx(path) else folders.read(path)))
+
+
+def chunks(
+    path: str | os.PathLike[str], schema: Schema | None = None, *, labelled: bool = False
+) -> Iterator[tuple[NDArray[Any], NDArray[Any] | None, list[str] | None]]:
+    """Data as a network takes them that was trained on such, some samples at a time.
+
+    A table is never in memory as a whole, however long it is; its columns are found by name. Where
+    there are test data beside others, it is these.
+
+    Parameters
+    ----------
+    path
+        As in `read`.
+    schema
+        ``network.schema``; None where the network has none: then a table's columns are taken in
+        their order.
+    labelled
+        Whether the labels are asked for.
+
+    Yields
+    ------
+    (x, t, names)
+        x (N, D); t as in `Data` if asked for, else None; of pictures the names of their files.
+
+    Raises
+    ------
+    DatasetError
+        As in `read`; a column that was not there in training, or is missing now; a class that was
+        never seen; pictures of another size.
+    """
+    path = Path(path)
+    _check_there(path)
+    if labelled and schema is None:
+        raise DatasetError(f"{path}: the network does not say which column or class it has learnt")
+    if schema is not None and schema.features is not None and not tables.is_table(path):
+        raise DatasetError(f"{path} is no table, and the network was trained on one")
+    if tables.is_table(path):
+        for x, t in tables.chunks(path, schema, labelled):
+            yield x, t, None
+    elif path.suffix.lower() == ".npz":
+        x, t = archives.samples(path, schema, labelled)
+        yield x.reshape(len(x), -1), t, None
+    elif path.is_dir() and idx.is_idx(path):
+        x, t = idx.samples(path, schema or Schema(), labelled)
+        yield x.reshape(len(x), -1), t, None
+    elif path.is_dir():
+        for x, t, names in folders.chunks(path, schema, labelled):
+            yield x.reshape(len(x), -1), t, names
+    elif folders.is_picture(path) and not labelled:
+        x = folders.load_pictures([path], None if schema is None else schema.shape)
+        yield x.reshape(1, -1), None, [str(path)]
+    else:
+        raise DatasetError(f"{path}: {_expected()}")
+
+
+def is_data(path: str | os.PathLike[str]) -> bool:
+    """Whether a path says that it is what `read` takes: a folder, a table or an NPZ file."""
+    path = Path(path)
+    return path.is_dir() or tables.is_table(path) or path.suffix.lower() == ".npz"
+
+
+def _check_there(path: Path) -> None:
+    if not path.exists():
+        raise DatasetError(f"{path} cannot be read: no such file or folder")
+
+
+def _expected() -> str:
+    suffixes = ", ".join([*tables.DELIMITERS, *tables.PARQUET, ".npz"])
+    return f"expected a file named {suffixes}, or a folder of IDX files or of pictures"
+
+
+def _flat(x: NDArray[Any], t: NDArray[Any], schema: Schema, test: Split | None) -> Data:
+    """Data with a row for each sample."""
+    if test is not None:
+        test = test[0].reshape(len(test[0]), -1), test[1]
+    return Data(x.reshape(len(x), -1), t, schema, test)
 
 
 # The data sets.
@@ -151,12 +386,13 @@ def _as_examples(
     normalize: bool,
     flatten: bool,
     one_hot: bool,
+    classes: int = 10,
 ) -> Split:
     """Turn ``(N, H, W)`` pixels 0..white and ``(N,)`` labels into the form that was asked for."""
     x = images.reshape(len(images), -1) if flatten else images[:, np.newaxis]
     return (
         x / np.float32(white) if normalize else x,
-        np.eye(10, dtype=np.float32)[labels] if one_hot else labels.astype(np.int64),
+        np.eye(classes, dtype=np.float32)[labels] if one_hot else labels.astype(np.int64),
     )
 
 
@@ -209,24 +445,6 @@ def _verified(file: BinaryIO, name: str, source: str, remedy: str = "") -> bytes
         f"{source} is damaged, or not MNIST's {name}: SHA-256 of the decompressed bytes: "
         f"got {got}, expected {expected}{remedy}"
     )
-
-
-def _parse_idx(data: bytes, name: str) -> NDArray[np.uint8]:
-    """Parse an IDX file of bytes: two zeros, type 8, the number of axes, their lengths, values."""
-    axes = 3 if "idx3" in name else 1
-    start = 4 + 4 * axes
-    if data[:4] != bytes([0, 0, 8, axes]) or len(data) < start:
-        raise DatasetError(
-            f"{name}: the IDX header is {data[:start].hex(' ')}, "
-            f"expected 00 00 08 {axes:02x} and {axes} lengths of 4 bytes"
-        )
-    shape: list[int] = np.frombuffer(data, ">u4", count=axes, offset=4).tolist()
-    if len(data) - start != math.prod(shape):
-        raise DatasetError(
-            f"{name}: {len(data) - start} values, but the IDX header announces {shape}"
-        )
-    # A copy, as an array over immutable bytes would be read-only.
-    return np.frombuffer(data, np.uint8, offset=start).reshape(shape).copy()
 
 
 def _cache_folder() -> Path:
@@ -285,14 +503,3 @@ class _Download(io.BytesIO):
 def _shows_progress() -> bool:
     terminal = bool(sys.stderr) and sys.stderr.isatty()  # it is None under pythonw
     return terminal and find_spec("tqdm") is not None
-
-
-@contextmanager
-def optional(what: str, package: str) -> Generator[None, None, None]:
-    """Say how to install the package whose import fails inside."""
-    try:
-        yield
-    except ImportError as error:
-        raise DatasetError(
-            f'{what} needs {package}: pip install "xnet-nn[datasets]" ({error})'
-        ) from error

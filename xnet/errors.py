@@ -3,6 +3,9 @@
 A wrong argument is a plain ValueError or TypeError.
 """
 
+from collections.abc import Generator
+from contextlib import contextmanager
+
 
 class XnetError(Exception):
     """Base of the errors below."""
@@ -42,3 +45,14 @@ class KinkWarning(UserWarning):
 
 class NaiveGradientWarning(UserWarning):
     """A network's numerical gradient that has to evaluate every loss from the beginning."""
+
+
+@contextmanager
+def optional(what: str, package: str, extra: str = "datasets") -> Generator[None, None, None]:
+    """Say how to install the package whose import fails inside."""
+    try:
+        yield
+    except ImportError as error:
+        raise DatasetError(
+            f'{what} needs {package}: pip install "xnet-nn[{extra}]" ({error})'
+        ) from error

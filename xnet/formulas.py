@@ -601,7 +601,7 @@ def nodes(results: Iterable[Any]) -> list[Node]:
 class Python:
     """Source for Numba. `kind` is the type of the numbers, c0, c1, ... the host's numbers."""
 
-    assign = "{name} = {text}"
+    assign = truth = "{name} = {text}"
     words: Mapping[str, str] = {"abs": "abs", "sqrt": "math.sqrt", "&": "&", "|": "|"}
     choice = "{1} if {0} else {2}"
     negation = "not {0}"
@@ -612,16 +612,11 @@ class Python:
         text = repr(float(value))
         return f"kind({text.replace('inf', 'math.inf').replace('nan', 'math.nan')})"
 
-    @classmethod
-    def truth(cls, name: str, text: str) -> str:
-        """A line that names a truth."""
-        return f"{name} = {text}"
-
 
 class Cuda(Python):
     """Source for CUDA C++. `T` is the type of the numbers, `Math` has exp, log and sums."""
 
-    assign = "T {name} = {text};"
+    assign, truth = "T {name} = {text};", "bool {name} = {text};"
     words: Mapping[str, str] = {
         **{"abs": "fabs", "sqrt": "sqrt", "&": "&&", "|": "||"},
         **{name: f"Math::{name}" for name in CALLS},
@@ -634,20 +629,17 @@ class Cuda(Python):
         text = float(value).hex()
         return f"T({text.replace('inf', 'infinity()').replace('nan', 'not_a_number()')})"
 
-    @classmethod
-    def truth(cls, name: str, text: str) -> str:
-        return f"bool {name} = {text};"
+
+def _named(language: type[Python], formula: Formula, value: Any, names: Mapping[int, str]) -> str:
+    """By what a line knows a node, a number of the host's, or a literal."""
+    if isinstance(value, Number):
+        return f"c{formula.numbers.index(value.source)}"
+    return names[id(value)] if isinstance(value, Node) else language.literal(value)
 
 
 def spelled(language: type[Python], formula: Formula, node: Node, names: Mapping[int, str]) -> str:
     """A node's expression, its arguments by their `names`, of each node's id."""
-
-    def name(value: Any) -> str:
-        if isinstance(value, Number):
-            return f"c{formula.numbers.index(value.source)}"
-        return names[id(value)] if isinstance(value, Node) else language.literal(value)
-
-    arguments = [name(argument) for argument in node.arguments]
+    arguments = [_named(language, formula, argument, names) for argument in node.arguments]
     operator = language.words.get(node.operator, node.operator)
     if node.operator == "where":
         return language.choice.format(*arguments)
@@ -675,16 +667,6 @@ def lines(language: type[Python], formula: Formula) -> tuple[list[str], list[str
         text = spelled(language, formula, node, names)
         name = f"v{len(written)}"
         names[id(node)] = name
-        if node.operator in TRUTHS:
-            written.append(language.truth(name, text))
-        else:
-            written.append(language.assign.format(name=name, text=text))
-    results = [
-        names[id(r)]
-        if isinstance(r, Node)
-        else f"c{formula.numbers.index(r.source)}"
-        if isinstance(r, Number)
-        else language.literal(r)
-        for r in formula.results
-    ]
-    return written, results
+        form = language.truth if node.operator in TRUTHS else language.assign
+        written.append(form.format(name=name, text=text))
+    return written, [_named(language, formula, result, names) for result in formula.results]

@@ -171,6 +171,12 @@ class Network:
     `predict`, `scores`, `loss` and `accuracy` predict; `gradient` and `train_step` train. They
     differ for layers that draw, as `Dropout`, or that look at the whole batch, as `BatchNorm`.
 
+    Attributes
+    ----------
+    schema
+        What the data are called that it was trained on, a `xnet.schema.Schema`: its file keeps it.
+        None where nobody said so.
+
     Raises
     ------
     BackendError
@@ -179,6 +185,8 @@ class Network:
         No layers, sizes of neighbouring layers that do not fit, a layer that belongs to another
         network, or an unusable dtype.
     """
+
+    schema: Any = None
 
     def __init__(
         self,
@@ -564,8 +572,7 @@ class Network:
         with self.turn:  # the whole step
             plan = self._planned()
             plain = sample_weight is None and not optimizer.opaque
-            all_train = False not in [layer.trainable for layer in self._layers]
-            run = plan.whole if all_train and plain else None
+            run = plan.whole if plain and False not in [v.trainable for v in self._layers] else None
             if run is not None and plan.loss is not None and plan.end is not None:
                 optimizer.trains(self)
                 with self._running():

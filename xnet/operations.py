@@ -678,6 +678,24 @@ class Dropout(Operation):
         return m.where(m.kept.dropped, 0, dout / (1 - self.ratio)) if m.training else dout
 
 
+class Normalization(Operation):
+    """(x - mean) / std of each column, both as training data had them: `xnet.scaling` finds them.
+
+    No training moves them, so that nothing of validation or test data gets in. Its place is before
+    the first layer; the network then takes what the data hold, and its file says how to scale them.
+    """
+
+    units: int
+
+    state: ClassVar = {"mean": (("units",), 0.0), "std": (("units",), 1.0)}
+
+    def forward(self, m: Maths, x: Value) -> Value:
+        return (x - m.state["mean"]) / m.state["std"]
+
+    def backward(self, m: Maths, dout: Value, x: Value, y: Value) -> Value:
+        return dout / m.state["std"]
+
+
 class Normalized(Operation, abstract=True):
     """Numbers of mean 0 and variance 1, times gamma, plus beta."""
 

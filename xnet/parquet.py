@@ -13,8 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xnet.arrays import stacked
-from xnet.datasets import optional
-from xnet.errors import DatasetError
+from xnet.errors import DatasetError, optional
 from xnet.frames import table_of
 from xnet.rows import PART
 
@@ -62,7 +61,7 @@ def unpacked(
         t = unpacked("train.parquet", "kind")
         xnet.train(net, x, t)
     """
-    with optional("reading Parquet", "pyarrow"):
+    with optional("reading Parquet", "pyarrow", "data"):
         import pyarrow as pa
         from pyarrow import parquet
     arrow: Any = pa  # which has no types

@@ -1,8 +1,8 @@
 """Saving and loading networks: safetensors, and the notes' pickled weights, safely.
 
 A file holds what the network's operations say of themselves: the name and settings of each, and
-the arrays by the names that the network gives them. Which operations there are is said by their
-registry alone.
+the arrays by the names that the network gives them; and what the data are called, where the
+network knows. Which operations there are is said by their registry alone.
 """
 
 import contextlib
@@ -29,6 +29,8 @@ from xnet.foreign import filled_from_torch, from_keras, from_torch
 from xnet.layers import Layer, LossLayer, numbered
 from xnet.network import Network
 from xnet.operations import ENTRY_POINT_GROUP, OPERATIONS, Loss, Operation, registered
+from xnet.plan import outputs
+from xnet.schema import Schema
 
 __all__ = [
     "FORMAT",
@@ -136,6 +138,8 @@ def architecture(network: Network) -> str:
             ) from error
     frozen = [k for k, layer in enumerate(network.layers) if not layer.trainable]
     facts = {"format": FORMAT, "layers": parts[:-1], "loss": parts[-1], "frozen": frozen}
+    if network.schema is not None:
+        facts["schema"] = network.schema.facts()
     return json.dumps(facts, default=_number)
 
 
@@ -220,10 +224,11 @@ def load_network(
         # A safetensors file begins with 8 bytes of length and a JSON object.
         held: Loss | None = None
         frozen: list[int] = []
+        schema: Schema | None = None
         if layers is not None:
             found = filled_from_torch(layers, _arrays_in(content))
         elif content[8:9] == b"{":
-            operations, held, arrays, frozen = _from_safetensors(content)
+            operations, held, arrays, frozen, schema = _from_safetensors(content)
             found = _layers(operations, arrays)
         else:
             from xnet.tools import notes_pickle
@@ -231,6 +236,7 @@ def load_network(
             operations, held, arrays = notes_pickle.read(content)
             found = _layers(operations, arrays)
         network = Network(found, loss or held, dtype=dtype, backend=chosen)
+        network.schema = _fitting(schema, network)
     except KeyError as error:
         raise WeightsError(f"{path}: {error} is missing") from error
     # What a file altered by accident or malice leads to is of many kinds.
@@ -264,8 +270,25 @@ def warn_of_not_finite(network: Network, path: str | os.PathLike[str]) -> None:
         )
 
 
-def _from_safetensors(content: bytes) -> tuple[list[Operation], Loss, dict[str, Any], list[int]]:
-    """Operations, loss, arrays, and which layers are frozen, from a safetensors file's bytes."""
+def _fitting(schema: Schema | None, network: Network) -> Schema | None:
+    """The schema of a file, if it is one of such a network."""
+    if schema is None:
+        return None
+    named = schema.outputs and len(schema.outputs)
+    sizes = {
+        "features": (schema.inputs, network.inputs),
+        "outputs": (named, outputs(network.layers)),
+    }
+    for what, (expected, found) in sizes.items():
+        if None not in (expected, found) and expected != found:
+            raise WeightsError(f"the schema names {expected} {what}, the network has {found}")
+    return schema
+
+
+def _from_safetensors(
+    content: bytes,
+) -> tuple[list[Operation], Loss, dict[str, Any], list[int], Schema | None]:
+    """Operations, loss, arrays, which layers are frozen, and the schema, from a file's bytes."""
     arrays = _arrays_in(content)
     # The library that checks the file does not hand out its metadata; its header is plain JSON.
     header: Any = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
@@ -289,7 +312,8 @@ def _from_safetensors(content: bytes) -> tuple[list[Operation], Loss, dict[str, 
     frozen = architecture["frozen"]
     if not all(type(k) is int and 0 <= k < len(operations) for k in frozen):
         raise WeightsError(f"frozen is {reprlib.repr(frozen)}, expected numbers of layers")
-    return operations, loss, arrays, frozen
+    schema = Schema.of(architecture["schema"]) if "schema" in architecture else None
+    return operations, loss, arrays, frozen, schema
 
 
 def _arrays_in(content: bytes) -> dict[str, Any]:

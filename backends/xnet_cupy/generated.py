@@ -348,7 +348,7 @@ def _at_place(
 def _line(formula: Formula, node: Node, name: str, names: dict[int, str]) -> str:
     text = spelled(Cuda, formula, node, names)
     if node.operator in TRUTHS:
-        return Cuda.truth(name, text)
+        return Cuda.truth.format(name=name, text=text)
     return Cuda.assign.format(name=name, text=text)
 
 

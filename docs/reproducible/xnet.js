@@ -915,6 +915,28 @@ function defineXnet() {
     }
   }
 
+  class Normalization extends Layer {
+    constructor(dtype, settings) {
+      super(dtype, settings);
+      this.units = settings.units;
+      this.state = { mean: new dtype.Array(this.units), std: new dtype.Array(this.units).fill(1) };
+    }
+
+    initialize() {}
+
+    forward(x, n) {
+      const { dtype: { f }, units, state: { mean, std } } = this, y = this.keep("y", n * units);
+      for (let p = 0; p < n * units; p++) y[p] = f(f(x[p] - mean[p % units]) / std[p % units]);
+      return y;
+    }
+
+    backward(dout) {
+      const { dtype: { f }, units, state: { std }, y } = this, dx = this.keep("dx", y.length);
+      for (let p = 0; p < dx.length; p++) dx[p] = f(dout[p] / std[p % units]);
+      return dx;
+    }
+  }
+
   class Normalized extends Layer {
     constructor(dtype, settings) {
       super(dtype, { eps: 1e-5, ...settings });
@@ -1013,7 +1035,7 @@ function defineXnet() {
     }
   }
 
-  const LAYERS = { Affine, Dropout, BatchNorm, LayerNorm };
+  const LAYERS = { Affine, Dropout, Normalization, BatchNorm, LayerNorm };
 
   // The layer of an operation, by its name.
   function layer(dtype, name, settings = {}) {

@@ -9,7 +9,7 @@ import sys
 import textwrap
 import time
 import warnings
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
 from enum import StrEnum
 from importlib import import_module
@@ -38,12 +38,22 @@ from xnet.errors import (
     XnetError,
 )
 from xnet.gradient_check import Verdict, gradient_check
+from xnet.layers import Layer
 from xnet.network import Network
-from xnet.operations import Affine, Loss, Operation, SoftmaxWithLoss, registered
+from xnet.operations import (
+    Affine,
+    IdentityWithLoss,
+    Loss,
+    Operation,
+    SoftmaxWithLoss,
+    registered,
+)
 from xnet.optimizers import OPTIMIZERS, SGD
+from xnet.schedules import SCHEDULES, Schedule, Warmup
+from xnet.schema import Task
 from xnet.spellings import required
 from xnet.testing import parity
-from xnet.tools import fingerprints, pictures
+from xnet.tools import fingerprints, own_data, pictures
 from xnet.training import History, train
 
 app = typer.Typer(
@@ -66,7 +76,12 @@ def _choices(wanted: Callable[[type[Operation]], bool]) -> dict[str, type[Any]]:
 
 
 ACTIVATIONS = _choices(lambda operation: operation.fuses == "pointwise")
-LOSSES = _choices(lambda operation: issubclass(operation, Loss) and operation.classes)
+LOSSES = _choices(
+    # Of numbers, those of which the scores are what is predicted: they have the targets' units.
+    lambda operation: (
+        issubclass(operation, Loss) and (operation.classes or operation.predict is Loss.predict)
+    )
+)
 
 Dataset = StrEnum("Dataset", list(datasets.DATASETS))
 Activation = StrEnum("Activation", list(ACTIVATIONS))
@@ -82,6 +97,10 @@ NOTES_ITERATIONS = 10_000
 """How long the notes' experiment runs (§4.5.2)."""
 NOTES_OPTIMIZER, NOTES_LEARNING_RATE = SGD.__name__.lower(), 0.1
 """How it steps."""
+DEFAULT_LOSS = {
+    Task.classification: SoftmaxWithLoss.__name__.lower(),
+    Task.regression: IdentityWithLoss.__name__.lower(),
+}
 INTERRUPTED = 128 + signal.SIGINT
 """Exit status by which a shell reports a command that Ctrl-C ended."""
 INCONCLUSIVE = 3
@@ -113,6 +132,7 @@ DatasetOption = Annotated[
     Dataset | None,
     typer.Option("--dataset", help="Default: the one whose images have the network's size."),
 ]
+BatchOption = Annotated[int, typer.Option(min=1, help="Samples at a time.")]
 
 
 def main() -> None:
@@ -285,10 +305,41 @@ def _backend_table() -> Table:
     epilog="Examples: [bold]xnet train --save digits.safetensors[/bold]; "
     "[bold]xnet train --dataset mnist --epochs 17 --backend numba[/bold]; "
     "[bold]xnet train --hidden 50 --hidden 100 --optimizer adam[/bold]; "
-    "[bold]xnet train --validation 0.1 --patience 10[/bold]",
+    "[bold]xnet train --validation 0.1 --patience 10[/bold]; "
+    "[bold]xnet train --epochs 100 --checkpoint run --resume[/bold]; "
+    "[bold]xnet train --data wine.csv --label cultivar --test 0.2 --save wine.safetensors[/bold]",
 )
 def train_command(
-    dataset: Annotated[Dataset, typer.Option(help="What to learn.")] = Dataset("digits"),
+    dataset: Annotated[Dataset | None, typer.Option(help="What to learn. Default: digits.")] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            help="Learn from data of your own instead: a CSV, TSV, Parquet or NPZ file, a folder "
+            "of IDX files, or of pictures with one folder a class."
+        ),
+    ] = None,
+    label: Annotated[
+        list[str] | None,
+        typer.Option(help="Of a table, the column to be learnt; repeat it for several numbers."),
+    ] = None,
+    task: Annotated[
+        Task | None,
+        typer.Option(help="Default: classification of texts and of few whole numbers."),
+    ] = None,
+    ignore: Annotated[
+        list[str] | None, typer.Option(help="A column that is not learnt from; repeat it for more.")
+    ] = None,
+    test: Annotated[
+        str | None,
+        typer.Option(help="Data that judge: a share of --data, such as 0.2, or a file or folder."),
+    ] = None,
+    scale: Annotated[
+        own_data.Scale | None,
+        typer.Option(
+            help="Of --data: standard (each column to mean 0 and deviation 1, as the training part "
+            "has it), pixels (0..255 to 0..1) or none. Default: pixels for pictures, else standard."
+        ),
+    ] = None,
     hidden: Annotated[
         list[int] | None,
         typer.Option(
@@ -298,9 +349,13 @@ def train_command(
     activation: Annotated[Activation, typer.Option(help="After each hidden layer.")] = Activation(
         "relu"
     ),
-    loss: Annotated[LossName, typer.Option(help="What to make small.")] = LossName(
-        SoftmaxWithLoss.__name__.lower()
-    ),
+    loss: Annotated[
+        LossName | None,
+        typer.Option(
+            help=f"What to make small. Default: {DEFAULT_LOSS[Task.classification]} for classes, "
+            f"{DEFAULT_LOSS[Task.regression]} for numbers."
+        ),
+    ] = None,
     init: Annotated[
         str, typer.Option(help="Initial weights: he, xavier or a standard deviation.")
     ] = "he",
@@ -337,10 +392,33 @@ def train_command(
     seed: SeedOption = 0,
     backend: BackendOption = None,
     reproducible: ReproducibleOption = None,
+    schedule: Annotated[
+        str | None,
+        typer.Option(
+            help=f"What becomes of the learning rate: {', '.join(SCHEDULES)}, with settings as in "
+            "step,every=1000,drop=0.5."
+        ),
+    ] = None,
+    warmup: Annotated[
+        int | None, typer.Option(min=1, help="Steps in which the learning rate rises at first.")
+    ] = None,
+    clip: Annotated[
+        float | None, typer.Option(help="Length that gradients, as one vector, are cut to.")
+    ] = None,
     save: Annotated[Path | None, typer.Option(help="File for the network.")] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Folder for checkpoints, which --resume goes on from.")
+    ] = None,
+    checkpoint_every: Annotated[
+        float, typer.Option(min=0, help="Seconds between two checkpoints.")
+    ] = 30.0,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Go on from the last checkpoint; begin if there is none."),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Train a network on digits or MNIST, from scratch."""
+    """Train a network from scratch: on digits, MNIST, or data of your own."""
     if epochs is None and iterations is None:
         iterations = NOTES_ITERATIONS
     if learning_rate is None and optimizer == NOTES_OPTIMIZER:
@@ -355,31 +433,61 @@ def train_command(
             )
         weights.check_writable(save)
     chosen = resolve(backend, reproducible)
-    (x, t), (x_test, t_test) = datasets.DATASETS[dataset]()
-    sizes = [x.shape[1], *(hidden or [50]), int(t.max()) + 1]
+    if data is None:
+        own: dict[str, Any] = {
+            "label": label,
+            "task": task,
+            "ignore": ignore,
+            "test": test,
+            "scale": scale,
+        }
+        if given := [name for name, value in own.items() if value is not None]:
+            raise typer.BadParameter(f"--{given[0]} is of data of your own: name them by --data")
+        dataset = dataset or Dataset("digits")
+        lesson = own_data.built_in(dataset, validation)
+    elif dataset is not None:
+        raise typer.BadParameter(f"--data {data} and --dataset {dataset}: give one of them")
+    else:
+        lesson = own_data.lesson(
+            data, label or (), task, ignore or (), test, validation, scale, seed
+        )
+        if not as_json:
+            print(f"{data}: {lesson}")
+    sizes = [lesson.inputs, *(hidden or [50]), lesson.outputs]
     where = {"seed": seed, "dtype": dtype, "backend": chosen}
-    network = _dense(sizes, activation, init, loss=LOSSES[loss](), **where)
-    _warm_up(network, x[:batch_size], t[:batch_size])
+    end = _loss(loss, Task.classification if lesson.units is None else Task.regression)
+    network = _dense(sizes, activation, init, before=lesson.before, loss=end, **where)
+    network.schema = lesson.schema
+    _warm_up(network, lesson.x[:batch_size], lesson.t[:batch_size])
     history = train(
         network,
-        x,
-        t,
-        x_test,
-        t_test,
+        lesson.x,
+        lesson.t,
+        *(lesson.test or ()),
         optimizer=stepper,
         epochs=epochs,
         iterations=iterations,
         batch_size=batch_size,
         gradient=gradient,
-        validation=validation,
+        validation=lesson.validation,
         patience=patience,
         seed=seed,
-        save=save,
+        schedule=_schedule(schedule, warmup),
+        clip=clip,
+        # In other units than the data's it would be no file to predict by.
+        save=save if lesson.units is None else None,
+        checkpoint=checkpoint,
+        checkpoint_every=checkpoint_every,
+        resume=resume,
         progress=not as_json,
     )
+    if lesson.units is not None and history.stopped != "diverged":
+        lesson.finish(network)
+        if save is not None:
+            weights.save(network, save)
     if as_json:
         facts: dict[str, Any] = {
-            "dataset": str(dataset),
+            "dataset": str(dataset or data),
             "sizes": sizes,
             "backend": chosen.label,
             "reproducible": chosen.reproducible,
@@ -388,6 +496,8 @@ def train_command(
         losses = [loss if math.isfinite(loss) else None for loss in history.loss]
         facts |= {"dtype": str(dtype), "seed": seed, **vars(history), "loss": losses}
         facts |= {"sha256": weights.sha256(network)}
+        if lesson.schema is not None:
+            facts |= {"task": lesson.schema.task, **lesson.schema.facts()}
         print(json.dumps(facts))
     else:
         _report(network, history, save)
@@ -400,8 +510,38 @@ def train_command(
         sys.exit(INTERRUPTED)
 
 
-def _dense(sizes: list[int], activation: str, init: str, **options: Any) -> Network:
-    """A network of affine layers of these sizes with the activation between them."""
+def _schedule(text: str | None, warmup: int | None) -> Schedule | None:
+    """The schedule that a text names, with its settings, after so many steps of warming up."""
+    chosen = None
+    if text is not None:
+        name, *given = text.split(",")
+        try:
+            pairs = [setting.partition("=")[::2] for setting in given]
+            settings = {k.strip(): int(v) if v.isdigit() else float(v) for k, v in pairs}
+            chosen = SCHEDULES[name.strip().lower()](**settings)
+        except KeyError:
+            known = ", ".join(SCHEDULES)
+            raise typer.BadParameter(f"--schedule {text}: expected one of {known}") from None
+        except (ValueError, TypeError) as error:
+            raise typer.BadParameter(f"--schedule {text}: {error}") from None
+    return chosen if warmup is None else Warmup(warmup, chosen)
+
+
+def _loss(name: str | None, task: Task) -> Loss:
+    """The loss of this name, or the usual one for the task; it must be one for that."""
+    loss = LOSSES[name or DEFAULT_LOSS[task]]
+    if loss.classes != (task == Task.classification):
+        fitting = ", ".join(
+            k for k, v in LOSSES.items() if v.classes == (task == Task.classification)
+        )
+        raise typer.BadParameter(f"--loss {name} is not for {task}: expected one of {fitting}")
+    return loss()
+
+
+def _dense(
+    sizes: list[int], activation: str, init: str, before: Sequence[Layer] = (), **options: Any
+) -> Network:
+    """A network of affine layers of these sizes with the activation between, after some others."""
     try:
         std: float | str = float(init)
     except ValueError:
@@ -409,7 +549,7 @@ def _dense(sizes: list[int], activation: str, init: str, **options: Any) -> Netw
     layers: list[Operation] = [Affine(sizes[0], sizes[1], std)]
     for inputs, outputs in pairwise(sizes[1:]):
         layers += [ACTIVATIONS[activation](), Affine(inputs, outputs, std)]
-    return Network(layers, **options)
+    return Network([*before, *layers], **options)
 
 
 def _warm_up(network: Network, x: Any, t: Any) -> None:
@@ -449,17 +589,25 @@ def _report(network: Network, history: History, save: Path | None) -> None:
 def evaluate(
     file: Annotated[Path, typer.Argument(help="A saved network, or the notes' pickled weights.")],
     dataset: DatasetOption = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Data of your own with their labels, as train takes them.")
+    ] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Feed the pixels unscaled.")] = False,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 2000,
+    batch_size: BatchOption = 2000,
     per_sample: Annotated[
-        bool, typer.Option("--per-sample", help="One image at a time instead.")
+        bool, typer.Option("--per-sample", help="One sample at a time instead.")
     ] = False,
     backend: BackendOption = None,
     reproducible: ReproducibleOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Take a network's accuracy on a test set."""
+    """Take a network's accuracy on a test set; where it has learnt numbers, R²."""
     network = _load(file, resolve(backend, reproducible))
+    if data is not None:
+        if dataset is not None or raw:
+            raise typer.BadParameter("--dataset and --raw are of the data sets that xnet knows")
+        _evaluate_own(network, data, 1 if per_sample else batch_size, as_json)
+        return
     name = str(dataset or _dataset_for(network))
     _, (x, t) = datasets.DATASETS[name](normalize=not raw)
     started = time.perf_counter()
@@ -483,6 +631,20 @@ def evaluate(
     print(f"accuracy {accuracy:.4f}")
 
 
+def _evaluate_own(network: Network, data: Path, batch_size: int, as_json: bool) -> None:
+    started = time.perf_counter()
+    metric, value, samples = own_data.judged(network, data, batch_size)
+    seconds = time.perf_counter() - started
+    if as_json:
+        facts = {"data": str(data), "samples": samples, "backend": network.backend.label}
+        facts |= {"reproducible": network.backend.reproducible}
+        print(json.dumps({**facts, metric: _finite(value), "seconds": seconds}))
+        return
+    out.print(f"{network}")
+    out.print(f"{samples} samples of {data} in {seconds:.2f} s on {network.backend.label}")
+    print(f"{metric} {value:.4f}")
+
+
 def _load(file: Path, backend: Backend, dtype: str | None = None) -> Network:
     """The network in a file, of numbers alone: there is nothing to be told of NaN."""
     with warnings.catch_warnings():
@@ -494,6 +656,8 @@ def _load(file: Path, backend: Backend, dtype: str | None = None) -> Network:
 
 
 def _dataset_for(network: Network) -> str:
+    if network.schema is not None:
+        raise ValueError("the network was trained on data of one's own: name some by --data")
     if network.inputs not in DATASET_OF_INPUTS:
         known = ", ".join(f"{size} ({name})" for size, name in DATASET_OF_INPUTS.items())
         raise ValueError(f"the network takes {network.inputs} features, a dataset gives {known}")
@@ -503,24 +667,53 @@ def _dataset_for(network: Network) -> str:
 # -- predict
 
 
-@app.command(epilog="Example: [bold]xnet predict digits.safetensors seven.png[/bold]")
+@app.command(
+    epilog="Examples: [bold]xnet predict digits.safetensors seven.png[/bold]; "
+    "[bold]xnet predict wine.safetensors new.csv -o predicted.csv[/bold]"
+)
 def predict(
     file: Annotated[Path, typer.Argument(help="A saved network, or the notes' pickled weights.")],
-    images: Annotated[list[Path], typer.Argument(help="Pictures of one digit each.")],
+    data: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Pictures of one digit each; or data of your own, as train takes them."
+        ),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="CSV to write for data of your own. Default: stdout."),
+    ] = None,
+    batch_size: BatchOption = 2000,
     backend: BackendOption = None,
     reproducible: ReproducibleOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Say which digit a picture shows, with the probabilities.
+    """Say what a network makes of data, with the probabilities.
 
+    Of data of your own, as it was trained on, it writes a CSV: what is predicted, and a number for
+    each class, row by row, however long a table is. Labels are not needed, and left alone. A file
+    that is wrong somewhere writes nothing.
+
+    Of pictures of a digit, where it was trained on digits or MNIST, it says which:
     PNG, JPEG, GIF, WebP, BMP, TIFF or PPM, dark on light or light on dark; a picture is scaled and
     centred as the training images were. "unsure" marks a digit whose probability is below 0.9, as
     where a picture shows two digits; the exit status is 1 if a picture cannot be read, which keeps
     none of the others back.
     """
     network = _load(file, resolve(backend, reproducible))
+    if network.schema is not None or any(datasets.is_data(path) for path in data):
+        if as_json and output is None:
+            raise typer.BadParameter("--json says what was written: name a file by --output")
+        rows, columns = own_data.write(network, data, output, batch_size)
+        if as_json:
+            print(json.dumps({"output": str(output), "rows": rows, "columns": columns}))
+        elif output is not None:
+            print(f"{rows} predictions written to {output}")
+        return
+    if output is not None:
+        raise typer.BadParameter("--output is for data of your own")
     _dataset_for(network)  # says it well if the network is not one for images
-    answers = [_answer(network, image) for image in images]
+    answers = [_answer(network, image) for image in data]
     if as_json:
         print(json.dumps(answers))
     else:
@@ -843,7 +1036,7 @@ def gradcheck(
     (x, t), _ = datasets.DATASETS[name]()
     if network is None:
         sizes = [x.shape[1], *(hidden or [50]), int(t.max()) + 1]
-        where = {"seed": seed, "dtype": dtype or "float64", "backend": chosen}
+        where: dict[str, Any] = {"seed": seed, "dtype": dtype or "float64", "backend": chosen}
         network = _dense(sizes, activation, init, **where)
     batch = random.Generator(seed).permutation(len(x))[:batch_size]
     with Console(stderr=True).status("evaluating the losses"), warnings.catch_warnings():

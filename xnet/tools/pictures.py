@@ -13,17 +13,11 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from xnet.datasets import optional
-from xnet.errors import DatasetError
+from xnet.errors import DatasetError, optional
+from xnet.folders import FORMATS, PIXELS
 
 Floats: TypeAlias = NDArray[np.float32]
 Integers: TypeAlias = NDArray[np.int64]
-
-FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "PPM")
-"""What is opened, whatever a file's name says: of Pillow's other formats some start a program."""
-
-PIXELS = 25_000_000
-"""As many are read, the usual picture of a phone; a file of some kilobytes may hold far more."""
 
 
 def load_image(path: str | os.PathLike[str], features: int = 784) -> Floats:
