@@ -299,6 +299,22 @@ def gradient_check(
     return GradientCheck(checks, left_out, tuple(taken))
 
 
+def differences(
+    network: Differentiable, x: Any, t: Any, h: float | None = None
+) -> dict[str, Array]:
+    """|backpropagation - numerical gradient| of every element, in float64, by parameter.
+
+    What `gradient_check` sums up, for one step h: parameters and errors as there. Samples that lie
+    at a kink are left out.
+    """
+    checked = _in_float64(network)
+    with checked.held():
+        x, t, _, _ = _without_kinks(checked, x, t, (checked_step(h),))
+        numerical = checked.numerical_gradient(x, t, checked_step(h))
+        xp = backend_of(**numerical).xp
+        return {k: xp.abs(g - numerical[k]) for k, g in checked.gradient(x, t).items()}
+
+
 def _without_kinks(
     network: Differentiable, x: Any, t: Any, steps: Sequence[float]
 ) -> tuple[Array, Array, tuple[int, ...], dict[float, bool]]:

@@ -1,0 +1,368 @@
+"""Computational graphs (§5.1-§5.4): values flow forward along the edges, gradients backward.
+
+>>> import xnet
+>>> from xnet.layers import Mul
+>>> graph = xnet.plotting.Graph()
+>>> apples = graph.apply("×", Mul(), graph.leaf("price", 100.0), graph.leaf("count", 2.0))
+>>> total = graph.apply("×", Mul(), apples, graph.leaf("tax", 1.1))
+>>> graph.backward(total)
+>>> round(total.value, 2), [round(edge.gradient, 2) for edge in total.inputs]
+(220.0, [1.1, 200.0])
+"""
+
+import io
+import shutil
+import subprocess
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from xnet.layers import Add, Mul
+from xnet.network import Network
+from xnet.plotting.style import axes, plot, root, theme, width_of
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from xnet.plotting.canvas import Figure
+
+Places: TypeAlias = dict[int, tuple[float, float]]
+"""Of each node, by its number, how far it is from the inputs, and its place across."""
+
+
+@dataclass
+class Edge:
+    """From a node to one that takes what it gives."""
+
+    source: "Node"
+    value: Any = None
+    """What flows forward."""
+    gradient: Any = None
+    """What flows backward."""
+
+
+@dataclass
+class Node:
+    """An input, or what a layer computes."""
+
+    label: str
+    number: int
+    inputs: list[Edge] = field(default_factory=list[Edge])
+    layer: Any = None
+    """What computes it; None for an input."""
+    value: Any = None
+    gradient: Any = None
+    box: bool = False
+    """Whether it is drawn as a box, which holds more text than a circle."""
+
+
+class Graph:
+    """A computational graph that is computed as it is made, and drawn.
+
+    Attributes
+    ----------
+    nodes
+        In the order in which they were made.
+    """
+
+    def __init__(self) -> None:
+        self.nodes: list[Node] = []
+
+    def _node(self, label: str, **facts: Any) -> Node:
+        node = Node(label, len(self.nodes), **facts)
+        self.nodes.append(node)
+        return node
+
+    def leaf(self, label: str, value: Any = None) -> Node:
+        """An input of this value."""
+        return self._node(label, value=value)
+
+    def apply(self, label: str, layer: Any, *inputs: Node) -> Node:
+        """What a layer, anything with `forward` and `backward`, makes of other nodes' values."""
+        value = layer.forward(*(node.value for node in inputs))
+        edges = [Edge(node, node.value) for node in inputs]
+        return self._node(label, inputs=edges, layer=layer, value=value)
+
+    def join(self, label: str, node: Node, flows: Any = None, *, box: bool = True) -> Node:
+        """A node that nothing is computed for, after another one; `flows` is written between."""
+        return self._node(label, inputs=[Edge(node, flows)], box=box)
+
+    def backward(self, end: Node, dout: Any = 1.0) -> None:
+        """Give every node and edge before `end` its gradient (§5.2)."""
+        for node in self.nodes:
+            node.gradient = None
+        end.gradient = dout
+        for node in reversed(self.nodes):  # each was made after its inputs
+            if node.layer is None or node.gradient is None:
+                continue
+            found = node.layer.backward(node.gradient)
+            found = found if isinstance(found, tuple) else (found,)
+            for edge, gradient in zip(node.inputs, found, strict=True):
+                edge.gradient, before = gradient, edge.source.gradient
+                edge.source.gradient = gradient if before is None else before + gradient
+
+    # -- where everything stands
+
+    def places(self) -> Places:
+        """Where each node stands: graphviz says it where its `dot` is, else `layered`."""
+        return self._by_graphviz() or self.layered()
+
+    def layered(self) -> Places:
+        """Each node one step after the last of its inputs, and across in the middle of them.
+
+        Inputs stand one step before what takes them first, below each other in the order in which
+        one comes to them from the end: so the edges of a tree do not cross.
+        """
+        depth: dict[int, int] = {}
+        for node in self.nodes:
+            depth[node.number] = 1 + max((depth[e.source.number] for e in node.inputs), default=-1)
+        for node in reversed(self.nodes):
+            takers = [depth[n.number] for n in self.nodes for e in n.inputs if e.source is node]
+            if not node.inputs and takers:
+                depth[node.number] = min(takers) - 1
+        across: dict[int, float] = {}
+        lanes = 0
+
+        def place(node: Node) -> None:
+            nonlocal lanes
+            if node.number in across:
+                return
+            for edge in node.inputs:
+                place(edge.source)
+            if node.inputs:
+                sources = [across[edge.source.number] for edge in node.inputs]
+                across[node.number] = sum(sources) / len(sources)
+            else:
+                across[node.number] = float(lanes)
+                lanes += 1
+
+        for node in reversed(self.nodes):
+            place(node)
+        return {number: (float(depth[number]), across[number]) for number in across}
+
+    def _by_graphviz(self) -> Places | None:
+        """What `dot` makes of it; None where there is none, or it fails."""
+        program = shutil.which("dot")
+        if program is None:
+            return None
+        done = subprocess.run(
+            [program, "-Tplain"], input=self.dot(), capture_output=True, text=True, check=False
+        )
+        found: Places = {}
+        for line in done.stdout.splitlines():
+            kind, *words = line.split(maxsplit=4)
+            if kind == "node":
+                found[int(words[0].removeprefix("n"))] = float(words[1]), -float(words[2])
+        return found if len(found) == len(self.nodes) else None
+
+    def dot(self) -> str:
+        """The graph in graphviz's language, for `dot` to draw or to place."""
+        lines = ["digraph {", "rankdir=LR"]
+        for node in self.nodes:
+            shape = "box" if node.box or not node.inputs else "circle"
+            lines.append(f"n{node.number} [label={_quoted(node.label)}, shape={shape}]")
+            for edge in node.inputs:
+                flows = [text for v in (edge.value, edge.gradient) if (text := written(v))]
+                label = _quoted("\n".join(flows))
+                lines.append(f"n{edge.source.number} -> n{node.number} [label={label}]")
+        return "\n".join([*lines, "}"])
+
+    # -- drawing
+
+    def draw(self, *, ax: "Axes | None" = None) -> "Figure":
+        """Draw the graph: values above the edges, gradients below them, in colour.
+
+        Parameters
+        ----------
+        ax
+            Axes to draw on; None for those of a new figure.
+
+        Returns
+        -------
+        matplotlib.figure.Figure
+            The one that it is drawn on.
+        """
+        return computational_graph(self, ax=ax)
+
+    def _repr_svg_(self) -> str:
+        file = io.StringIO()
+        written: Any = self.draw().savefig
+        written(file, format="svg")
+        return file.getvalue()
+
+
+def _quoted(text: str) -> str:
+    """As a string of graphviz's language."""
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    return f'"{escaped}"'
+
+
+def written(value: Any) -> str:
+    """A value in few characters: a number, an array's shape, or a text as it is."""
+    if value is None or isinstance(value, str):
+        return value or ""
+    shape = tuple(getattr(value, "shape", ()))
+    return "×".join(map(str, shape)) if shape else f"{float(value):.6g}"
+
+
+def fruit_shop() -> Graph:
+    """Two apples at 100 and three oranges at 150, with 10 % tax (§5.1, §5.4), both ways."""
+    graph = Graph()
+    apple, apples, oranges, orange = (
+        graph.leaf(label, value)
+        for label, value in {
+            "apple\nprice": 100.0,
+            "apples": 2.0,
+            "oranges": 3.0,
+            "orange\nprice": 150.0,
+        }.items()
+    )
+    fruit = graph.apply("×", Mul(), apple, apples), graph.apply("×", Mul(), oranges, orange)
+    before_tax = graph.apply("+", Add(), *fruit)
+    total = graph.apply("×", Mul(), before_tax, graph.leaf("tax", 1.1))
+    graph.backward(total)
+    graph.join("total", total).inputs[0] = Edge(total, total.value, total.gradient)
+    return graph
+
+
+def network_layers(network: Network) -> Graph:
+    """A network's layers, from its input to its loss, with their parameters' shapes."""
+    graph = Graph()
+    features = network.inputs
+    node = graph.leaf("input")
+    for layer in network.layers:
+        facts = [f"{k} {written(W)}" for k, W in layer.params.items()]
+        node = graph.join("\n".join([type(layer).__name__, *facts]), node, _features(features))
+        features = layer.gives(features)
+    graph.join(type(network.loss_layer).__name__, node, _features(features))
+    return graph
+
+
+def _features(count: int | None) -> str:
+    """What flows between two layers."""
+    return "N×?" if count is None else f"N×{count}"
+
+
+# -- drawing
+
+
+@plot("5.1-5.4", lambda _: [fruit_shop()])
+def computational_graph(graph: Graph, *, ax: "Axes | None" = None) -> "Figure":
+    """The fruit shop's computational graph: values forward, gradients backward.
+
+    Parameters
+    ----------
+    graph
+        Any other.
+    ax
+        As in `xnet.plotting.sin_cos`.
+
+    Raises
+    ------
+    ValueError
+        The graph is empty.
+    """
+    if not graph.nodes:
+        raise ValueError("graph is empty, expected at least one node")
+    return _drawn(graph, ax)
+
+
+@plot("5.7", lambda m: [m.network])
+def network_graph(network: Network, *, ax: "Axes | None" = None) -> "Figure":
+    """A network's layers with their parameters' shapes, and how many features go between them.
+
+    Parameters
+    ----------
+    network
+        Any.
+    ax
+        As in `xnet.plotting.sin_cos`.
+    """
+    return _drawn(network_layers(network), ax)
+
+
+ROOM = {True: (1.5, 1.15), False: (0.72, 0.8)}
+"""Inches along the graph and across it that a node needs, of boxes and of circles."""
+
+
+def _drawn(graph: Graph, ax: "Axes | None") -> Any:
+    places = _evened(graph.places())
+    steps, lanes = (max(place[k] for place in places.values()) for k in (0, 1))
+    boxes = any(node.box for node in graph.nodes)
+    along, across = ROOM[boxes]
+    inches = width_of(ax)
+    # From left to right or, where there is no room for that, from top to bottom.
+    lying = (steps + 1) * along <= inches
+    rows = (lanes + 1) * across if lying else (steps + 1) * across
+    on = axes(ax, shape=(rows + 0.2) / inches, plain=True)
+    texts = {
+        node.number: _draw_node(on, node, _turned(places[node.number], lying))
+        for node in graph.nodes
+    }
+    for node in graph.nodes:
+        for edge in node.inputs:
+            ends = [_turned(places[n.number], lying) for n in (edge.source, node)]
+            _draw_edge(on, edge, ends, [texts[n.number] for n in (edge.source, node)], lying)
+    if lying:
+        on.set(xlim=(-0.5, steps + 0.5), ylim=(-lanes - 0.5, 0.5))
+    else:
+        on.set(xlim=(-0.5, lanes + 0.5), ylim=(-steps - 0.5, 0.5))
+    return root(on)
+
+
+def _evened(places: Places) -> Places:
+    """The same, in whole steps along and in lanes from 0, whatever unit they came in."""
+    steps = sorted({round(x, 3) for x, _ in places.values()})
+    lanes = sorted({round(y, 3) for _, y in places.values()})
+    # Lanes keep their proportions; the nearest two are one apart, or a half where some are between.
+    gap = min((b - a for a, b in pairwise(lanes)), default=1.0)
+    unit = max(gap, (lanes[-1] - lanes[0]) / max(1, len(lanes) - 1)) if len(lanes) > 1 else 1.0
+    return {
+        number: (float(steps.index(round(x, 3))), (y - lanes[0]) / unit)
+        for number, (x, y) in places.items()
+    }
+
+
+def _turned(place: tuple[float, float], lying: bool) -> tuple[float, float]:
+    """Where a node is drawn."""
+    along, across = place
+    return (along, -across) if lying else (across, -along)
+
+
+def _draw_node(ax: Any, node: Node, place: tuple[float, float]) -> Any:
+    frame: dict[str, Any] = {"facecolor": theme().paper, "edgecolor": theme().ink, "linewidth": 1.2}
+    if node.box:
+        frame |= {"boxstyle": "round,pad=0.4"}
+    elif node.layer is None:
+        frame |= {"boxstyle": "round,pad=0.15", "edgecolor": theme().paper}
+    else:
+        frame |= {"boxstyle": "circle,pad=0.25"}
+    size = "large" if node.layer is not None else "medium"
+    return ax.text(*place, node.label, ha="center", va="center", size=size, bbox=frame, zorder=3)
+
+
+def _draw_edge(
+    ax: Any, edge: Edge, ends: list[tuple[float, float]], texts: list[Any], lying: bool
+) -> None:
+    start, end = ends
+    between = dict(zip(("patchA", "patchB"), [t.get_bbox_patch() for t in texts], strict=True))
+    arrow = {"arrowstyle": "-|>", "color": theme().ink, "linewidth": 1.2, "shrinkA": 0}
+    ax.annotate("", end, start, arrowprops={**arrow, "shrinkB": 1, **between}, zorder=4)
+    middle = [sum(pair) / 2 for pair in zip(start, end, strict=True)]
+    sides = ({"ha": "center", "va": "bottom"}, {"ha": "center", "va": "top"})
+    apart = ((0, 2), (0, -2))
+    if not lying:
+        sides = ({"ha": "right", "va": "center"}, {"ha": "left", "va": "center"})
+        apart = ((-3, 0), (3, 0))
+    colours = theme().ink, theme().bad
+    paper = {"facecolor": theme().paper, "edgecolor": "none", "pad": 0.5}
+    for value, shift, side, ink in zip((edge.value, edge.gradient), apart, sides, colours, strict=True):
+        if text := written(value):
+            ax.annotate(
+                *(text, middle, shift),
+                textcoords="offset points",
+                **side,
+                color=ink,
+                bbox=paper,
+                zorder=5,
+            )
