@@ -221,7 +221,7 @@ def fruit_shop() -> Graph:
     before_tax = graph.apply("+", Add(), *fruit)
     total = graph.apply("×", Mul(), before_tax, graph.leaf("tax", 1.1))
     graph.backward(total)
-    graph.join("total", total).inputs[0] = Edge(total, total.value, total.gradient)
+    graph.join("total", total, box=False).inputs[0] = Edge(total, total.value, total.gradient)
     return graph
 
 
@@ -281,33 +281,59 @@ def network_graph(network: Network, *, ax: "Axes | None" = None) -> "Figure":
     return _drawn(network_layers(network), ax)
 
 
-ROOM = {True: (1.5, 1.15), False: (0.72, 0.8)}
-"""Inches along the graph and across it that a node needs, of boxes and of circles."""
+LETTER = 0.088
+"""Inches of a letter's width."""
+
+LANE = {True: 1.15, False: 0.95}
+"""Inches across the graph that a node needs, of boxes and of circles."""
 
 
 def _drawn(graph: Graph, ax: "Axes | None") -> Any:
     places = _evened(graph.places())
-    steps, lanes = (max(place[k] for place in places.values()) for k in (0, 1))
-    boxes = any(node.box for node in graph.nodes)
-    along, across = ROOM[boxes]
+    lanes = max(across for _, across in places.values())
+    lane = LANE[any(node.box for node in graph.nodes)]
     inches = width_of(ax)
+    *stops, needed = _stops(graph, places)
     # From left to right or, where there is no room for that, from top to bottom.
-    lying = (steps + 1) * along <= inches
-    rows = (lanes + 1) * across if lying else (steps + 1) * across
-    on = axes(ax, shape=(rows + 0.2) / inches, plain=True)
-    texts = {
-        node.number: _draw_node(on, node, _turned(places[node.number], lying))
-        for node in graph.nodes
-    }
+    lying = needed <= inches
+    if lying:
+        more = (inches - needed) / len(stops)
+        stops = [stop + (k + 0.5) * more for k, stop in enumerate(stops)]
+        height = (lanes + 1) * lane
+    else:
+        height = len(stops) * lane
+        stops = [lane * (k + 0.5) for k in range(len(stops))]
+        lane = inches / (lanes + 1)
+    on = axes(ax, shape=height / inches, plain=True)
+    on.set(xlim=(0, inches), ylim=(height, 0))
+    at: dict[int, tuple[float, float]] = {}
+    for number, (step, across) in places.items():
+        place = stops[int(step)], lane * (across + 0.5)
+        at[number] = place if lying else place[::-1]
+    texts = {node.number: _draw_node(on, node, at[node.number]) for node in graph.nodes}
     for node in graph.nodes:
         for edge in node.inputs:
-            ends = [_turned(places[n.number], lying) for n in (edge.source, node)]
-            _draw_edge(on, edge, ends, [texts[n.number] for n in (edge.source, node)], lying)
-    if lying:
-        on.set(xlim=(-0.5, steps + 0.5), ylim=(-lanes - 0.5, 0.5))
-    else:
-        on.set(xlim=(-0.5, lanes + 0.5), ylim=(-steps - 0.5, 0.5))
+            pair = edge.source.number, node.number
+            _draw_edge(on, edge, [at[n] for n in pair], [texts[n] for n in pair], lying)
     return root(on)
+
+
+def _stops(graph: Graph, places: Places) -> list[float]:
+    """Inches from the left to the middle of each step's nodes, and to the right end of all."""
+    widths: dict[int, float] = {}
+    gap = 0.0
+    for node in graph.nodes:
+        step = int(places[node.number][0])
+        widest = max(map(len, node.label.split("\n")))
+        width = LETTER * widest + (0.3 if node.box or node.layer is not None else 0.1)
+        widths[step] = max(width, widths.get(step, 0.0))
+        flows = [written(v) for edge in node.inputs for v in (edge.value, edge.gradient)]
+        gap = max([gap, *(0.25 + LETTER * len(text) for text in flows)])
+    stops, right = list[float](), 0.1
+    for _, width in sorted(widths.items()):
+        stops.append(right + width / 2)
+        right += width + gap
+    return [*stops, right - gap + 0.1]
 
 
 def _evened(places: Places) -> Places:
@@ -321,12 +347,6 @@ def _evened(places: Places) -> Places:
         number: (float(steps.index(round(x, 3))), (y - lanes[0]) / unit)
         for number, (x, y) in places.items()
     }
-
-
-def _turned(place: tuple[float, float], lying: bool) -> tuple[float, float]:
-    """Where a node is drawn."""
-    along, across = place
-    return (along, -across) if lying else (across, -along)
 
 
 def _draw_node(ax: Any, node: Node, place: tuple[float, float]) -> Any:
@@ -348,7 +368,8 @@ def _draw_edge(
     between = dict(zip(("patchA", "patchB"), [t.get_bbox_patch() for t in texts], strict=True))
     arrow = {"arrowstyle": "-|>", "color": theme().ink, "linewidth": 1.2, "shrinkA": 0}
     ax.annotate("", end, start, arrowprops={**arrow, "shrinkB": 1, **between}, zorder=4)
-    middle = [sum(pair) / 2 for pair in zip(start, end, strict=True)]
+    # Nearer to where it comes from: there edges are farther apart.
+    middle = [a + 0.4 * (b - a) for a, b in zip(start, end, strict=True)]
     sides = ({"ha": "center", "va": "bottom"}, {"ha": "center", "va": "top"})
     apart = ((0, 2), (0, -2))
     if not lying:

@@ -23,6 +23,7 @@ from xnet.plotting.style import (
     panels,
     plot,
     root,
+    settle,
     theme,
     width_of,
 )
@@ -34,6 +35,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from xnet.plotting.canvas import Figure
+
+SHOWN = 0.01
+"""The probability from which a class is named."""
+
+LEAST = 1e-6
+"""Of the largest error, what is told apart from none."""
 
 Plane = tuple[float, float, float, float]
 """From where to where: left, right, bottom, top."""
@@ -151,10 +158,9 @@ def predictions(
         bars.bar(range(len(row)), row, color=[ink if c == said else theme().faint for c in range(len(row))])
         bars.set(ylim=(0, 1), yticks=[0, 1])
         bars.grid(visible=False)
-        bars.tick_params(labelsize="small")
-        if len(row) <= 10:
-            bars.set_xticks(range(len(row)))
-            bars.tick_params(axis="x", labelsize="x-small", length=0)
+        bars.set_xticks([c for c in range(len(row)) if row[c] >= SHOWN])
+        bars.set_xlim(-0.6, len(row) - 0.4)
+        bars.tick_params(axis="x", length=0, labelsize="small")
         bars.set_title(f"{said}: {row[said]:.0%}" if good else f"{said}: {row[said]:.0%}, is {label}", color=ink)
     return made
 
@@ -273,9 +279,7 @@ def first_layer_weights(
     made, parts = panels(figure, len(weights), 0.65, 1.0)
     for on, unit in zip(parts, weights, strict=True):
         show_pixels(on, unit, cmap=theme().signed, vmin=-limit, vmax=limit)
-    bar = made.colorbar(parts[0].images[0], ax=parts, fraction=0.04, pad=0.02)
-    bar.set_label("weight")
-    bar.outline.set_visible(False)
+    bar_of_colours(parts, parts[0].images[0], "weight")
     return made
 
 
@@ -335,6 +339,8 @@ def gradient_histograms(
 def _histograms(found: Mapping[str, NDArray[Any]], what: str, figure: "Figure | None") -> Any:
     if not found:
         raise ValueError(f"network: no {what}s to show")
+    from matplotlib.ticker import NullFormatter
+
     made, parts = panels(figure, len(found), 1.9, 0.85)
     for on, (name, numbers) in zip(parts, found.items(), strict=True):
         known = numbers[np.isfinite(numbers)]
@@ -342,6 +348,8 @@ def _histograms(found: Mapping[str, NDArray[Any]], what: str, figure: "Figure | 
         on.set(title=name, xlabel=what, yscale="log")
         on.xaxis.get_major_locator().set_params(nbins=3)
         on.yaxis.get_major_locator().set_params(numticks=4)
+        on.yaxis.set_minor_formatter(NullFormatter())
+        on.set_ylim(bottom=0.7)
         if known.size < numbers.size:
             on.set_xlabel(f"{what} ({numbers.size - known.size} not finite)", color=theme().bad)
     parts[0].set_ylabel("how many")
@@ -530,6 +538,7 @@ def learning_boundary_animation(
         on.clear()
         _show_boundary(on, found[k], plane, points, labels)
         on.set_title(f"{steps[k]} steps")
+        settle(root(on))  # what was laid out for the last one is gone
         return []
 
     made: Any = FuncAnimation(root(on), later(show), frames=len(found), interval=200)
@@ -582,22 +591,20 @@ def gradient_errors(
 
     check = gradient_check(network, x, t)
     errors = {name: host(g, name) for name, g in differences(network, x, t).items()}
-    known = np.concatenate([e[np.isfinite(e) & (e > 0)] for e in errors.values()])
-    low, high = (known.min(), known.max()) if known.size else (1e-16, 1e-15)
+    high = max(float(e[np.isfinite(e)].max(initial=1e-16)) for e in errors.values())
     made, parts = panels(figure, len(errors), 1.9, 0.95)
     for on, (name, error) in zip(parts, errors.items(), strict=True):
         flat = error.reshape(len(error), -1) if error.ndim > 1 else error[None, :]
-        drawn = on.imshow(
-            flat, norm=LogNorm(low, max(high, 2 * low)), cmap=theme().scale, aspect="auto"
-        )
+        scale = LogNorm(LEAST * high, high, clip=True)
+        on.imshow(np.maximum(flat, LEAST * high), norm=scale, cmap=theme().scale, aspect="auto")
         on.grid(visible=False)
         shape = "×".join(map(str, error.shape))
         on.set_title(f"{name} {shape}: {check.parameters[name].verdict}")
         for axis in (on.xaxis, on.yaxis):
             axis.get_major_locator().set_params(integer=True, nbins=4)
-    bar = made.colorbar(drawn, ax=parts, fraction=0.04, pad=0.02)
-    bar.set_label("|backpropagation − numerical|")
-    bar.outline.set_visible(False)
+        if len(flat) == 1:
+            on.set_yticks([])
+    bar_of_colours(parts, parts[0].images[0], "difference")
     return made
 
 

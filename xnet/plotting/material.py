@@ -44,7 +44,7 @@ def spirals(n: int = SAMPLES, seed: int = 0) -> Split:
     rng = Generator(seed)
     labels = np.arange(n) % 2
     turns = np.sqrt(rng.uniform((n,)))  # as many in each part of the area
-    angles = 3.5 * turns + math.pi * labels
+    angles = 2 * math.pi * turns + math.pi * labels
     radii = 0.15 + turns
     x = np.stack([radii * np.cos(angles), radii * np.sin(angles)], axis=1)
     return x + 0.06 * rng.normal((n, 2)), labels

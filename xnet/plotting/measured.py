@@ -124,7 +124,7 @@ def slices(
     axis.set_xlim(0, max(last, (count + 0.4) * width))
     axis.set_ylim(len(values) - 0.4, -2.2)
     axis.set(xlabel="bits below the largest number of the row")
-    axis.set_yticks(range(len(values)), [f"{value:+.1e}" for value in values])
+    axis.set_yticks(range(len(values)), [f"{value:+.1e}".replace("-", "−") for value in values])
     axis.tick_params(axis="y", length=0)
     axis.spines[["left"]].set_visible(False)
     axis.grid(visible=False)

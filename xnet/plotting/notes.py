@@ -433,7 +433,7 @@ def surface(
 def gradient_field(
     f: Callable[[Any], Any] = bowl,
     reach: float = 2.0,
-    count: int = 15,
+    count: int = 11,
     *,
     ax: "Axes | None" = None,
 ) -> "Figure":
@@ -455,7 +455,7 @@ def gradient_field(
     points = x.reshape(2, -1)
     slopes = np.stack([numerical_gradient(f, point.copy()) for point in points.T], axis=1)
     steep = np.hypot(*slopes)
-    arrows = on.quiver(*points, *-slopes, steep, angles="xy", cmap=theme().scale, width=0.006)
+    arrows = on.quiver(*points, *-slopes, steep, angles="xy", cmap=theme().scale, width=0.007)
     bar_of_colours(on, arrows, "length of the gradient")
     on.set(xlabel="x₀", ylabel="x₁", aspect="equal")
     return root(on)
@@ -492,7 +492,7 @@ def descent(
     """
     if not rates:
         raise ValueError("rates is empty, expected at least one learning rate")
-    made, parts = panels(figure, len(rates), 2.3, 1.15)
+    made, parts = panels(figure, len(rates), 2.3, 1.05)
     reach = 1.25 * max(map(abs, start)) or 1.0
     side, x = _grid(reach, 101)
     heights = host(f(x), "f(x)")

@@ -118,6 +118,8 @@ class Look:
             "axes.titleweight": "bold",
             "figure.titlesize": "medium",
             "figure.titleweight": "bold",
+            "figure.constrained_layout.h_pad": 0.09,
+            "figure.constrained_layout.w_pad": 0.09,
             "font.family": "sans-serif",
             "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib, and has the mathematics
             "font.size": 10,
@@ -215,7 +217,7 @@ def plots() -> dict[str, Plot]:
     >>> xnet.plotting.plots()["relu"].section
     '3.2.7'
     """
-    return dict(_plots)
+    return dict(sorted(_plots.items(), key=lambda item: item[1].section))
 
 
 def dressed(function: Callable[P, R]) -> Callable[P, R]:
@@ -231,6 +233,7 @@ def dressed(function: Callable[P, R]) -> Callable[P, R]:
             made = function(*args, **kwargs)
         if isinstance(made, Figure):
             made.about = made.about or about
+            settle(made)
         return made
 
     return drawn
@@ -398,6 +401,11 @@ def panels(
     return made, found[:used]
 
 
+def settle(figure: Any) -> None:
+    """Have a figure's layout found once: the next time it is drawn, what needs two turns fits."""
+    figure.draw_without_rendering()
+
+
 def root(drawn: Any) -> Any:
     """The figure that axes, or a part of a figure, belong to."""
     return drawn.figure.figure
@@ -409,9 +417,9 @@ def host(values: Any, name: str) -> NDArray[Any]:
     return np.asarray(backend.to_numpy(array))
 
 
-def bar_of_colours(ax: Any, drawn: Any, label: str) -> None:
-    """A bar beside the axes that says what the colours mean."""
-    bar = root(ax).colorbar(drawn, ax=ax, fraction=0.05, pad=0.02)
+def bar_of_colours(axes: Any, drawn: Any, label: str) -> None:
+    """A bar beside axes, or a list of them, that says what the colours mean."""
+    bar = root(drawn).colorbar(drawn, ax=axes, fraction=0.05, pad=0.02)
     bar.set_label(label)
     bar.outline.set_visible(False)
     bar.ax.grid(visible=False)
