@@ -739,10 +739,11 @@ def test_the_page_names_what_is_used_of_a_namespace():
 
 FLOORS = [
     ["tools", "sklearn"],
+    ["plotting"],
     ["testing"],
     ["training"],
     ["checkpoints", "schedules"],
-    ["samples", "parquet"],
+    ["progress", "samples", "parquet"],
     ["onnx"],
     ["weights"],
     ["foreign"],
@@ -758,7 +759,7 @@ FLOORS = [
     ["backend", "reproducible"],
     ["arithmetic", "random"],
     ["perturbation", "threads", "exact", "bounds", "arrays"],
-    ["operations", "formulas", "errors", "dtypes", "files", "frames"],
+    ["operations", "formulas", "errors", "dtypes", "files", "frames", "notebook"],
 ]
 """Each module imports from lower floors alone; exact and bounds from formulas."""
 

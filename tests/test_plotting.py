@@ -1,18 +1,9 @@
 """Every figure: what it shows is xnet's, and all of it can be read."""
 
 import itertools
-import math
-import subprocess
-import sys
-import warnings
 
-import numpy as np
 import pytest
 
-import xnet
-from xnet import activations, perceptron
-from xnet.layers import Add, Affine, Mul, ReLU
-from xnet.operations import Sigmoid
 from xnet.tools.parity import Verdict
 
 pytest.importorskip("matplotlib")

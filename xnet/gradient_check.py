@@ -41,6 +41,7 @@ from enum import StrEnum
 from itertools import product
 from typing import Any, Protocol
 
+from xnet import notebook
 from xnet.arrays import labels
 from xnet.backend import Array, backend_of
 from xnet.errors import KinkWarning, RoundingWarning
@@ -190,6 +191,8 @@ class GradientCheck(Mapping[str, float]):
 
     def __len__(self) -> int:
         return len(self.parameters)
+
+    _repr_html_ = notebook.check
 
     def __str__(self) -> str:
         head = ("parameter", "mean diff", "max diff", "relative", "worst element", "backprop")

@@ -56,9 +56,20 @@ from xnet.plotting.notes import (
     surface,
     tangent,
 )
-from xnet.plotting.style import Plot, check_format, look, plot, plots, save
+from xnet.plotting.style import (
+    NARROWEST,
+    WIDEST,
+    Plot,
+    check_format,
+    look,
+    plot,
+    plots,
+    save,
+)
 
 __all__ = [
+    "NARROWEST",
+    "WIDEST",
     "Edge",
     "Graph",
     "Material",

@@ -377,7 +377,9 @@ def _draw_edge(
         apart = ((-3, 0), (3, 0))
     colours = theme().ink, theme().bad
     paper = {"facecolor": theme().paper, "edgecolor": "none", "pad": 0.5}
-    for value, shift, side, ink in zip((edge.value, edge.gradient), apart, sides, colours, strict=True):
+    for value, shift, side, ink in zip(
+        (edge.value, edge.gradient), apart, sides, colours, strict=True
+    ):
         if text := written(value):
             ax.annotate(
                 *(text, middle, shift),

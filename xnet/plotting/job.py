@@ -155,13 +155,20 @@ def predictions(
         said = int(row.argmax())
         good = said == label
         ink = theme().good if good else theme().bad
-        bars.bar(range(len(row)), row, color=[ink if c == said else theme().faint for c in range(len(row))])
+        bars.bar(
+            range(len(row)),
+            row,
+            color=[ink if c == said else theme().faint for c in range(len(row))],
+        )
         bars.set(ylim=(0, 1), yticks=[0, 1])
         bars.grid(visible=False)
         bars.set_xticks([c for c in range(len(row)) if row[c] >= SHOWN])
         bars.set_xlim(-0.6, len(row) - 0.4)
         bars.tick_params(axis="x", length=0, labelsize="small")
-        bars.set_title(f"{said}: {row[said]:.0%}" if good else f"{said}: {row[said]:.0%}, is {label}", color=ink)
+        bars.set_title(
+            f"{said}: {row[said]:.0%}" if good else f"{said}: {row[said]:.0%}, is {label}",
+            color=ink,
+        )
     return made
 
 
@@ -205,9 +212,7 @@ def mistakes(
 
 
 @plot("4.5", lambda m: [m.network, *m.test])
-def confusion_matrix(
-    network: Network, x: Array, t: Array, *, ax: "Axes | None" = None
-) -> "Figure":
+def confusion_matrix(network: Network, x: Array, t: Array, *, ax: "Axes | None" = None) -> "Figure":
     """How often each class is taken for which.
 
     Parameters
@@ -496,7 +501,7 @@ def learning_boundary(
     return made
 
 
-@plot("4.5", lambda m: [m.run_on_spirals(), *m.spirals])
+@plot("4.5", lambda m: [m.run_on_spirals(), *m.spirals], animated=True)
 def learning_boundary_animation(
     training: Training,
     x: Array,
@@ -551,9 +556,7 @@ def _checked(steps: Sequence[int]) -> Sequence[int]:
     return steps
 
 
-def _boundaries(
-    training: Training, plane: Plane, steps: Sequence[int]
-) -> Iterator[NDArray[Any]]:
+def _boundaries(training: Training, plane: Plane, steps: Sequence[int]) -> Iterator[NDArray[Any]]:
     """The probabilities on the plane after so many iterations, in turn."""
     for step in steps:
         more = step - training.history.iterations
@@ -642,7 +645,11 @@ def parity_ulps(verdicts: Sequence[Verdict], *, ax: "Axes | None" = None) -> "Fi
         lines = range(len(operations))
         marker = MARKERS[k % len(MARKERS)]
         on.plot(worst, lines, marker, color=colour(k), markersize=7 - k % 3, label=name)
-        broken = [(w, y) for w, y, found in zip(worst, lines, of, strict=True) if any(not v.kept for v in found)]
+        broken = [
+            (w, y)
+            for w, y, found in zip(worst, lines, of, strict=True)
+            if any(not v.kept for v in found)
+        ]
         if broken:
             on.plot(*zip(*broken, strict=True), "x", color=theme().bad, markersize=11)
     on.set_xscale("symlog", linthresh=1)

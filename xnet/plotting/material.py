@@ -1,5 +1,4 @@
-"""What figures are drawn of where nobody says otherwise: computed on the spot, in a second or two.
-"""
+"""What figures are drawn of where nobody says otherwise: computed on the spot, in a second or two."""
 
 import contextlib
 import math
@@ -143,12 +142,12 @@ class Material:
         return Training(network, *self.spirals, optimizer=Adam(0.01), batch_size=50)
 
     @cached_property
-    def verdicts(self) -> list[parity.Verdict]:
+    def verdicts(self) -> parity.Verdicts:
         """What is computed alike on all backends here, or on the one that is named."""
         reference = resolve("numpy", False)
         names = [b.name for b in backends() if b.usable]
         chosen = [resolve(b, False) for b in (names if self.backend is None else [self.backend])]
-        found: list[parity.Verdict] = []
+        found = parity.Verdicts()
         kinds = registered()
         trials = [v for v in parity.trials() if v in parity.BASICS or v.name in kinds]
         for trial, backend in product(trials, chosen):

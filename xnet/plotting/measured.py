@@ -1,8 +1,8 @@
-"""Figures of what was measured: cost against size, speed, and how reproducible mode cuts numbers."""
+"""Figures of what was measured: cost against size, and speed; how reproducible mode cuts numbers."""
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from xnet import exact
 from xnet.plotting.style import MARKERS, axes, colour, dressed, panels, plot, root, theme
@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from xnet.plotting.canvas import Figure
+
 
 @dressed
 def growth(
@@ -65,10 +66,10 @@ ROW = (0.91, -0.4, 0.063, -2.1e-3, 1.7e-5, -3e-7, 8e-10)
 """Numbers of a row, from large to small."""
 
 
-@plot("reproducible mode", lambda _: [ROW, 784])
+@plot("reproducible mode")
 def slices(
-    values: Sequence[float],
-    contracted: int,
+    values: Sequence[float] = ROW,
+    contracted: int = 784,
     dtype: str = "float32",
     *,
     ax: "Axes | None" = None,

@@ -3,7 +3,7 @@
 import math
 import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,6 @@ from xnet.backend import Array, get_backend
 from xnet.errors import RoundingWarning
 from xnet.gradient import gradient_descent, numerical_diff, numerical_gradient
 from xnet.plotting.style import (
-    MARKERS,
     axes,
     bar_of_colours,
     bare,

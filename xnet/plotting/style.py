@@ -203,6 +203,8 @@ class Plot:
     """What it shows, in one line."""
     draw: "Callable[[Material], Any]"
     """Draws it with the data and network at hand: a figure, or an animation."""
+    animated: bool = False
+    """Whether it is an animation."""
 
 
 _plots: dict[str, Plot] = {}
@@ -240,7 +242,9 @@ def dressed(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def plot(
-    section: str, example: "Callable[[Material], Sequence[Any]]" = lambda _: ()
+    section: str,
+    example: "Callable[[Material], Sequence[Any]]" = lambda _: (),
+    animated: bool = False,
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Register a function that draws: its name is the figure's, its first line says what it shows.
 
@@ -252,13 +256,19 @@ def plot(
         Of the notes, or what else it belongs to.
     example
         From what is at hand, the arguments to draw it with where nobody says otherwise.
+    animated
+        Whether it makes an animation.
     """
 
     def register(function: Callable[P, R]) -> Callable[P, R]:
         call: Callable[..., Any] = dressed(function)
         name = function.__name__.replace("_", "-")
         about = (function.__doc__ or "").partition("\n")[0].rstrip(".")
-        _plots[name] = Plot(name, section, about, lambda material: call(*example(material)))
+
+        def draw(material: "Material") -> Any:
+            return call(*example(material))
+
+        _plots[name] = Plot(name, section, about, draw, animated)
         return call
 
     return register
