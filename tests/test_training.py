@@ -16,7 +16,7 @@ import threadpoolctl
 from conftest import LAYER_KINDS, OPTIMIZERS, SIZES, require_host_cuda, variants
 
 import xnet
-from xnet import WeightsError, datasets, weights
+from xnet import WeightsError, datasets, progress, weights
 from xnet.layers import Layer, LossLayer
 from xnet.measures import r_squared
 from xnet.network import Network, TwoLayerNet

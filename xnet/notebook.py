@@ -89,9 +89,11 @@ def summary(run: Any) -> str:
     facts = [f"{run.iterations:,} iterations in {run.seconds:.1f} s"]
     if run.loss:
         facts.append(f"loss {run.loss[0]:.4f} → {run.loss[-1]:.4f}")
-    for part in ("train", "validation", "test"):
-        if values := run.taken(part):
-            facts.append(f"{part} {run.metric} {values[-1]:.4f}")
+    facts += [
+        f"{part} {run.metric} {values[-1]:.4f}"
+        for part in ("train", "validation", "test")
+        if (values := run.taken(part))
+    ]
     return f"{', '.join(facts)}; {run.stopped}"
 
 

@@ -2,7 +2,8 @@
 
 import sys
 import time
-from typing import Any, Protocol
+from importlib import import_module
+from typing import Any, Protocol, cast
 
 BAR_SECONDS = 0.1
 """Between two drawings of a bar: drawing must not slow the training."""
@@ -186,10 +187,8 @@ class NotebookBar(Watched):
 
     def begin(self) -> None:
         """Show the bar."""
-        from IPython.display import display  # pyright: ignore
-
-        shown: Any = display
-        self._handle = shown(_Bar(0, self.total, ""), display_id=True)
+        show = cast(Any, import_module("IPython.display")).display
+        self._handle: Any = show(_Bar(0, self.total, ""), display_id=True)
 
     def wait(self, seconds: float) -> float:
         """Longer than on a terminal: each drawing is a message to the browser."""

@@ -19,6 +19,7 @@ from xnet.plotting.graphs import (
     Node,
     computational_graph,
     fruit_shop,
+    fruit_shop_graph,
     network_graph,
     network_layers,
 )
@@ -86,6 +87,7 @@ __all__ = [
     "digits",
     "first_layer_weights",
     "fruit_shop",
+    "fruit_shop_graph",
     "gates",
     "gradient_errors",
     "gradient_field",

@@ -3,7 +3,7 @@
 import base64
 import io
 from html import escape
-from typing import Any
+from typing import Any, cast
 
 import matplotlib.figure
 
@@ -21,7 +21,7 @@ class Figure(matplotlib.figure.Figure):
 
     def _repr_png_(self) -> bytes:
         file = io.BytesIO()
-        written: Any = super().savefig
+        written = cast(Any, super()).savefig
         written(file, format="png", dpi=self.dpi)
         return file.getvalue()
 

@@ -15,11 +15,11 @@ import shutil
 import subprocess
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from xnet.layers import Add, Mul
 from xnet.network import Network
-from xnet.plotting.style import axes, plot, root, theme, width_of
+from xnet.plotting.style import axes, dressed, plot, root, theme, width_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -95,9 +95,9 @@ class Graph:
         for node in reversed(self.nodes):  # each was made after its inputs
             if node.layer is None or node.gradient is None:
                 continue
-            found = node.layer.backward(node.gradient)
-            found = found if isinstance(found, tuple) else (found,)
-            for edge, gradient in zip(node.inputs, found, strict=True):
+            found: Any = node.layer.backward(node.gradient)
+            gradients: Any = found if isinstance(found, tuple) else (found,)
+            for edge, gradient in zip(node.inputs, gradients, strict=True):
                 edge.gradient, before = gradient, edge.source.gradient
                 edge.source.gradient = gradient if before is None else before + gradient
 
@@ -186,8 +186,7 @@ class Graph:
 
     def _repr_svg_(self) -> str:
         file = io.StringIO()
-        written: Any = self.draw().savefig
-        written(file, format="svg")
+        cast(Any, self.draw()).savefig(file, format="svg")
         return file.getvalue()
 
 
@@ -205,7 +204,7 @@ def written(value: Any) -> str:
     return "×".join(map(str, shape)) if shape else f"{float(value):.6g}"
 
 
-def fruit_shop() -> Graph:
+def fruit_shop_graph() -> Graph:
     """Two apples at 100 and three oranges at 150, with 10 % tax (§5.1, §5.4), both ways."""
     graph = Graph()
     apple, apples, oranges, orange = (
@@ -246,14 +245,26 @@ def _features(count: int | None) -> str:
 # -- drawing
 
 
-@plot("5.1-5.4", lambda _: [fruit_shop()])
-def computational_graph(graph: Graph, *, ax: "Axes | None" = None) -> "Figure":
+@plot("5.1-5.4")
+def fruit_shop(*, ax: "Axes | None" = None) -> "Figure":
     """The fruit shop's computational graph: values forward, gradients backward.
 
     Parameters
     ----------
+    ax
+        As in `xnet.plotting.sin_cos`.
+    """
+    return computational_graph(fruit_shop_graph(), ax=ax)
+
+
+@dressed
+def computational_graph(graph: Graph, *, ax: "Axes | None" = None) -> "Figure":
+    """A computational graph: values above its edges, gradients below them, in colour.
+
+    Parameters
+    ----------
     graph
-        Any other.
+        As it was computed.
     ax
         As in `xnet.plotting.sin_cos`.
 
@@ -308,8 +319,8 @@ def _drawn(graph: Graph, ax: "Axes | None") -> Any:
     on.set(xlim=(0, inches), ylim=(height, 0))
     at: dict[int, tuple[float, float]] = {}
     for number, (step, across) in places.items():
-        place = stops[int(step)], lane * (across + 0.5)
-        at[number] = place if lying else place[::-1]
+        along, across = stops[int(step)], lane * (across + 0.5)
+        at[number] = (along, across) if lying else (across, along)
     texts = {node.number: _draw_node(on, node, at[node.number]) for node in graph.nodes}
     for node in graph.nodes:
         for edge in node.inputs:
@@ -325,10 +336,10 @@ def _stops(graph: Graph, places: Places) -> list[float]:
     for node in graph.nodes:
         step = int(places[node.number][0])
         widest = max(map(len, node.label.split("\n")))
-        width = LETTER * widest + (0.3 if node.box or node.layer is not None else 0.1)
+        width = LETTER * widest + (0.3 if node.box else 0.2 if node.layer is not None else 0.0)
         widths[step] = max(width, widths.get(step, 0.0))
         flows = [written(v) for edge in node.inputs for v in (edge.value, edge.gradient)]
-        gap = max([gap, *(0.25 + LETTER * len(text) for text in flows)])
+        gap = max([gap, *(0.2 + LETTER * len(text) for text in flows)])
     stops, right = list[float](), 0.1
     for _, width in sorted(widths.items()):
         stops.append(right + width / 2)

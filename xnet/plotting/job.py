@@ -17,6 +17,7 @@ from xnet.plotting.style import (
     MARKERS,
     axes,
     bar_of_colours,
+    blend,
     colour,
     host,
     later,
@@ -36,8 +37,8 @@ if TYPE_CHECKING:
 
     from xnet.plotting.canvas import Figure
 
-SHOWN = 0.01
-"""The probability from which a class is named."""
+MOST_PROBABLE = 3
+"""How many classes are named."""
 
 LEAST = 1e-6
 """Of the largest error, what is told apart from none."""
@@ -130,7 +131,7 @@ def _said(network: Network, x: Any, t: Any) -> tuple[NDArray[Any], NDArray[Any]]
 def predictions(
     network: Network, x: Array, t: Array, *, figure: "Figure | None" = None
 ) -> "Figure":
-    """Pictures, what the network says of each, and how probable each class is.
+    """Pictures, and the most probable classes of each with their probabilities.
 
     Parameters
     ----------
@@ -148,27 +149,29 @@ def predictions(
     """
     p, right = _said(network, x, t)
     pictures = square(host(x, "x"))
-    made, parts = panels(figure, len(p), 1.9, 0.58, parts=(1, 1.4))
+    made, parts = panels(figure, len(p), 1.9, 0.58, parts=(1, 1.2))
     for k, (picture, row, label) in enumerate(zip(pictures, p, right, strict=True)):
         shown, bars = parts[2 * k : 2 * k + 2]
         show_pixels(shown, picture)
-        said = int(row.argmax())
-        good = said == label
-        ink = theme().good if good else theme().bad
-        bars.bar(
-            range(len(row)),
-            row,
-            color=[ink if c == said else theme().faint for c in range(len(row))],
-        )
-        bars.set(ylim=(0, 1), yticks=[0, 1])
+        best = [int(c) for c in np.argsort(-row, kind="stable")[:MOST_PROBABLE]]
+        good = best[0] == label
+        inks = [theme().good if good else theme().bad, *[theme().faint] * (len(best) - 1)]
+        bars.barh(range(len(best)), row[best], color=inks, height=0.7)
+        bars.set_yticks(range(len(best)), best)
+        bars.set(xlim=(0, 1), ylim=(len(best) - 0.4, -0.6), xticks=[])
+        bars.tick_params(axis="y", length=0)
+        bars.spines[["bottom"]].set_visible(False)
         bars.grid(visible=False)
-        bars.set_xticks([c for c in range(len(row)) if row[c] >= SHOWN])
-        bars.set_xlim(-0.6, len(row) - 0.4)
-        bars.tick_params(axis="x", length=0, labelsize="small")
-        bars.set_title(
-            f"{said}: {row[said]:.0%}" if good else f"{said}: {row[said]:.0%}, is {label}",
-            color=ink,
-        )
+        for line, share in enumerate(row[best]):
+            inside = share > 0.5
+            bars.text(
+                *(share, line, f" {share:.0%} "),
+                ha="right" if inside else "left",
+                va="center",
+                color=theme().paper if inside else theme().ink,
+            )
+        if not good:
+            shown.set_title(f"is {label}", color=theme().bad)
     return made
 
 
@@ -229,16 +232,13 @@ def confusion_matrix(network: Network, x: Array, t: Array, *, ax: "Axes | None" 
     ValueError
         As `Network.loss`; or no classes.
     """
-    from matplotlib.colors import LinearSegmentedColormap
-
     p, right = _said(network, x, t)
     classes = p.shape[1]
     counts = np.zeros((classes, classes), np.int64)
     np.add.at(counts, (right, p.argmax(axis=1)), 1)
     share = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
     on = axes(ax, shape=0.95)
-    colours = LinearSegmentedColormap.from_list("share", [theme().paper, colour(0)])
-    drawn = on.imshow(share, cmap=colours, vmin=0, vmax=1)
+    drawn = on.imshow(share, cmap=blend(theme().paper, colour(0)), vmin=0, vmax=1)
     on.grid(visible=False)
     on.set(xlabel="said", ylabel="right")
     if classes <= 12:
@@ -281,9 +281,10 @@ def first_layer_weights(
         raise ValueError("network has no matrix of weights")
     weights = square(host(matrices[0], "W").T)[:count]
     limit = float(np.abs(weights).max()) or 1.0
-    made, parts = panels(figure, len(weights), 0.65, 1.0)
+    made, parts = panels(figure, len(weights), 0.65, 0.9)
+    signs = blend(colour(1), theme().paper, colour(0))
     for on, unit in zip(parts, weights, strict=True):
-        show_pixels(on, unit, cmap=theme().signed, vmin=-limit, vmax=limit)
+        show_pixels(on, unit, cmap=signs, vmin=-limit, vmax=limit)
     bar_of_colours(parts, parts[0].images[0], "weight")
     return made
 

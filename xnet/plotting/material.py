@@ -1,4 +1,4 @@
-"""What figures are drawn of where nobody says otherwise: computed on the spot, in a second or two."""
+"""What figures are drawn of where nobody says otherwise: computed on the spot, in a second."""
 
 import contextlib
 import math
@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -71,7 +72,7 @@ class Material:
     dataset: str | None = None
     given: Network | None = None
     backend: str | Backend | None = None
-    picture: str | os.PathLike[str] | None = None
+    picture: str | Path | None = None
     seed: int = 0
 
     @cached_property
@@ -108,8 +109,7 @@ class Material:
     def _train(self) -> tuple[Network, History]:
         (x, t), test = self.split
         sizes = x.shape[1], 50, int(t.max()) + 1
-        where = {"seed": self.seed, "backend": self.backend}
-        network = TwoLayerNet(*sizes, "he", "relu", **where)
+        network = TwoLayerNet(*sizes, "he", "relu", seed=self.seed, backend=self.backend)
         return network, train(network, x, t, *test, epochs=30, seed=self.seed)
 
     @property

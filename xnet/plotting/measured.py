@@ -1,4 +1,4 @@
-"""Figures of what was measured: cost against size, and speed; how reproducible mode cuts numbers."""
+"""Figures of what was measured: cost by size, and speed; how reproducible mode cuts numbers."""
 
 import math
 from collections.abc import Mapping, Sequence

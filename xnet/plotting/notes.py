@@ -1,9 +1,9 @@
 """The figures of the notes' chapters 1 to 4, each from xnet's own functions."""
 
 import math
-import os
 import warnings
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +16,8 @@ from xnet.errors import RoundingWarning
 from xnet.gradient import gradient_descent, numerical_diff, numerical_gradient
 from xnet.plotting.style import (
     axes,
-    bar_of_colours,
     bare,
+    blend,
     colour,
     host,
     panels,
@@ -104,20 +104,19 @@ def image(picture: Any, *, ax: "Axes | None" = None) -> "Figure":
     """
     from matplotlib.image import imread
 
-    is_file = isinstance(picture, str | os.PathLike)
-    pixels = np.asarray(imread(Path(picture))) if is_file else host(picture, "picture")
+    is_file = isinstance(picture, str | Path)
+    pixels = np.asarray(imread(picture)) if is_file else host(picture, "picture")
     if pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] not in (3, 4)):
         raise ValueError(f"picture has shape {pixels.shape}, expected (H, W) or (H, W, 3)")
     on = axes(ax, shape=pixels.shape[0] / pixels.shape[1], plain=True)
-    on.imshow(pixels, cmap=theme().grey)
+    on.imshow(pixels, cmap=blend(theme().paper, theme().ink))
     return root(on)
 
 
 def _photograph() -> Path:
     """One that comes with matplotlib."""
-    from matplotlib.cbook import get_sample_data
-
-    return Path(str(get_sample_data("grace_hopper.jpg", asfileobj=False)))
+    cbook: Any = import_module("matplotlib.cbook")
+    return Path(cbook.get_sample_data("grace_hopper.jpg", asfileobj=False))
 
 
 # -- 2
@@ -275,7 +274,7 @@ def square(pixels: NDArray[Any]) -> NDArray[Any]:
 
 def show_pixels(ax: Any, pixels: NDArray[Any], **settings: Any) -> None:
     """Show a picture (side, side) on axes, ink against paper unless `imshow` is told otherwise."""
-    settings = {"cmap": theme().grey, "vmin": 0} | settings
+    settings = {"cmap": blend(theme().paper, theme().ink), "vmin": 0} | settings
     bare(ax).imshow(pixels, interpolation="nearest", **settings)
 
 
@@ -436,7 +435,7 @@ def gradient_field(
     *,
     ax: "Axes | None" = None,
 ) -> "Figure":
-    """Numerical gradients, turned about: at each point the arrow shows the way down.
+    """Numerical gradients, turned about: each arrow shows the way down, and how steep it is.
 
     Parameters
     ----------
@@ -453,9 +452,7 @@ def gradient_field(
     _, x = _grid(reach, count)
     points = x.reshape(2, -1)
     slopes = np.stack([numerical_gradient(f, point.copy()) for point in points.T], axis=1)
-    steep = np.hypot(*slopes)
-    arrows = on.quiver(*points, *-slopes, steep, angles="xy", cmap=theme().scale, width=0.007)
-    bar_of_colours(on, arrows, "length of the gradient")
+    on.quiver(*points, *-slopes, angles="xy", color=colour(0), width=0.006)
     on.set(xlabel="x₀", ylabel="x₁", aspect="equal")
     return root(on)
 

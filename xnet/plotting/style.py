@@ -8,13 +8,14 @@ import contextlib
 import math
 import os
 import tempfile
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import wraps
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,12 +57,8 @@ class Theme:
     """Of lines, in turn."""
     good: str
     bad: str
-    grey: str
-    """Name of the colour map for pictures: ink is 1, paper 0."""
     scale: str = "cividis"
     """Name of the colour map for magnitudes (Nuñez, Anderton & Renslow 2018)."""
-    signed: str = "PuOr"
-    """Name of the colour map for numbers on both sides of 0."""
 
 
 LIGHT: Final = Theme(
@@ -72,7 +69,6 @@ LIGHT: Final = Theme(
     colours=("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"),
     good="#0072b2",
     bad="#d55e00",
-    grey="gray_r",
 )
 DARK: Final = Theme(
     ink="#f0f0f0",
@@ -82,7 +78,6 @@ DARK: Final = Theme(
     colours=("#56b4e9", "#e69f00", "#1fc79b", "#e39ac4", "#f0e442", "#ff8a4c"),
     good="#56b4e9",
     bad="#ff8a4c",
-    grey="gray",
 )
 
 
@@ -183,6 +178,13 @@ def colour(k: int) -> str:
     return colours[k % len(colours)]
 
 
+def blend(*colours: str) -> Any:
+    """A colour map that runs through these."""
+    return cast(Any, import_module("matplotlib.colors")).LinearSegmentedColormap.from_list(
+        "blend", colours
+    )
+
+
 def check_matplotlib() -> None:
     """Raise ImportError, which says what helps, where there is no matplotlib."""
     if find_spec("matplotlib") is None:
@@ -231,7 +233,7 @@ def dressed(function: Callable[P, R]) -> Callable[P, R]:
         check_matplotlib()
         from xnet.plotting.canvas import Figure
 
-        with _drawing(kwargs.get("ax") or kwargs.get("figure")):
+        with _drawing(_suited(kwargs.get("ax") or kwargs.get("figure"))):
             made = function(*args, **kwargs)
         if isinstance(made, Figure):
             made.about = made.about or about
@@ -274,42 +276,43 @@ def plot(
     return register
 
 
-@contextlib.contextmanager
-def _drawing(given: Any) -> Generator[None]:
-    """Block in which matplotlib makes what suits the axes given, or the current look."""
-    import matplotlib
+def _suited(given: Any) -> Look:
+    """The look of the axes or figure given; the current one where there are none."""
     from matplotlib.colors import to_rgba
 
-    now = _look.get()
-    if given is not None:
-        root = given.figure.figure
-        red, green, blue, opacity = to_rgba(given.get_facecolor())
-        if opacity < 0.5:
-            red, green, blue, opacity = to_rgba(root.get_facecolor())
-        dark = opacity >= 0.5 and (red + green + blue) / 3 < 0.5
-        now = Look(DARK if dark else LIGHT, round(200 * (given.bbox.width / root.dpi - 2)))
+    if given is None:
+        return _look.get()
+    red, green, blue, opacity = to_rgba(given.get_facecolor())
+    if opacity < 0.5:
+        red, green, blue, opacity = to_rgba(root(given).get_facecolor())
+    dark = opacity >= 0.5 and (red + green + blue) / 3 < 0.5
+    return Look(DARK if dark else LIGHT, round(200 * (width_of(given) - 2)))
+
+
+@contextlib.contextmanager
+def _drawing(now: Look) -> Generator[None]:
+    """Block in which matplotlib makes everything so."""
     token = _look.set(now)
     try:
-        with matplotlib.rc_context(now.settings):
+        with _settings(now.settings):
             yield
     finally:
         _look.reset(token)
 
 
+def _settings(settings: Mapping[str, Any]) -> contextlib.AbstractContextManager[None]:
+    """Block in which matplotlib has these."""
+    return cast(Any, import_module("matplotlib")).rc_context(settings)
+
+
 def later(function: Callable[P, R]) -> Callable[P, R]:
     """The function, run with the look of now whenever it is called."""
-    import matplotlib
-
     now = _look.get()
 
     @wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
-        token = _look.set(now)
-        try:
-            with matplotlib.rc_context(now.settings):
-                return function(*args, **kwargs)
-        finally:
-            _look.reset(token)
+        with _drawing(now):
+            return function(*args, **kwargs)
 
     return run
 
@@ -480,18 +483,17 @@ def save(drawn: "Figure | Animation", path: str | os.PathLike[str]) -> None:
     OSError
         The file cannot be written.
     """
-    import matplotlib
     from matplotlib.animation import Animation, PillowWriter
 
     animated = isinstance(drawn, Animation)
     kind = check_format(path, animated)
-    with matplotlib.rc_context(WRITTEN), replaced(path) as file:
+    with _settings(WRITTEN), replaced(path) as file:
         if isinstance(drawn, Animation):
             with tempfile.TemporaryDirectory() as folder:
                 frames = Path(folder) / "frames.gif"
                 drawn.save(frames, writer=PillowWriter(fps=5))
                 file.write(frames.read_bytes())
         else:
-            written: Any = drawn.savefig
+            written = cast(Any, drawn).savefig
             undated = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
             written(file, format=kind, dpi=drawn.dpi, metadata=undated.get(kind))
