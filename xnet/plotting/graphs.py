@@ -14,6 +14,7 @@ import io
 import shutil
 import subprocess
 from dataclasses import dataclass, field
+from html import escape
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
 
     from xnet.plotting.canvas import Figure
 
-Places: TypeAlias = dict[int, tuple[float, float]]
-"""Of each node, by its number, how far it is from the inputs, and its place across."""
+Places: TypeAlias = dict[int, tuple[int, float]]
+"""Of each node, by its number, how many steps it is from the inputs, and its lane across."""
 
 
 @dataclass
@@ -96,19 +97,14 @@ class Graph:
             if node.layer is None or node.gradient is None:
                 continue
             found: Any = node.layer.backward(node.gradient)
-            gradients: Any = found if isinstance(found, tuple) else (found,)
-            for edge, gradient in zip(node.inputs, gradients, strict=True):
+            if not isinstance(found, tuple):
+                found = (found,)
+            for edge, gradient in zip(node.inputs, cast(Any, found), strict=True):
                 edge.gradient, before = gradient, edge.source.gradient
                 edge.source.gradient = gradient if before is None else before + gradient
 
-    # -- where everything stands
-
     def places(self) -> Places:
-        """Where each node stands: graphviz says it where its `dot` is, else `layered`."""
-        return self._by_graphviz() or self.layered()
-
-    def layered(self) -> Places:
-        """Each node one step after the last of its inputs, and across in the middle of them.
+        """Where each node stands: one step after the last of its inputs, and in their middle.
 
         Inputs stand one step before what takes them first, below each other in the order in which
         one comes to them from the end: so the edges of a tree do not cross.
@@ -116,55 +112,39 @@ class Graph:
         depth: dict[int, int] = {}
         for node in self.nodes:
             depth[node.number] = 1 + max((depth[e.source.number] for e in node.inputs), default=-1)
-        for node in reversed(self.nodes):
+        for node in self.nodes:
             takers = [depth[n.number] for n in self.nodes for e in n.inputs if e.source is node]
             if not node.inputs and takers:
                 depth[node.number] = min(takers) - 1
         across: dict[int, float] = {}
-        lanes = 0
 
         def place(node: Node) -> None:
-            nonlocal lanes
-            if node.number in across:
-                return
-            for edge in node.inputs:
-                place(edge.source)
-            if node.inputs:
+            if node.number not in across:
+                for edge in node.inputs:
+                    place(edge.source)
                 sources = [across[edge.source.number] for edge in node.inputs]
-                across[node.number] = sum(sources) / len(sources)
-            else:
-                across[node.number] = float(lanes)
-                lanes += 1
+                lanes = sum(not self.nodes[number].inputs for number in across)
+                across[node.number] = sum(sources) / len(sources) if sources else float(lanes)
 
         for node in reversed(self.nodes):
             place(node)
-        return {number: (float(depth[number]), across[number]) for number in across}
-
-    def _by_graphviz(self) -> Places | None:
-        """What `dot` makes of it; None where there is none, or it fails."""
-        program = shutil.which("dot")
-        if program is None:
-            return None
-        done = subprocess.run(
-            [program, "-Tplain"], input=self.dot(), capture_output=True, text=True, check=False
-        )
-        found: Places = {}
-        for line in done.stdout.splitlines():
-            kind, *words = line.split(maxsplit=4)
-            if kind == "node":
-                found[int(words[0].removeprefix("n"))] = float(words[1]), -float(words[2])
-        return found if len(found) == len(self.nodes) else None
+        for step in set(depth.values()):
+            _part([number for number in across if depth[number] == step], across)
+        first = min(across.values(), default=0.0)
+        return {number: (depth[number], lane - first) for number, lane in across.items()}
 
     def dot(self) -> str:
-        """The graph in graphviz's language, for `dot` to draw or to place."""
-        lines = ["digraph {", "rankdir=LR"]
+        """The graph in graphviz's language, in the colours of the current look."""
+        ink, paper = theme().ink, theme().paper
+        colours = f'color="{ink}", fontcolor="{ink}", fontname="sans-serif"'
+        lines = [f'digraph {{ rankdir=LR; bgcolor="{paper}"', f"node [{colours}]; edge [{colours}]"]
         for node in self.nodes:
-            shape = "box" if node.box or not node.inputs else "circle"
-            lines.append(f"n{node.number} [label={_quoted(node.label)}, shape={shape}]")
+            shape = "box" if node.box else "plain" if node.layer is None else "circle"
+            lines.append(f"n{node.number} [label=<{_lines(node.label)}>, shape={shape}]")
             for edge in node.inputs:
-                flows = [text for v in (edge.value, edge.gradient) if (text := written(v))]
-                label = _quoted("\n".join(flows))
-                lines.append(f"n{edge.source.number} -> n{node.number} [label={label}]")
+                back = f'<br/><font color="{theme().bad}">{_lines(written(edge.gradient))}</font>'
+                label = _lines(written(edge.value)) + (back if edge.gradient is not None else "")
+                lines.append(f"n{edge.source.number} -> n{node.number} [label=<{label}>]")
         return "\n".join([*lines, "}"])
 
     # -- drawing
@@ -185,15 +165,33 @@ class Graph:
         return computational_graph(self, ax=ax)
 
     def _repr_svg_(self) -> str:
+        """By graphviz where its `dot` is, else as `draw` does."""
+        program = shutil.which("dot")
+        if program is not None:
+            given = {"input": self.dot().encode(), "capture_output": True}
+            done: Any = subprocess.run([program, "-Tsvg"], check=False, **cast(Any, given))
+            if done.returncode == 0:
+                svg: str = done.stdout.decode()
+                return svg[svg.index("<svg") :]
         file = io.StringIO()
         cast(Any, self.draw()).savefig(file, format="svg")
         return file.getvalue()
 
 
-def _quoted(text: str) -> str:
-    """As a string of graphviz's language."""
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
-    return f'"{escaped}"'
+def _part(numbers: list[int], across: dict[int, float]) -> None:
+    """Move nodes of one step apart that are less than a lane from each other."""
+    numbers = sorted(numbers, key=lambda number: across[number])
+    before = sum(across[number] for number in numbers)
+    for one, other in pairwise(numbers):
+        across[other] = max(across[other], across[one] + 1)
+    shift = (sum(across[number] for number in numbers) - before) / max(1, len(numbers))
+    for number in numbers:
+        across[number] -= shift
+
+
+def _lines(text: str) -> str:
+    """As a label of graphviz's, escaped."""
+    return "<br/>".join(escape(line) for line in text.split("\n")) or " "
 
 
 def written(value: Any) -> str:
@@ -300,7 +298,7 @@ LANE = {True: 1.15, False: 0.95}
 
 
 def _drawn(graph: Graph, ax: "Axes | None") -> Any:
-    places = _evened(graph.places())
+    places = graph.places()
     lanes = max(across for _, across in places.values())
     lane = LANE[any(node.box for node in graph.nodes)]
     inches = width_of(ax)
@@ -319,13 +317,16 @@ def _drawn(graph: Graph, ax: "Axes | None") -> Any:
     on.set(xlim=(0, inches), ylim=(height, 0))
     at: dict[int, tuple[float, float]] = {}
     for number, (step, across) in places.items():
-        along, across = stops[int(step)], lane * (across + 0.5)
+        along, across = stops[step], lane * (across + 0.5)
         at[number] = (along, across) if lying else (across, along)
     texts = {node.number: _draw_node(on, node, at[node.number]) for node in graph.nodes}
-    for node in graph.nodes:
-        for edge in node.inputs:
-            pair = edge.source.number, node.number
-            _draw_edge(on, edge, [at[n] for n in pair], [texts[n] for n in pair], lying)
+    edges = [(edge, node) for node in graph.nodes for edge in node.inputs]
+    for k, (edge, node) in enumerate(edges):
+        # Nearer to where it comes from, where edges are farther apart; of two from one, apart.
+        alike = [j for j, (other, _) in enumerate(edges) if other.source is edge.source]
+        part = 0.8 * (alike.index(k) + 1) / (len(alike) + 1)
+        pair = edge.source.number, node.number
+        _draw_edge(on, edge, [at[n] for n in pair], [texts[n] for n in pair], part, lying)
     return root(on)
 
 
@@ -334,7 +335,7 @@ def _stops(graph: Graph, places: Places) -> list[float]:
     widths: dict[int, float] = {}
     gap = 0.0
     for node in graph.nodes:
-        step = int(places[node.number][0])
+        step = places[node.number][0]
         widest = max(map(len, node.label.split("\n")))
         width = LETTER * widest + (0.3 if node.box else 0.2 if node.layer is not None else 0.0)
         widths[step] = max(width, widths.get(step, 0.0))
@@ -345,19 +346,6 @@ def _stops(graph: Graph, places: Places) -> list[float]:
         stops.append(right + width / 2)
         right += width + gap
     return [*stops, right - gap + 0.1]
-
-
-def _evened(places: Places) -> Places:
-    """The same, in whole steps along and in lanes from 0, whatever unit they came in."""
-    steps = sorted({round(x, 3) for x, _ in places.values()})
-    lanes = sorted({round(y, 3) for _, y in places.values()})
-    # Lanes keep their proportions; the nearest two are one apart, or a half where some are between.
-    gap = min((b - a for a, b in pairwise(lanes)), default=1.0)
-    unit = max(gap, (lanes[-1] - lanes[0]) / max(1, len(lanes) - 1)) if len(lanes) > 1 else 1.0
-    return {
-        number: (float(steps.index(round(x, 3))), (y - lanes[0]) / unit)
-        for number, (x, y) in places.items()
-    }
 
 
 def _draw_node(ax: Any, node: Node, place: tuple[float, float]) -> Any:
@@ -373,14 +361,18 @@ def _draw_node(ax: Any, node: Node, place: tuple[float, float]) -> Any:
 
 
 def _draw_edge(
-    ax: Any, edge: Edge, ends: list[tuple[float, float]], texts: list[Any], lying: bool
+    ax: Any,
+    edge: Edge,
+    ends: list[tuple[float, float]],
+    texts: list[Any],
+    part: float,
+    lying: bool,
 ) -> None:
     start, end = ends
     between = dict(zip(("patchA", "patchB"), [t.get_bbox_patch() for t in texts], strict=True))
     arrow = {"arrowstyle": "-|>", "color": theme().ink, "linewidth": 1.2, "shrinkA": 0}
     ax.annotate("", end, start, arrowprops={**arrow, "shrinkB": 1, **between}, zorder=4)
-    # Nearer to where it comes from: there edges are farther apart.
-    middle = [a + 0.4 * (b - a) for a, b in zip(start, end, strict=True)]
+    place = [a + part * (b - a) for a, b in zip(start, end, strict=True)]
     sides = ({"ha": "center", "va": "bottom"}, {"ha": "center", "va": "top"})
     apart = ((0, 2), (0, -2))
     if not lying:
@@ -393,7 +385,7 @@ def _draw_edge(
     ):
         if text := written(value):
             ax.annotate(
-                *(text, middle, shift),
+                *(text, place, shift),
                 textcoords="offset points",
                 **side,
                 color=ink,

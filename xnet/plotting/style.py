@@ -236,7 +236,7 @@ def dressed(function: Callable[P, R]) -> Callable[P, R]:
         with _drawing(_suited(kwargs.get("ax") or kwargs.get("figure"))):
             made = function(*args, **kwargs)
         if isinstance(made, Figure):
-            made.about = made.about or about
+            made.about = about
             settle(made)
         return made
 

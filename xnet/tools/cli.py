@@ -909,8 +909,9 @@ def plot(
         return
     if name is None or name not in known:
         near = difflib.get_close_matches(name or "", known)
-        meant = f"; did you mean {' or '.join(near)}?" if near else "; --list names them"
-        raise typer.BadParameter(f"{name!r} is no figure{meant}" if name else f"missing{meant}")
+        meant = f"did you mean {' or '.join(near)}?" if near else "--list names all"
+        what = f"{name!r} is no figure" if name else "no figure is named"
+        raise typer.BadParameter(f"{what}; {meant}")
     if output is None:
         suffix = "gif" if known[name].animated else "png"
         raise typer.BadParameter(f"--output is missing, as in -o {name}.{suffix}")
