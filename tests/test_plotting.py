@@ -239,9 +239,9 @@ def test_fruit_shop_has_the_notes_values():
     graph = plotting.fruit_shop_graph()
     found = {node.label: (node.value, node.gradient) for node in graph.nodes if not node.inputs}
     assert found["apple\nprice"] == (100, 2.2)
-    assert found["apples"] == (2, 110.00000000000001)
+    assert found["apple\ncount"] == (2, 110.00000000000001)
     assert found["orange\nprice"] == (150, 3.3000000000000003)
-    assert found["oranges"] == (3, 165.0)
+    assert found["orange\ncount"] == (3, 165.0)
     assert found["tax"] == (1.1, 650)
     assert graph.nodes[-1].inputs[0].value == 715.0000000000001
     texts = [text.get_text() for text in graph.draw().axes[0].texts]

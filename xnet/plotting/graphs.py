@@ -168,10 +168,10 @@ class Graph:
         """By graphviz where its `dot` is, else as `draw` does."""
         program = shutil.which("dot")
         if program is not None:
-            given = {"input": self.dot().encode(), "capture_output": True}
-            done: Any = subprocess.run([program, "-Tsvg"], check=False, **cast(Any, given))
+            command, source = [program, "-Tsvg"], self.dot().encode()
+            done = subprocess.run(command, input=source, capture_output=True, check=False)
             if done.returncode == 0:
-                svg: str = done.stdout.decode()
+                svg = done.stdout.decode()
                 return svg[svg.index("<svg") :]
         file = io.StringIO()
         cast(Any, self.draw()).savefig(file, format="svg")
@@ -209,8 +209,8 @@ def fruit_shop_graph() -> Graph:
         graph.leaf(label, value)
         for label, value in {
             "apple\nprice": 100.0,
-            "apples": 2.0,
-            "oranges": 3.0,
+            "apple\ncount": 2.0,
+            "orange\ncount": 3.0,
             "orange\nprice": 150.0,
         }.items()
     )
@@ -290,8 +290,8 @@ def network_graph(network: Network, *, ax: "Axes | None" = None) -> "Figure":
     return _drawn(network_layers(network), ax)
 
 
-LETTER = 0.088
-"""Inches of a letter's width."""
+LETTER, LINE = 0.09, 0.17
+"""Inches of a letter's width and of a line's height."""
 
 LANE = {True: 1.15, False: 0.95}
 """Inches across the graph that a node needs, of boxes and of circles."""
@@ -322,12 +322,23 @@ def _drawn(graph: Graph, ax: "Axes | None") -> Any:
     texts = {node.number: _draw_node(on, node, at[node.number]) for node in graph.nodes}
     edges = [(edge, node) for node in graph.nodes for edge in node.inputs]
     for k, (edge, node) in enumerate(edges):
-        # Nearer to where it comes from, where edges are farther apart; of two from one, apart.
-        alike = [j for j, (other, _) in enumerate(edges) if other.source is edge.source]
-        part = 0.8 * (alike.index(k) + 1) / (len(alike) + 1)
         pair = edge.source.number, node.number
-        _draw_edge(on, edge, [at[n] for n in pair], [texts[n] for n in pair], part, lying)
+        # Between the two, nearer to the first, where edges are farther apart; of two from one node,
+        # at different places.
+        alike = [j for j, (other, _) in enumerate(edges) if other.source is edge.source]
+        share = 0.9 * (alike.index(k) + 1) / (len(alike) + 1)
+        way = abs(at[pair[1]][not lying] - at[pair[0]][not lying])
+        first, last = (_size(end)[not lying] / 2 / way for end in (edge.source, node))
+        part = first + share * (1 - first - last)
+        _draw_edge(on, edge, [at[n] for n in pair], [texts[n] for n in pair], part)
     return root(on)
+
+
+def _size(node: Node) -> tuple[float, float]:
+    """Inches that it is wide and high."""
+    lines = node.label.split("\n")
+    frame = 0.3 if node.box else 0.2 if node.layer is not None else 0.0
+    return LETTER * max(map(len, lines)) + frame, LINE * len(lines) + frame
 
 
 def _stops(graph: Graph, places: Places) -> list[float]:
@@ -336,9 +347,7 @@ def _stops(graph: Graph, places: Places) -> list[float]:
     gap = 0.0
     for node in graph.nodes:
         step = places[node.number][0]
-        widest = max(map(len, node.label.split("\n")))
-        width = LETTER * widest + (0.3 if node.box else 0.2 if node.layer is not None else 0.0)
-        widths[step] = max(width, widths.get(step, 0.0))
+        widths[step] = max(_size(node)[0], widths.get(step, 0.0))
         flows = [written(v) for edge in node.inputs for v in (edge.value, edge.gradient)]
         gap = max([gap, *(0.2 + LETTER * len(text) for text in flows)])
     stops, right = list[float](), 0.1
@@ -366,29 +375,16 @@ def _draw_edge(
     ends: list[tuple[float, float]],
     texts: list[Any],
     part: float,
-    lying: bool,
 ) -> None:
     start, end = ends
     between = dict(zip(("patchA", "patchB"), [t.get_bbox_patch() for t in texts], strict=True))
     arrow = {"arrowstyle": "-|>", "color": theme().ink, "linewidth": 1.2, "shrinkA": 0}
     ax.annotate("", end, start, arrowprops={**arrow, "shrinkB": 1, **between}, zorder=4)
     place = [a + part * (b - a) for a, b in zip(start, end, strict=True)]
-    sides = ({"ha": "center", "va": "bottom"}, {"ha": "center", "va": "top"})
-    apart = ((0, 2), (0, -2))
-    if not lying:
-        sides = ({"ha": "right", "va": "center"}, {"ha": "left", "va": "center"})
-        apart = ((-3, 0), (3, 0))
-    colours = theme().ink, theme().bad
     paper = {"facecolor": theme().paper, "edgecolor": "none", "pad": 0.5}
-    for value, shift, side, ink in zip(
-        (edge.value, edge.gradient), apart, sides, colours, strict=True
-    ):
+    flows = (edge.value, theme().ink, "bottom", 2), (edge.gradient, theme().bad, "top", -2)
+    for value, ink, side, points in flows:
         if text := written(value):
-            ax.annotate(
-                *(text, place, shift),
-                textcoords="offset points",
-                **side,
-                color=ink,
-                bbox=paper,
-                zorder=5,
-            )
+            shift = {"xytext": (0, points), "textcoords": "offset points"}
+            looks = {"color": ink, "bbox": paper, "zorder": 5}
+            ax.annotate(text, place, ha="center", va=side, **shift, **looks)
