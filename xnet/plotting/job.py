@@ -507,7 +507,7 @@ def learning_boundary_animation(
     training: Training,
     x: Array,
     t: Array,
-    steps: Sequence[int] = range(0, 601, 15),
+    steps: Sequence[int] = range(0, 601, 30),
     *,
     ax: "Axes | None" = None,
 ) -> "FuncAnimation":
