@@ -228,8 +228,11 @@ def test_an_image_file(tmp_path):
     pixels = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
     Image.fromarray(pixels).save(tmp_path / "small.png")
     (axes,) = plotting.image(tmp_path / "small.png").axes
-    assert np.allclose(axes.images[0].get_array() * 255, pixels)
+    assert np.array_equal(axes.images[0].get_array()[..., :3], pixels)
     assert np.array_equal(plotting.image(pixels).axes[0].images[0].get_array(), pixels)
+    (tmp_path / "no.png").write_bytes(b"none")
+    with pytest.raises(xnet.DatasetError, match="cannot be read as a picture"):
+        plotting.image(str(tmp_path / "no.png"))
 
 
 # -- graphs
@@ -421,6 +424,8 @@ def test_planes_are_checked():
         plotting.decision_boundary(net, [[1.0, 2.0, 3.0]], [0])
     with pytest.raises(ValueError, match=r"t has shape \(2,\), expected \(1,\)"):
         plotting.decision_boundary(net, [[1.0, 2.0]], [0, 1])
+    with pytest.raises(ValueError, match="t has labels 0 to 2, expected 0 to 1"):
+        plotting.decision_boundary(net, [[1.0, 2.0], [1.0, 1.0]], [0, 2])
     with pytest.raises(ValueError, match="network takes 64 features, expected 2"):
         plotting.decision_boundary(xnet.TwoLayerNet(64, 2, 2), [[1.0, 2.0]], [0])
 

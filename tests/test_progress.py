@@ -61,7 +61,7 @@ def test_a_long_run_leaves_a_line_now_and_then(clock, capsys):
 def test_a_very_long_run_leaves_one_every_ten_minutes(clock, capsys):
     run(progress.ProgressLines(), clock, 240, 60.0)
     done = [int(line.split("/")[0]) for line in capsys.readouterr().err.splitlines()]
-    assert {b - a for a, b in itertools.pairwise(done)} == {10}
+    assert {b - a for a, b in itertools.pairwise(done[4:-1])} == {10}
 
 
 def test_a_run_that_goes_on_counts_its_own_speed(clock, capsys):

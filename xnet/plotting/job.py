@@ -402,6 +402,11 @@ def _show_boundary(
     """Colour each point of the plane by the classes' probabilities, and draw where they meet."""
     from matplotlib.colors import to_rgb
 
+    if labels.min() < 0 or labels.max() >= p.shape[2]:
+        raise ValueError(
+            f"t has labels {labels.min()} to {labels.max()}, expected 0 to {p.shape[2] - 1}"
+        )
+
     colours = np.array([to_rgb(colour(k)) for k in range(p.shape[2])])
     paper = np.array(to_rgb(theme().paper))
     total = np.maximum(p.sum(axis=2, keepdims=True), 1e-12)

@@ -24,6 +24,9 @@ from xnet.training import History, Training, train
 
 Split = tuple[NDArray[Any], NDArray[Any]]
 
+STEPS = 450
+"""Of a network that is trained on the spot: 30 epochs of the digits, less than one of MNIST."""
+
 SAMPLES = 300
 """Points of the spirals."""
 
@@ -110,7 +113,9 @@ class Material:
         (x, t), test = self.split
         sizes = x.shape[1], 50, int(t.max()) + 1
         network = TwoLayerNet(*sizes, "he", "relu", seed=self.seed, backend=self.backend)
-        return network, train(network, x, t, *test, epochs=30, seed=self.seed)
+        return network, train(
+            network, x, t, *test, iterations=STEPS, seed=self.seed, progress=False
+        )
 
     @property
     def network(self) -> Network:

@@ -25,6 +25,7 @@ from xnet.plotting.style import (
     root,
     theme,
 )
+from xnet.tools.pictures import load_pixels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -101,11 +102,11 @@ def image(picture: Any, *, ax: "Axes | None" = None) -> "Figure":
     ------
     ValueError
         An array of another shape.
+    DatasetError
+        The file cannot be read as a picture.
     """
-    from matplotlib.image import imread
-
     is_file = isinstance(picture, str | Path)
-    pixels = np.asarray(imread(picture)) if is_file else host(picture, "picture")
+    pixels = load_pixels(picture) if is_file else host(picture, "picture")
     if pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] not in (3, 4)):
         raise ValueError(f"picture has shape {pixels.shape}, expected (H, W) or (H, W, 3)")
     on = axes(ax, shape=pixels.shape[0] / pixels.shape[1], plain=True)

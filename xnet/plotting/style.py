@@ -456,7 +456,8 @@ def check_format(path: str | os.PathLike[str], animated: bool = False) -> str:
     check_matplotlib()
     from matplotlib.backend_bases import FigureCanvasBase
 
-    formats = {"gif"} if animated else set(FigureCanvasBase.get_supported_filetypes()) - {"gif"}
+    still = set(FigureCanvasBase.get_supported_filetypes()) - {"gif", "pgf"}  # pgf needs a TeX
+    formats = {"gif"} if animated else still
     suffix = Path(path).suffix
     found = suffix.lower().removeprefix(".")
     if found not in formats:

@@ -29,7 +29,7 @@ from rich.table import Column, Table
 import xnet
 from xnet import datasets, plotting, random, testing, weights
 from xnet.arithmetic import unchecked
-from xnet.backend import Backend, backends, get_backend, resolve
+from xnet.backend import Backend, backends, get_backend, resolve, use_backend
 from xnet.errors import (
     BackendError,
     DatasetError,
@@ -928,7 +928,8 @@ def plot(
         picture=picture,
         seed=seed,
     )
-    with Console(stderr=True).status(f"drawing {name}"), plotting.look(dark=dark, width=width):
+    status = Console(stderr=True).status(f"drawing {name}")
+    with status, use_backend(chosen), plotting.look(dark=dark, width=width):
         plotting.save(known[name].draw(material), output)
     if as_json:
         print(json.dumps({"figure": name, "file": str(output)}))
