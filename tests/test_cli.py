@@ -687,6 +687,16 @@ def test_plot_shows_the_network_that_it_is_given(monkeypatch, good, bad, trained
     assert "nowhere" in bad("plot", "mistakes", "--network", "nowhere", "-o", path)
 
 
+def test_plot_of_a_network_that_no_data_set_fits(good, bad, untrained, tmp_path):
+    network = untrained(7, 3)
+    path = tmp_path / "a.svg"
+    assert good("plot", "network-graph", "--network", network, "-o", path)
+    assert path.is_file()
+    assert "x has 64 features, W expects 7" in bad(
+        *("plot", "mistakes", "--network", network, "-o", tmp_path / "b.svg")
+    )
+
+
 def test_plot_refuses_before_it_computes(monkeypatch, bad, tmp_path):
     never = dataclasses.replace(plotting.plots()["mistakes"], draw=lambda _: pytest.fail("drawn"))
     monkeypatch.setattr(plotting, "plots", lambda: {"mistakes": never})

@@ -919,10 +919,9 @@ def plot(
     weights.check_writable(output)
     chosen = resolve(backend, reproducible)
     given = None if network is None else _load(network, chosen)
-    if given is not None and dataset is None:
-        dataset = Dataset(_dataset_for(given))
+    fitting = None if given is None else DATASET_OF_INPUTS.get(given.inputs or 0)
     material = plotting.Material(
-        dataset=None if dataset is None else str(dataset),
+        dataset=fitting if dataset is None else str(dataset),
         given=given,
         backend=None if backend is None and reproducible is None else chosen,
         picture=picture,
