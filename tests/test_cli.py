@@ -620,7 +620,7 @@ SMALL = {
     "train": ["--iterations", 2, "--hidden", 3],
     "gradcheck": ["--hidden", 2, "--batch-size", 2],
     "parity": ["--steps", 1, "--backend", "numpy"],
-    "plot": ["sigmoid", "--output", "odd.png"],
+    "plot": ["sigmoid", "--width", 200, "--output", "odd.png"],
 }
 
 

@@ -127,7 +127,7 @@ def _said(network: Network, x: Any, t: Any) -> tuple[NDArray[Any], NDArray[Any]]
         return host(p, "p"), host(targets, "t").argmax(axis=1)
 
 
-@plot("3.6", lambda m: [m.network, m.test[0][:6], m.test[1][:6]])
+@plot("the job", lambda m: [m.network, m.test[0][:6], m.test[1][:6]])
 def predictions(
     network: Network, x: Array, t: Array, *, figure: "Figure | None" = None
 ) -> "Figure":
@@ -175,7 +175,7 @@ def predictions(
     return made
 
 
-@plot("4.5", lambda m: [m.network, *m.test])
+@plot("the job", lambda m: [m.network, *m.test])
 def mistakes(
     network: Network, x: Array, t: Array, count: int = 12, *, figure: "Figure | None" = None
 ) -> "Figure":
@@ -208,13 +208,12 @@ def mistakes(
         on.set_title(f"{said[k]}: {sure[k]:.0%}\nis {right[k]}", pad=3)
     if not worst:
         parts[0].set_axis_off()
-        parts[0].set_title("")
     wrong = int((said != right).sum())
     made.suptitle(f"{wrong} of {len(p)} are wrong")
     return made
 
 
-@plot("4.5", lambda m: [m.network, *m.test])
+@plot("the job", lambda m: [m.network, *m.test])
 def confusion_matrix(network: Network, x: Array, t: Array, *, ax: "Axes | None" = None) -> "Figure":
     """How often each class is taken for which.
 
@@ -254,7 +253,7 @@ def confusion_matrix(network: Network, x: Array, t: Array, *, ax: "Axes | None" 
 # -- what it is made of
 
 
-@plot("4.5", lambda m: [m.network])
+@plot("the job", lambda m: [m.network])
 def first_layer_weights(
     network: Network, count: int = 24, *, figure: "Figure | None" = None
 ) -> "Figure":
@@ -289,7 +288,7 @@ def first_layer_weights(
     return made
 
 
-@plot("3.4", lambda m: [m.network, m.batch[0]])
+@plot("the job", lambda m: [m.network, m.batch[0]])
 def activation_histograms(
     network: Network, x: Array, *, figure: "Figure | None" = None
 ) -> "Figure":
@@ -318,7 +317,7 @@ def activation_histograms(
     return _histograms(outputs, "output", figure)
 
 
-@plot("5.7", lambda m: [m.network, *m.batch])
+@plot("the job", lambda m: [m.network, *m.batch])
 def gradient_histograms(
     network: Network, x: Array, t: Array, *, figure: "Figure | None" = None
 ) -> "Figure":
@@ -373,7 +372,7 @@ def _plane(x: NDArray[Any]) -> Plane:
     return float(left), float(right), float(bottom), float(top)
 
 
-def _probabilities(network: Network, plane: Plane, count: int = 160) -> NDArray[Any]:
+def _probabilities(network: Network, plane: Plane, count: int = 120) -> NDArray[Any]:
     """Of each class on a grid of the plane, (count, count, C)."""
     left, right, bottom, top = plane
     grid = np.meshgrid(np.linspace(left, right, count), np.linspace(bottom, top, count))
@@ -440,7 +439,7 @@ def _trained_on_spirals(training: Training) -> Network:
     return training.network
 
 
-@plot("4.5", lambda m: [_trained_on_spirals(m.run_on_spirals()), *m.spirals])
+@plot("the job", lambda m: [_trained_on_spirals(m.run_on_spirals()), *m.spirals])
 def decision_boundary(
     network: Network, x: Array, t: Array, *, ax: "Axes | None" = None
 ) -> "Figure":
@@ -471,7 +470,7 @@ STEPS = (0, 20, 60, 150, 300, 600)
 """After how many training steps a boundary is looked at."""
 
 
-@plot("4.5", lambda m: [m.run_on_spirals(), *m.spirals])
+@plot("the job", lambda m: [m.run_on_spirals(), *m.spirals])
 def learning_boundary(
     training: Training,
     x: Array,
@@ -507,7 +506,7 @@ def learning_boundary(
     return made
 
 
-@plot("4.5", lambda m: [m.run_on_spirals(), *m.spirals], animated=True)
+@plot("the job", lambda m: [m.run_on_spirals(), *m.spirals], animated=True)
 def learning_boundary_animation(
     training: Training,
     x: Array,
@@ -576,7 +575,7 @@ def _boundaries(training: Training, plane: Plane, steps: Sequence[int]) -> Itera
 # -- what is wrong
 
 
-@plot("5.7.3", lambda m: [m.small, *m.batch])
+@plot("the job", lambda m: [m.small, *m.batch])
 def gradient_errors(
     network: Network, x: Array, t: Array, *, figure: "Figure | None" = None
 ) -> "Figure":
@@ -617,7 +616,7 @@ def gradient_errors(
     return made
 
 
-@plot("parity", lambda m: [m.verdicts])
+@plot("the job", lambda m: [m.verdicts])
 def parity_ulps(verdicts: Sequence[Verdict], *, ax: "Axes | None" = None) -> "Figure":
     """How far the backends are from NumPy in fast mode, in units in the last place.
 
