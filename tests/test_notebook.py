@@ -11,7 +11,7 @@ from xnet import notebook
 from xnet.backend import BackendInfo
 from xnet.layers import Affine, ReLU
 from xnet.operations import Pointwise
-from xnet.tools.parity import Verdict, Verdicts
+from xnet.testing.parity import Verdict, Verdicts
 from xnet.training import History
 
 

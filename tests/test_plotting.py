@@ -12,7 +12,8 @@ import xnet
 from xnet import activations, datasets, perceptron, plotting
 from xnet.layers import Add, Affine, BinaryCrossEntropy, Mul, ReLU, Sigmoid, SoftmaxWithLoss
 from xnet.plotting import style
-from xnet.tools.parity import Verdict
+from xnet.testing.parity import Verdict
+from xnet.tools import pictures
 
 pytest.importorskip("matplotlib")
 
@@ -227,12 +228,12 @@ def test_pictures_are_refused_that_are_none():
 def test_an_image_file(tmp_path):
     pixels = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
     Image.fromarray(pixels).save(tmp_path / "small.png")
-    (axes,) = plotting.image(tmp_path / "small.png").axes
+    (axes,) = plotting.image(pictures.load_pixels(tmp_path / "small.png")).axes
     assert np.array_equal(axes.images[0].get_array()[..., :3], pixels)
     assert np.array_equal(plotting.image(pixels).axes[0].images[0].get_array(), pixels)
     (tmp_path / "no.png").write_bytes(b"none")
     with pytest.raises(xnet.DatasetError, match="cannot be read as a picture"):
-        plotting.image(str(tmp_path / "no.png"))
+        pictures.load_pixels(str(tmp_path / "no.png"))
 
 
 # -- graphs

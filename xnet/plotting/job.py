@@ -28,7 +28,7 @@ from xnet.plotting.style import (
     theme,
     width_of,
 )
-from xnet.tools.parity import Verdict
+from xnet.testing.parity import Verdict
 from xnet.training import History, Training
 
 if TYPE_CHECKING:
@@ -623,7 +623,7 @@ def parity_ulps(verdicts: Sequence[Verdict], *, ax: "Axes | None" = None) -> "Fi
     Parameters
     ----------
     verdicts
-        What `xnet.tools.parity.verdict` returned; of one operation and backend the largest
+        What `xnet.testing.parity.verdict` returned; of one operation and backend the largest
         difference counts. A promise that is broken is a cross.
     ax
         As in `confusion_matrix`.

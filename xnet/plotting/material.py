@@ -6,7 +6,6 @@ import os
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ from xnet.network import Network, TwoLayerNet
 from xnet.operations import Affine, Tanh, registered
 from xnet.optimizers import Adam
 from xnet.random import Generator
-from xnet.tools import parity
+from xnet.testing import parity
 from xnet.training import History, Training, train
 
 Split = tuple[NDArray[Any], NDArray[Any]]
@@ -67,7 +66,7 @@ class Material:
     backend
         Name or `Backend` that computes; None for the current one.
     picture
-        A file that `image` shows; None for one that comes with matplotlib.
+        Pixels that `image` shows; None for a photograph that comes with matplotlib.
     seed
         For the network, and for what is drawn at random.
     """
@@ -75,7 +74,7 @@ class Material:
     dataset: str | None = None
     given: Network | None = None
     backend: str | Backend | None = None
-    picture: str | Path | None = None
+    picture: Any = None
     seed: int = 0
 
     @cached_property

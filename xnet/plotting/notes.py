@@ -4,7 +4,6 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,7 +24,6 @@ from xnet.plotting.style import (
     root,
     theme,
 )
-from xnet.tools.pictures import load_pixels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -93,8 +91,8 @@ def image(picture: Any, *, ax: "Axes | None" = None) -> "Figure":
     Parameters
     ----------
     picture
-        A file's path, or pixels: (H, W) from 0, paper, to the largest, ink; or (H, W, 3) of red,
-        green and blue, 0 to 1 or whole numbers to 255.
+        Pixels: (H, W) from 0, paper, to the largest, ink; or (H, W, 3) of red, green and blue, 0 to
+        1 or whole numbers to 255, as `xnet.tools.pictures.load_pixels` reads them from a file.
     ax
         As in `sin_cos`.
 
@@ -102,11 +100,8 @@ def image(picture: Any, *, ax: "Axes | None" = None) -> "Figure":
     ------
     ValueError
         An array of another shape.
-    DatasetError
-        The file cannot be read as a picture.
     """
-    is_file = isinstance(picture, str | Path)
-    pixels = load_pixels(picture) if is_file else host(picture, "picture")
+    pixels = host(picture, "picture")
     if pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] not in (3, 4)):
         raise ValueError(f"picture has shape {pixels.shape}, expected (H, W) or (H, W, 3)")
     on = axes(ax, shape=pixels.shape[0] / pixels.shape[1], plain=True)
@@ -114,10 +109,12 @@ def image(picture: Any, *, ax: "Axes | None" = None) -> "Figure":
     return root(on)
 
 
-def _photograph() -> Path:
+def _photograph() -> NDArray[Any]:
     """One that comes with matplotlib."""
     cbook: Any = import_module("matplotlib.cbook")
-    return Path(cbook.get_sample_data("grace_hopper.jpg", asfileobj=False))
+    return np.asarray(
+        import_module("matplotlib.image").imread(cbook.get_sample_data("grace_hopper.jpg"))
+    )
 
 
 # -- 2

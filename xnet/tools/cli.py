@@ -924,7 +924,7 @@ def plot(
         dataset=fitting if dataset is None else str(dataset),
         given=given,
         backend=None if backend is None and reproducible is None else chosen,
-        picture=picture,
+        picture=None if picture is None else pictures.load_pixels(picture),
         seed=seed,
     )
     status = Console(stderr=True).status(f"drawing {name}")
