@@ -112,9 +112,8 @@ def image(picture: Any, *, ax: "Axes | None" = None) -> "Figure":
 def _photograph() -> NDArray[Any]:
     """One that comes with matplotlib."""
     cbook: Any = import_module("matplotlib.cbook")
-    return np.asarray(
-        import_module("matplotlib.image").imread(cbook.get_sample_data("grace_hopper.jpg"))
-    )
+    path = cbook.get_sample_data("grace_hopper.jpg", asfileobj=False)
+    return np.asarray(import_module("matplotlib.image").imread(path))
 
 
 # -- 2
