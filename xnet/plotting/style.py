@@ -129,7 +129,8 @@ class Look:
 
 
 WRITTEN: Final = {"pdf.fonttype": 42, "svg.fonttype": "path", "svg.hashsalt": "xnet"}
-"""How files are written: letters as a font that can be searched, and the same bytes every time."""
+"""How files are written: a PDF with letters that can be searched, an SVG with their outlines, which
+need no font; and the same bytes every time."""
 
 _look: ContextVar[Look] = ContextVar("look", default=Look())  # noqa: B039 (it is frozen)
 
