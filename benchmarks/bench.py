@@ -34,13 +34,13 @@ import threadpoolctl
 import typer
 
 import xnet
-from xnet import operations
+from xnet import operations, plotting
 from xnet.backend import Backend, backends, resolve
 from xnet.layers import Affine, Layer, ReLU, Sigmoid, layer_class
 from xnet.network import Network
 from xnet.optimizers import OPTIMIZERS, SGD, Optimizer
 from xnet.threads import num_threads
-from xnet.tools import cli, figures
+from xnet.tools import cli
 
 Host: TypeAlias = np.ndarray[Any, Any]
 Contender: TypeAlias = Callable[[], Any]
@@ -637,7 +637,7 @@ def main(
     if figure is not None:
         if part != "inference":
             raise typer.BadParameter("only inference has a figure")
-        figures.check_format(figure)
+        plotting.check_format(figure)
     for path in (json_file, figure):
         if path is not None:
             xnet.weights.check_writable(path)
@@ -650,7 +650,7 @@ def main(
         facts = {"machine": machine(), "seconds": found}
         write(json_file, facts | {"floor_seconds_per_image": floor()})
     if figure is not None:
-        figures.throughput(found, floor()).savefig(figure, dpi=150)
+        plotting.save(plotting.throughput(found, floor()), figure)
 
 
 if __name__ == "__main__":

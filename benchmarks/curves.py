@@ -13,7 +13,7 @@ import numpy as np
 from report import FIGURES, load, machine, save, without_handicaps
 
 import xnet
-from xnet.tools import figures
+from xnet import plotting
 from xnet.training import History, train
 
 KINDS = {"numerical": "numerical gradient", "backprop": "backpropagation"}
@@ -53,7 +53,7 @@ def draw():
             epoch_ends=saved["epoch_ends"],
         )
     FIGURES.mkdir(exist_ok=True)
-    figures.training_curves(histories, smooth=SMOOTH).savefig(FIGURES / "curves.png", dpi=110)
+    plotting.save(plotting.training_curves(histories, SMOOTH), FIGURES / "curves.png")
 
 
 def main():

@@ -27,9 +27,8 @@ import numpy as np
 from report import FIGURES, load, machine, save, without_handicaps
 
 import xnet
-from xnet import perturbation
+from xnet import perturbation, plotting
 from xnet.layers import Affine, Sigmoid
-from xnet.tools import figures
 
 VARIED = {
     "samples in the batch": [(n, n, [50]) for n in (10, 25, 50, 100, 200, 400)],
@@ -136,7 +135,7 @@ def draw(facts):
         for varied in VARIED
     }
     FIGURES.mkdir(exist_ok=True)
-    figures.growth(panels).savefig(FIGURES / "growth.png", dpi=110)
+    plotting.save(plotting.growth(panels), FIGURES / "growth.png")
 
 
 def main():

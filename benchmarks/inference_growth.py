@@ -16,7 +16,7 @@ import numpy as np
 from report import FIGURES, machine, save, without_handicaps
 
 import xnet
-from xnet.tools import figures
+from xnet import plotting
 
 VARIED = {
     "samples in the batch": [(n, n, 50) for n in (1, 2, 4, 8, 16, 32, 64, 128, 512, 2048, 8192)],
@@ -60,8 +60,7 @@ def main():
             point = {"varied": varied, "backend": name, "exponent": slope, "values": values}
             facts["points"].append(point | {"seconds": taken})
     save("inference_growth", facts)
-    figure = figures.growth(panels, "one prediction")
-    figure.savefig(FIGURES / "inference_growth.png", dpi=110)
+    plotting.save(plotting.growth(panels, "one prediction"), FIGURES / "inference_growth.png")
 
 
 if __name__ == "__main__":

@@ -740,10 +740,11 @@ def test_the_page_names_what_is_used_of_a_namespace():
 
 FLOORS = [
     ["tools", "sklearn"],
+    ["plotting"],
     ["testing"],
     ["training", "datasets"],
     ["checkpoints", "schedules"],
-    ["samples", "parquet", "scaling"],
+    ["progress", "samples", "parquet", "scaling"],
     ["onnx"],
     ["weights"],
     ["foreign"],
@@ -759,7 +760,7 @@ FLOORS = [
     ["backend", "reproducible"],
     ["arithmetic", "random"],
     ["perturbation", "threads", "exact", "bounds", "arrays"],
-    ["operations", "formulas", "errors", "dtypes", "files", "frames", "schema"],
+    ["operations", "formulas", "errors", "dtypes", "files", "frames", "schema", "notebook"],
 ]
 """Each module imports from lower floors alone; exact and bounds from formulas."""
 

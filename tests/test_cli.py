@@ -24,7 +24,7 @@ from PIL import Image
 
 import xnet
 from xnet import backend as registry
-from xnet import datasets, operations, weights
+from xnet import datasets, operations, plotting, weights
 from xnet.network import Network
 from xnet.operations import Affine, ReLU
 from xnet.optimizers import SGD
@@ -36,7 +36,7 @@ Done = namedtuple("Done", ["status", "out", "err"])
 USABLE = {info.name for info in xnet.backends() if info.usable}
 COMPILING = "xnet: compiling Numba kernels;.*\n"
 """What a first run, whose cache is cold, says besides."""
-COMMANDS = ["info", "train", "evaluate", "predict", "gradcheck", "parity", "demo"]
+COMMANDS = ["info", "train", "evaluate", "predict", "gradcheck", "parity", "plot", "demo"]
 
 
 @pytest.fixture
@@ -586,6 +586,11 @@ def test_help_lists_the_commands(run, good):
         (["train", "--seed", "-1"], "--seed"),
         (["demo", "--seed", "-1"], "--seed"),
         (["evaluate", "net", "--batch-size", "0"], "--batch-size"),
+        (["plot"], "(?s)no figure is named.*--list"),
+        (["plot", "sigmoidd", "-o", "a.png"], "(?s)'sigmoidd' is no figure.*sigmoid"),
+        (["plot", "sigmoid"], "--output.*sigmoid.png"),
+        (["plot", "learning-boundary-animation"], "(?s)--output.*animation.gif"),
+        (["plot", "sigmoid", "-o", "a.png", "--width", "199"], "--width"),
     ],
 )
 def test_wrong_usage_exits_with_2(run, arguments, named):
@@ -615,6 +620,7 @@ SMALL = {
     "train": ["--iterations", 2, "--hidden", 3],
     "gradcheck": ["--hidden", 2, "--batch-size", 2],
     "parity": ["--steps", 1, "--backend", "numpy"],
+    "plot": ["sigmoid", "--width", 200, "--output", "odd.png"],
 }
 
 
@@ -641,6 +647,62 @@ def test_odd_values_of_every_option_end_in_no_traceback(monkeypatch, run, traine
             assert done.status in (0, 1, 2)
             if done.status == 1 and not done.out:
                 assert re.fullmatch(r"xnet: [^\n]{1,400}\n", re.sub(COMPILING, "", done.err))
+
+
+# plot
+
+
+@pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])
+def test_plot_writes_the_file(good, tmp_path, suffix):
+    path = tmp_path / f"sigmoid.{suffix}"
+    assert good("plot", "sigmoid", "-o", path, "--dark", "--width", 400) == f"saved to {path}\n"
+    starts = {"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF"}
+    assert path.read_bytes().startswith(starts[suffix])
+    if suffix == "png":
+        with Image.open(path) as picture:
+            assert picture.width == 400
+            assert picture.getpixel((0, 0))[:3] == (0x16, 0x18, 0x1D)
+
+
+def test_plot_lists_the_figures(good):
+    found = parsed(good("plot", "--list", "--json"))
+    assert [one["name"] for one in found] == list(plotting.plots())
+    assert {"name", "section", "shows"} == set(found[0])
+    shown = good("plot", "--list")
+    assert all(name in shown for name in plotting.plots())
+
+
+def test_plot_shows_the_network_that_it_is_given(monkeypatch, good, bad, trained, tmp_path):
+    given = []
+    one = dataclasses.replace(
+        plotting.plots()["mistakes"],
+        draw=lambda material: given.append(material) or plotting.sigmoid(),
+    )
+    monkeypatch.setattr(plotting, "plots", lambda: {"mistakes": one})
+    path = tmp_path / "mistakes.png"
+    done = parsed(good("plot", "mistakes", "--network", trained, "-o", path, "--json"))
+    assert done == {"figure": "mistakes", "file": str(path)}
+    assert weights.sha256(given[0].network) == weights.sha256(weights.load_network(trained))
+    assert given[0].dataset == "digits"
+    assert "nowhere" in bad("plot", "mistakes", "--network", "nowhere", "-o", path)
+
+
+def test_plot_of_a_network_that_no_data_set_fits(good, bad, untrained, tmp_path):
+    network = untrained(7, 3)
+    path = tmp_path / "a.svg"
+    assert good("plot", "network-graph", "--network", network, "-o", path)
+    assert path.is_file()
+    assert "x has 64 features, W expects 7" in bad(
+        *("plot", "mistakes", "--network", network, "-o", tmp_path / "b.svg")
+    )
+
+
+def test_plot_refuses_before_it_computes(monkeypatch, bad, tmp_path):
+    never = dataclasses.replace(plotting.plots()["mistakes"], draw=lambda _: pytest.fail("drawn"))
+    monkeypatch.setattr(plotting, "plots", lambda: {"mistakes": never})
+    assert "ends in '.doc', expected one of" in bad("plot", "mistakes", "-o", "a.doc")
+    assert "a.gif ends in '.gif'" in bad("plot", "mistakes", "-o", "a.gif")
+    assert "cannot be written" in bad("plot", "mistakes", "-o", tmp_path / "no" / "a.png")
 
 
 # A user's mistakes: one line, and no training before it.

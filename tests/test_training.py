@@ -16,7 +16,7 @@ import threadpoolctl
 from conftest import LAYER_KINDS, OPTIMIZERS, SIZES, require_host_cuda, variants
 
 import xnet
-from xnet import WeightsError, datasets, training, weights
+from xnet import WeightsError, datasets, progress, weights
 from xnet.layers import Layer, LossLayer
 from xnet.measures import r_squared
 from xnet.network import Network, TwoLayerNet
@@ -1040,13 +1040,13 @@ def test_bar_may_be_declined(open_terminal, data):
 
 def test_bar_is_drawn_ten_times_a_second_at_most(open_terminal, monkeypatch, data):
     open_terminal()
-    drawn, update = [], training.ProgressBar._update
+    drawn, show = [], progress.ProgressBar.show
 
     def counted(bar, history):
         drawn.append(history.iterations)
-        update(bar, history)
+        show(bar, history)
 
-    monkeypatch.setattr(training.ProgressBar, "_update", counted)
+    monkeypatch.setattr(progress.ProgressBar, "show", counted)
     history = train(make_network(), *data, iterations=300, batch_size=10, progress=True)
     assert (drawn[0], drawn[-1]) == (1, 300)
     assert len(drawn) <= 2 + history.seconds / 0.1

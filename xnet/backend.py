@@ -20,7 +20,7 @@ from functools import cache, cached_property
 from itertools import starmap
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
-from xnet import exact, perturbation, threads
+from xnet import exact, notebook, perturbation, threads
 from xnet.arithmetic import sound
 from xnet.arrays import arrived, check_real, narrowed, refusal
 from xnet.dtypes import dtype_name
@@ -502,7 +502,7 @@ def _why_unusable(name: str) -> str | None:
 def backends() -> list[BackendInfo]:
     """Every registered backend, with whether it is usable here and why not."""
     reasons = {name: _why_unusable(name) for name in _registry()}
-    return [BackendInfo(name, reason is None, reason) for name, reason in reasons.items()]
+    return notebook.Backends(BackendInfo(n, why is None, why) for n, why in reasons.items())
 
 
 _instances: dict[tuple[str, int | None, bool], Backend] = {}

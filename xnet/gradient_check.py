@@ -41,6 +41,7 @@ from enum import StrEnum
 from itertools import product
 from typing import Any, Protocol
 
+from xnet import notebook
 from xnet.arrays import labels
 from xnet.backend import Array, backend_of
 from xnet.errors import KinkWarning, RoundingWarning
@@ -191,6 +192,8 @@ class GradientCheck(Mapping[str, float]):
     def __len__(self) -> int:
         return len(self.parameters)
 
+    _repr_html_ = notebook.check
+
     def __str__(self) -> str:
         head = ("parameter", "mean diff", "max diff", "relative", "worst element", "backprop")
         rows = [(*head, "numerical", "apart", "allowed", "verdict")]
@@ -297,6 +300,22 @@ def gradient_check(
         )
     checks = {name: comparison.result(largest) for name, comparison in found.items()}
     return GradientCheck(checks, left_out, tuple(taken))
+
+
+def differences(
+    network: Differentiable, x: Any, t: Any, h: float | None = None
+) -> dict[str, Array]:
+    """|backpropagation - numerical gradient| of every element, in float64, by parameter.
+
+    What `gradient_check` sums up, for one step h: parameters and errors as there. Samples that lie
+    at a kink are left out.
+    """
+    checked = _in_float64(network)
+    with checked.held():
+        x, t, _, _ = _without_kinks(checked, x, t, (checked_step(h),))
+        numerical = checked.numerical_gradient(x, t, checked_step(h))
+        xp = backend_of(**numerical).xp
+        return {k: xp.abs(g - numerical[k]) for k, g in checked.gradient(x, t).items()}
 
 
 def _without_kinks(

@@ -17,6 +17,7 @@ from functools import partial
 from threading import RLock
 from typing import Any, cast
 
+from xnet import notebook
 from xnet.arguments import moved
 from xnet.arithmetic import sound
 from xnet.arrays import labels
@@ -724,6 +725,8 @@ class Network:
             f"{type(self).__name__}([{layers}], {self._loss_layer}, "
             f"dtype={self.dtype}, backend={self.backend.label})"
         )
+
+    _repr_html_ = notebook.network
 
 
 def _check_instance(name: str, value: object, kind: type) -> None:

@@ -1,6 +1,7 @@
 """Perceptrons (§2.3-§2.5): a weighted sum and a threshold, and the gates made of them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
+from typing import Final
 
 from xnet.arguments import as_floats, taken
 from xnet.backend import Array, get_backend
@@ -29,8 +30,16 @@ def perceptron(x: Array, w: Array, b: float) -> int:
     return int(weighted_sum(x, w, b) > 0)
 
 
-def _gate(inputs: Sequence[float], weights: Sequence[float], bias: float) -> int:
-    backend = get_backend()
+GATES: Final[Mapping[str, tuple[tuple[float, float], float]]] = {
+    "AND": ((0.5, 0.5), -0.7),
+    "NAND": ((-0.5, -0.5), 0.7),
+    "OR": ((0.5, 0.5), -0.2),
+}
+"""Weights and bias of each gate that is one perceptron (§2.3.3)."""
+
+
+def _gate(name: str, *inputs: float) -> int:
+    backend, (weights, bias) = get_backend(), GATES[name]
     x = backend.asarray([float(value) for value in inputs])
     return perceptron(x, backend.asarray(weights), bias)
 
@@ -44,17 +53,17 @@ def AND_with_threshold(x1: float, x2: float) -> int:
 
 def AND(x1: float, x2: float) -> int:
     """1 if both inputs are 1: weights (0.5, 0.5), bias -0.7 (§2.3.3)."""
-    return _gate((x1, x2), (0.5, 0.5), -0.7)
+    return _gate("AND", x1, x2)
 
 
 def NAND(x1: float, x2: float) -> int:
     """0 if both inputs are 1: weights (-0.5, -0.5), bias 0.7 (§2.3.3)."""
-    return _gate((x1, x2), (-0.5, -0.5), 0.7)
+    return _gate("NAND", x1, x2)
 
 
 def OR(x1: float, x2: float) -> int:
     """1 if an input is 1: weights (0.5, 0.5), bias -0.2 (§2.3.3)."""
-    return _gate((x1, x2), (0.5, 0.5), -0.2)
+    return _gate("OR", x1, x2)
 
 
 def XOR(x1: float, x2: float) -> int:

@@ -6,29 +6,29 @@ import math
 import operator
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from xnet import checkpoints, weights
+from xnet import checkpoints, notebook, weights
 from xnet.backend import Array, assign, use_backend
 from xnet.clipping import clipped
 from xnet.errors import CheckpointError
 from xnet.network import Network
 from xnet.optimizers import SGD, Optimizer
+from xnet.progress import Progress, Silent, suitable
 from xnet.random import Generator as Draws
 from xnet.samples import Samples, check_length, minibatches
 from xnet.schedules import Schedule
 
 
-@dataclass
+@dataclass(repr=False)
 class History:
     """What a training run recorded, as plain lists of numbers.
 
@@ -75,6 +75,11 @@ class History:
         """What was taken on a part of the data: "train", "validation" or "test"."""
         return getattr(self, f"{part}_{'r2' if self.train_r2 else 'accuracy'}")
 
+    def __repr__(self) -> str:
+        return f"History({notebook.summary(self)})"
+
+    _repr_html_ = notebook.history
+
 
 class Callback:
     """What `train` tells of a run as it goes on; a class of your own overrides what it wants.
@@ -90,22 +95,6 @@ class Callback:
 
     def on_epoch(self, training: "Training") -> bool | None:
         """An epoch is over, and its accuracies or R² are in the history."""
-
-
-class Progress(Protocol):
-    """What `train` tells of its progress; see `ProgressBar`."""
-
-    def start(self, total: int) -> None:
-        """The run goes on until `total` iterations are done, those of earlier calls included."""
-        ...
-
-    def advance(self, history: History) -> None:
-        """One more iteration is done."""
-        ...
-
-    def stop(self) -> None:
-        """The run has ended."""
-        ...
 
 
 def train(
@@ -193,7 +182,8 @@ def train(
         settings must be those of the run that wrote it, and in fast mode the backend. A run that
         was killed and resumed ends with the bits of one that was not.
     progress
-        Whether to show a bar; none is shown unless stderr is a terminal. Or your own `Progress`.
+        Whether to show a bar, on a terminal or in a notebook; where stderr is neither, as in a log
+        file, a long run writes a line now and then. Or your own `Progress`.
 
     Returns
     -------
@@ -669,70 +659,7 @@ def _terminable() -> Generator[None]:
             signal.signal(number, signal.SIG_DFL)
 
 
-class ProgressBar:
-    """A line on stderr with loss, accuracy, speed and time left; nothing if it is no terminal."""
-
-    def __init__(self) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-        from rich.progress import Progress as Rich
-
-        self._last = 0.0
-        self._began, self._before = 0.0, 0
-        self._bar = Rich(
-            BarColumn(bar_width=8),  # all of it fits into 80 columns
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[loss]}"),
-            TextColumn("{task.fields[accuracy]}"),
-            TextColumn("{task.fields[speed]:,.0f}/s"),
-            TimeRemainingColumn(),
-            console=Console(stderr=True),
-        )
-
-    def start(self, total: int) -> None:
-        """Show the bar."""
-        self._began = time.perf_counter()
-        self._task = self._bar.add_task("", total=total, loss="", accuracy="", speed=0.0)
-        self._bar.start()
-
-    def advance(self, history: History) -> None:
-        """Redraw, at most ten times a second: drawing must not slow the training."""
-        now = time.perf_counter()
-        if not self._last:
-            self._before = history.iterations - 1  # by earlier calls
-        if now - self._last < 0.1:
-            return
-        self._last = now
-        self._update(history)
-
-    def _update(self, history: History) -> None:
-        shown = ["R²"] if history.metric == "R²" else []
-        for part, word in {"train": "train", "validation": "valid", "test": "test"}.items():
-            if (values := history.taken(part)) and len(values) == len(history.epoch_ends):
-                shown.append(f"{word} {values[-1]:.4f}")
-        self._bar.update(
-            self._task,
-            completed=history.iterations,
-            loss=f"loss {history.loss[-1]:.4f}",
-            accuracy=" ".join(shown),
-            speed=(history.iterations - self._before) / (time.perf_counter() - self._began),
-        )
-        self._history = history
-
-    def stop(self) -> None:
-        """Draw the last state and leave it on the screen."""
-        if hasattr(self, "_history"):
-            self._update(self._history)
-        self._bar.stop()
-
-
-class _Silent:
-    def start(self, total: int) -> None: ...
-    def advance(self, history: History) -> None: ...
-    def stop(self) -> None: ...
-
-
 def _progress(progress: bool | Progress) -> Progress:
     if not isinstance(progress, bool):
         return progress
-    return ProgressBar() if progress and sys.stderr.isatty() else _Silent()
+    return suitable() if progress else Silent()

@@ -264,10 +264,10 @@ def main():
     facts["floor_seconds_per_image"] = bench.floor()
     save(part, facts)
     if part == "inference":
-        from xnet.tools import figures
+        from xnet import plotting
 
-        figure = figures.throughput(found, facts["floor_seconds_per_image"])
-        figure.savefig(FIGURES / "throughput.png", dpi=110)
+        figure = plotting.throughput(found, facts["floor_seconds_per_image"])
+        plotting.save(figure, FIGURES / "throughput.png")
 
 
 if __name__ == "__main__":

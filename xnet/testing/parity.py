@@ -20,7 +20,7 @@ from typing import Any, TypeAlias, cast
 
 import numpy as np
 
-from xnet import activations, formulas, weights
+from xnet import activations, formulas, notebook, weights
 from xnet.backend import Array, Backend, use_backend
 from xnet.bounds import Bounded, Bounds
 from xnet.dtypes import dtype_name
@@ -216,6 +216,14 @@ class Verdict:
     def kept(self) -> bool:
         """Whether the mode's promise is kept."""
         return self.equal if self.reproducible else self.share <= 1
+
+    _repr_html_ = notebook.verdict
+
+
+class Verdicts(list[Verdict]):
+    """A list of verdicts that a notebook shows as a table."""
+
+    _repr_html_ = notebook.verdicts
 
 
 class NotPromisedError(Exception):

@@ -1,1 +1,1 @@
-"""What stands on the library and nothing in it needs: command, fingerprints, pictures, figures."""
+"""What stands on the library and nothing in it needs: the command, fingerprints, pictures."""

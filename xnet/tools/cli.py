@@ -1,5 +1,6 @@
 """The `xnet` command."""
 
+import difflib
 import json
 import math
 import os
@@ -26,9 +27,9 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 import xnet
-from xnet import datasets, random, testing, weights
+from xnet import datasets, plotting, random, testing, weights
 from xnet.arithmetic import unchecked
-from xnet.backend import Backend, backends, get_backend, resolve
+from xnet.backend import Backend, backends, get_backend, resolve, use_backend
 from xnet.errors import (
     BackendError,
     DatasetError,
@@ -1059,6 +1060,84 @@ def gradcheck(
         print(check)
     if not check.passed:
         sys.exit(1 if check.verdict == Verdict.WRONG else INCONCLUSIVE)
+
+
+# -- plot
+
+
+@app.command(
+    epilog="Examples: [bold]xnet plot --list[/bold]; "
+    "[bold]xnet plot sigmoid -o sigmoid.svg[/bold]; "
+    "[bold]xnet plot mistakes --network digits.safetensors --dark -o mistakes.png[/bold]"
+)
+def plot(
+    name: Annotated[str | None, typer.Argument(help="Which figure; --list names all.")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="File; its suffix says the format: .png, .svg, .pdf."),
+    ] = None,
+    list_all: Annotated[bool, typer.Option("--list", help="Name every figure.")] = False,
+    dark: Annotated[bool, typer.Option("--dark", help="Light on dark.")] = False,
+    width: Annotated[
+        int, typer.Option(min=plotting.NARROWEST, max=plotting.WIDEST, help="Pixels.")
+    ] = 800,
+    network: Annotated[
+        Path | None,
+        typer.Option(help="A saved network, or the notes' pickled weights. Default: trains one."),
+    ] = None,
+    dataset: DatasetOption = None,
+    picture: Annotated[Path | None, typer.Option(help="A file for the figure `image`.")] = None,
+    backend: BackendOption = None,
+    reproducible: ReproducibleOption = None,
+    seed: SeedOption = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Draw a figure of the notes, or of a network at work.
+
+    What it needs, data and a network, is computed on the spot from the digits, in seconds.
+    """
+    known = plotting.plots()
+    if list_all:
+        _list_plots(known, as_json)
+        return
+    if name is None or name not in known:
+        near = difflib.get_close_matches(name or "", known)
+        meant = f"did you mean {' or '.join(near)}?" if near else "--list names all"
+        what = f"{name!r} is no figure" if name else "no figure is named"
+        raise typer.BadParameter(f"{what}; {meant}")
+    if output is None:
+        suffix = "gif" if known[name].animated else "png"
+        raise typer.BadParameter(f"--output is missing, as in -o {name}.{suffix}")
+    plotting.check_format(output, known[name].animated)
+    weights.check_writable(output)
+    chosen = resolve(backend, reproducible)
+    given = None if network is None else _load(network, chosen)
+    fitting = None if given is None else DATASET_OF_INPUTS.get(given.inputs or 0)
+    material = plotting.Material(
+        dataset=fitting if dataset is None else str(dataset),
+        given=given,
+        backend=None if backend is None and reproducible is None else chosen,
+        picture=None if picture is None else pictures.load_pixels(picture),
+        seed=seed,
+    )
+    status = Console(stderr=True).status(f"drawing {name}")
+    with status, use_backend(chosen), plotting.look(dark=dark, width=width):
+        plotting.save(known[name].draw(material), output)
+    if as_json:
+        print(json.dumps({"figure": name, "file": str(output)}))
+    else:
+        print(f"saved to {output}")
+
+
+def _list_plots(known: dict[str, plotting.Plot], as_json: bool) -> None:
+    if as_json:
+        facts = [{"name": p.name, "section": p.section, "shows": p.about} for p in known.values()]
+        print(json.dumps(facts))
+        return
+    table = _table("figure", "section", "shows")
+    for one in known.values():
+        table.add_row(one.name, one.section, escape(one.about))
+    out.print(table)
 
 
 # -- demo

@@ -6,7 +6,8 @@ Ink is the high value and paper is 0, as in the data sets. Pillow is imported wh
 import math
 import os
 import warnings
-from contextlib import closing
+from collections.abc import Generator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -73,10 +74,11 @@ _ENOUGH = (1024, 1024)
 """Pixels that are plenty for 28×28, and in which a photo's noise averages out."""
 
 
-def _read_grey(path: Path) -> tuple[Floats, Floats]:
-    """Return a picture's grey levels, 0..255, and its opacity, 0..1, both ``(H, W)``."""
-    with optional("load_image", "Pillow"):
-        from PIL import Image, ImageOps, UnidentifiedImageError
+@contextmanager
+def _opened(path: Path) -> Generator[Any]:
+    """Block in which a picture is open, of one of `FORMATS` and with at most `PIXELS`."""
+    with optional("a picture", "Pillow"):
+        from PIL import Image, UnidentifiedImageError
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's, of what is refused or does not matter here
@@ -85,14 +87,7 @@ def _read_grey(path: Path) -> tuple[Floats, Floats]:
                 width, height = file.size
                 if width * height > PIXELS:
                     raise ValueError(f"{width}×{height} pixels, at most {PIXELS:,} are read")
-                file.draft(None, _ENOUGH)
-                deep = file.mode.startswith("I")  # 16 bits, which Pillow would clip, not scale
-                image = file.convert("F" if deep else "RGBA")
-            image.thumbnail(_ENOUGH)
-            if deep:
-                levels = (np.asarray(image) // 256).clip(0, 255)
-                image = Image.fromarray(levels.astype(np.uint8)).convert("RGBA")
-            image = ImageOps.exif_transpose(image).convert("LA")
+                yield file
     except UnidentifiedImageError as error:
         raise DatasetError(
             f"{path} cannot be read as a picture: it is none of {', '.join(FORMATS)}"
@@ -101,6 +96,40 @@ def _read_grey(path: Path) -> tuple[Floats, Floats]:
     except Exception as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise DatasetError(f"{path} cannot be read as a picture: {reason!s:.200}") from error
+
+
+def load_pixels(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
+    """Load a picture as it is, (H, W, 4): red, green, blue and opacity, 0..255.
+
+    Parameters
+    ----------
+    path
+        A file of one of `FORMATS`.
+
+    Raises
+    ------
+    DatasetError
+        If the file cannot be read as a picture, or has more than `PIXELS`.
+    """
+    with _opened(Path(path)) as file:
+        from PIL import ImageOps
+
+        return np.asarray(ImageOps.exif_transpose(file).convert("RGBA"))
+
+
+def _read_grey(path: Path) -> tuple[Floats, Floats]:
+    """Return a picture's grey levels, 0..255, and its opacity, 0..1, both ``(H, W)``."""
+    with _opened(path) as file:
+        from PIL import Image, ImageOps
+
+        file.draft(None, _ENOUGH)
+        deep = file.mode.startswith("I")  # 16 bits, which Pillow would clip, not scale
+        image = file.convert("F" if deep else "RGBA")
+        image.thumbnail(_ENOUGH)
+        if deep:
+            levels = (np.asarray(image) // 256).clip(0, 255)
+            image = Image.fromarray(levels.astype(np.uint8)).convert("RGBA")
+        image = ImageOps.exif_transpose(image).convert("LA")
     grey, opacity = np.moveaxis(np.asarray(image, dtype=np.float32), -1, 0)
     return grey, opacity / np.float32(255)
 
