@@ -22,6 +22,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from bench import without_handicaps
 
 import xnet
 
@@ -144,4 +145,5 @@ def main():
 
 
 if __name__ == "__main__":
+    without_handicaps()
     main()

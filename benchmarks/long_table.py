@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from bench import without_handicaps
 
 import xnet
 from xnet import scaling
@@ -83,4 +84,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    without_handicaps()
     main()
