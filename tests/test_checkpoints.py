@@ -1,5 +1,6 @@
 """Runs that survive: checkpoints, being resumed, being ended, and being told of."""
 
+import contextlib
 import json
 import os
 import random
@@ -406,6 +407,97 @@ def test_a_signal_ends_it_after_a_whole_step(name, tmp_path):
     assert signal.getsignal(number) is before
     resumed, _ = run({}, tmp_path, iterations=10, resume=True)
     assert xnet.weights.sha256(resumed) == xnet.weights.sha256(whole)
+
+
+@pytest.mark.parametrize("kind", [network, lambda: xnet.TwoLayerNet(64, 200, 10, backend="numba")])
+def test_signals_at_any_moment_cost_no_bit(kind, tmp_path):
+    """They come while a step is under way, and are heard when it is done."""
+    if kind is not network:
+        pytest.importorskip("numba")
+    options = {"network": kind, "iterations": 300}
+    whole, _ = run(options, None)
+    rng, ends, running = random.Random(0), set(), []
+
+    def interrupt(number, frame):
+        if running:  # it may come when the run is over
+            raise KeyboardInterrupt
+
+    before = {s: signal.signal(s, interrupt) for s in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        while "finished" not in ends:
+
+            class Sends(Callback):
+                timer = None
+
+                def on_step(self, training):
+                    if not self.timer:
+                        number = rng.choice(list(before))
+                        self.timer = threading.Timer(
+                            rng.uniform(0, 0.03), os.kill, (os.getpid(), number)
+                        )
+                        self.timer.start()
+
+            callback = Sends()
+            running.append(1)
+            with contextlib.suppress(KeyboardInterrupt):  # it came when the last step was done
+                _, history = run(options, tmp_path, callbacks=[callback], resume=True)
+                ends.add(history.stopped)
+            running.clear()
+            if callback.timer:
+                callback.timer.join()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert "interrupted" in ends
+    net, history = run(options, tmp_path, resume=True)
+    assert xnet.weights.sha256(net) == xnet.weights.sha256(whole)
+    assert history.iterations == 300
+
+
+def test_a_step_that_takes_long_is_interrupted(monkeypatch):
+    monkeypatch.setattr(xnet.training, "GRACE", 0.1)
+
+    class Sleeps(Callback):
+        def on_step(self, training):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(60)
+
+    began = time.monotonic()
+    _, history = run({}, None, callbacks=[Sleeps()])
+    assert history.stopped == "interrupted"
+    assert time.monotonic() - began < 30
+
+
+def test_the_second_signal_interrupts_at_once():
+    class Sleeps(Callback):
+        def on_step(self, training):
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)
+            raise AssertionError("it went on")
+
+    _, history = run({}, None, callbacks=[Sleeps()])
+    assert history.stopped == "interrupted"
+
+
+def test_a_step_whose_loss_is_unknown_is_not_in_the_checkpoint(tmp_path):
+    """Else it would be taken twice."""
+
+    class Interrupted(Adam):
+        def step(self, *arguments, **named):
+            return super().step(*arguments, **named)
+
+    class Cuts(xnet.Network):
+        def train_step(self, *arguments):
+            loss = super().train_step(*arguments)
+            if optimizer.taken["W1"] == 5:
+                raise KeyboardInterrupt
+            return loss
+
+    optimizer = Interrupted(0.01)
+    net = Cuts([Affine(64, 10)], seed=1)
+    history = train(net, X, T, iterations=9, optimizer=optimizer, checkpoint=tmp_path)
+    assert (history.stopped, history.iterations) == ("interrupted", 4)
+    assert not checkpoints.Folder(tmp_path).files()
 
 
 def test_a_signal_that_the_program_handles_is_its_own():

@@ -394,13 +394,13 @@ class Training:
             self._settings.setdefault("iterations", total)
             checkpoints.check_same(self._settings, {"iterations": total})
         self._total, self._rate, shown = total, self.optimizer.lr, _progress(progress)
-        self._written = time.monotonic()
+        self._written, self._steps = time.monotonic(), self._steps_taken()
         shown.start(total)
         started = time.perf_counter()
         try:
-            with _terminable():
+            with _asked() as asked:
                 self._go_on()
-                history.stopped = self._loop(total, shown)
+                history.stopped = self._loop(total, shown, asked)
         except KeyboardInterrupt:
             history.stopped = "interrupted"
         finally:
@@ -408,13 +408,18 @@ class Training:
             shown.stop()
             history.seconds += time.perf_counter() - started
         if history.stopped != "diverged":
-            if self._folder is not None:
+            # A step that was taken while its loss is unknown would be taken again.
+            if self._folder is not None and self._steps == self._steps_taken():
                 self._write(self._folder)
             self._end()
         return history
 
-    def _loop(self, total: int, progress: Progress) -> str:
-        """Train until so many iterations are done; returns why that ended."""
+    def _steps_taken(self) -> int:
+        """How many steps the optimizer has taken, of all parameters together."""
+        return sum(self.optimizer.taken.values())
+
+    def _loop(self, total: int, progress: Progress, asked: list[int]) -> str:
+        """Train until so many iterations are done, or a signal asks; returns why that ended."""
         history = self.history
         while True:
             done = history.iterations
@@ -431,12 +436,15 @@ class Training:
                 return "early stop"
             if done == total:
                 return "finished"
+            if asked:
+                return "interrupted"
             batch = self._batch
             if batch is None:
                 self._batch = batch = next(self._batches)
             loss = self._step(batch)
             # Until both are known, who goes on after Ctrl-C takes the same batch again.
-            assign([(vars(self), "_batch", None)], (history.loss.append, loss))
+            known = [(vars(self), "_batch", None), (vars(self), "_steps", self._steps_taken())]
+            assign(known, (history.loss.append, loss))
             progress.advance(history)
             if not math.isfinite(loss):
                 return "diverged"
@@ -645,18 +653,55 @@ def _total_iterations(epochs: int | None, iterations: int | None, per_epoch: int
 
 
 @contextlib.contextmanager
-def _terminable() -> Generator[None]:
-    """Block in which SIGTERM and SIGHUP do as Ctrl-C does, where they would end the program."""
-    ends = [signal.SIGTERM, *filter(None, [getattr(signal, "SIGHUP", None)])]
-    here = threading.current_thread() is threading.main_thread()
-    changed = [s for s in ends if here and signal.getsignal(s) is signal.SIG_DFL]
+def _asked() -> Generator[list[int]]:
+    """Block in which signals that would interrupt it are noted, for it to end between two steps.
+
+    SIGTERM and SIGHUP count as Ctrl-C where they would end the program. The block is interrupted
+    all the same if it goes on for longer than `GRACE`, or at the second signal.
+    """
+    asked: list[int] = []
+    lock, over, main = threading.Lock(), threading.Event(), threading.main_thread()
+
+    def insist(number: int) -> None:
+        if not over.wait(GRACE):
+            with lock:
+                if not over.is_set():  # by a real one, which ends a wait
+                    signal.pthread_kill(main.ident or 0, number)
+
+    def noting(handler: Any) -> Any:
+        def note(number: int, frame: Any) -> None:
+            try:
+                handler(number, frame)
+            except KeyboardInterrupt:
+                if asked and not over.is_set():
+                    raise
+                asked.append(number)
+                threading.Thread(target=insist, args=(number,), daemon=True).start()
+
+        return note
+
+    before: dict[int, Any] = {}
+    if threading.current_thread() is main:
+        before = {s: signal.getsignal(s) for s in (signal.SIGINT, *_ENDS)}
     try:
-        for number in changed:
-            signal.signal(number, signal.default_int_handler)
-        yield
+        for number, handler in before.items():
+            if number in _ENDS and handler is signal.SIG_DFL:
+                signal.signal(number, noting(signal.default_int_handler))
+            elif callable(handler):
+                signal.signal(number, noting(handler))
+        yield asked
     finally:
-        for number in changed:
-            signal.signal(number, signal.SIG_DFL)
+        with lock:
+            over.set()
+        for number, handler in before.items():
+            if handler is not None:  # one that was not set from Python stays
+                signal.signal(number, handler)
+
+
+GRACE = 1.0
+"""Seconds that a step has to come to its end when it is interrupted."""
+
+_ENDS = (signal.SIGTERM, *filter(None, [getattr(signal, "SIGHUP", None)]))
 
 
 def _progress(progress: bool | Progress) -> Progress:
