@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -101,7 +102,7 @@ def test_on_every_backend(backend, dtype, reproducible, tmp_path):
         with xnet.use_backend(backend.name, reproducible=reproducible):
             return network(dtype)
 
-    options = {"network": make, "iterations": 6}
+    options = {"network": make, "iterations": 6, "schedule": Warmup(3, Cosine()), "clip": 0.5}
     whole, _ = run(options, tmp_path / "whole")
     run(options, tmp_path / "parts", callbacks=[StopAt(4)])
     parts, _ = run(options, tmp_path / "parts", resume=True)
@@ -110,9 +111,8 @@ def test_on_every_backend(backend, dtype, reproducible, tmp_path):
     if reproducible:  # begun here, ended on the reference
         run(options, tmp_path / "moved", callbacks=[StopAt(4)])
         with xnet.use_backend("numpy", reproducible=True):
-            moved, _ = run(
-                {"iterations": 6}, tmp_path / "moved", resume=True, network=lambda: network(dtype)
-            )
+            here = options | {"network": lambda: network(dtype)}
+            moved, _ = run(here, tmp_path / "moved", resume=True)
         assert xnet.weights.sha256(moved) == xnet.weights.sha256(whole)
 
 
@@ -565,6 +565,23 @@ def test_what_a_callback_raises_ends_the_run_after_a_whole_step():
         training.run(iterations=10)
     assert training.history.iterations == 4
     assert optimizer.lr == 0.1
+
+
+def test_the_pages_tensorboard(tmp_path):
+    """The block of docs/training.md that needs a library more."""
+    board = pytest.importorskip("tensorboardX", reason="tensorboardX is not installed")
+    page = Path(__file__).parents[1] / "docs" / "training.md"
+    (block,) = re.findall(r"```py\n(.*?)```", page.read_text(), re.DOTALL)
+    scope = {"Callback": Callback}
+    exec(block, scope)
+    callback = scope["ToTensorBoard"](str(tmp_path))
+    history = train(network(), X, T, epochs=2, callbacks=[callback])
+    callback.writer.close()
+    (path,) = tmp_path.iterdir()
+    content = path.read_bytes()
+    assert board.SummaryWriter is scope["SummaryWriter"]
+    assert content.count(b"loss") == history.iterations
+    assert content.count(b"accuracy") == 2
 
 
 # -- SIGKILL
