@@ -707,23 +707,21 @@ def test_normalization_is_an_operation_like_the_others():
     assert Normalization.state.keys() == {"mean", "std"}
 
 
-def test_the_commands_of_the_page_do_what_it_says(tmp_path):
+def test_the_commands_of_the_page_do_what_it_says(command, tmp_path, monkeypatch):
     """Its blocks in their order, Python's and the shell's, in one folder."""
     scope, said = {}, ""
     found = blocks(ROOT / "docs" / "data.md")
-    environment = os.environ | {"COLUMNS": "200"}
+    monkeypatch.chdir(tmp_path)
     for block, then in zip(found, [*found[1:], None], strict=True):
         if block.language == "python":
-            with contextlib.chdir(tmp_path), contextlib.redirect_stdout(io.StringIO()):
+            with contextlib.redirect_stdout(io.StringIO()):
                 exec(block.text, scope)
         elif block.language == "sh":
             said = ""
             for line in block.text.splitlines():
-                words = [sys.executable, "-m", "xnet_command", *shlex.split(line)[1:]]
-                where = {"cwd": tmp_path, "env": environment, "text": True}
-                done = subprocess.run(words, **where, capture_output=True, check=False)
-                assert (done.returncode, done.stderr) == (0, ""), line
-                said += done.stdout
+                status, printed, err = command(*shlex.split(line)[1:])
+                assert (status, err) == (0, ""), line
+                said += printed
             if then.language == "text":
                 says = doctest.OutputChecker().check_output
                 assert says(then.text, said, doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE), said
