@@ -112,15 +112,39 @@ def registered_alone(monkeypatch):
             monkeypatch.delitem(registry, name)
 
 
-@pytest.fixture(autouse=True)
-def _registries():
-    """What a test defines is forgotten after it."""
-    registries = operations.OPERATIONS, optimizers.OPTIMIZERS
-    before = [dict(registry) for registry in registries]
-    yield
-    for registry, kept in zip(registries, before, strict=True):
+REGISTRIES = operations.OPERATIONS, optimizers.OPTIMIZERS
+OF_MODULES = {}
+"""What each test module registers of its own when it is imported, by its path."""
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector):
+    """What a module of tests defines is registered for its own tests, and no others'."""
+    before = [dict(registry) for registry in REGISTRIES]
+    report = yield
+    if isinstance(collector, pytest.Module):
+        OF_MODULES[collector.path] = [
+            {name: kind for name, kind in registry.items() if name not in kept}
+            for registry, kept in zip(REGISTRIES, before, strict=True)
+        ]
+        restore(before)
+    return report
+
+
+def restore(before):
+    for registry, kept in zip(REGISTRIES, before, strict=True):
         registry.clear()
         registry.update(kept)
+
+
+@pytest.fixture(autouse=True)
+def _registries(request):
+    """What a test defines is forgotten after it."""
+    before = [dict(registry) for registry in REGISTRIES]
+    for registry, own in zip(REGISTRIES, OF_MODULES.get(request.path, ({}, {})), strict=True):
+        registry.update(own)
+    yield
+    restore(before)
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
-from conftest import LAYER_KINDS, OPTIMIZERS, variants
+from conftest import LAYER_KINDS, OPTIMIZERS, require_host_cuda, variants
 
 import xnet
 from xnet import operations, weights
@@ -829,7 +829,7 @@ def half_good(net):
 
 
 def elsewhere(shape):
-    other = xnet.resolve("strict")
+    other = xnet.resolve("cupy")  # its stand-in, which says that it is another device
     return other.asarray(np.ones(shape)), other.asarray(np.ones(shape[-1:]))
 
 
@@ -853,14 +853,15 @@ REFUSED = {
     nothing: (ValueError, "layers is empty"),
     no_layer_left: (ValueError, "layers is empty"),
     reversed_layers: (ValueError, r"takes 4 features, those before it give 3"),
-    half_good: (BackendError, "the network is on numpy, W is on strict"),
-    of_another_device: (BackendError, "the network is on numpy, W is on strict"),
+    half_good: (BackendError, "the network is on numpy, W is on cupy:0"),
+    of_another_device: (BackendError, "the network is on numpy, W is on cupy:0"),
     no_such_place: (IndexError, "out of range"),
 }
 
 
 @pytest.mark.parametrize("change", REFUSED, ids=lambda change: change.__name__)
-def test_a_refused_change_leaves_the_network_as_it_was(data, change):
+def test_a_refused_change_leaves_the_network_as_it_was(data, change, monkeypatch):
+    require_host_cuda(monkeypatch)
     net = trained(backend="numpy")[0]
     before = snapshot(net, data)
     error, message = REFUSED[change]
@@ -871,17 +872,18 @@ def test_a_refused_change_leaves_the_network_as_it_was(data, change):
     assert agrees(net, *data)
 
 
-def test_a_refused_layer_stays_as_it_was():
+def test_a_refused_layer_stays_as_it_was(monkeypatch):
     """It is adopted when all that came with it fits, and not before."""
+    require_host_cuda(monkeypatch)
     net = trained(backend="numpy")[0]
     fits, strange = Affine(4, 5), Affine.from_params(*elsewhere((5, 3)))
-    with pytest.raises(BackendError, match="W is on strict"):
+    with pytest.raises(BackendError, match="W is on cupy:0"):
         net.layers = [fits, strange]
     assert fits.params == {"W": None, "b": None}
     assert fits.owner is None
     assert strange.owner is None
-    assert xnet.resolve("strict").owns(strange.W)
-    Network([strange], backend="strict")
+    assert xnet.resolve("cupy").owns(strange.W)
+    Network([strange], backend="cupy")
 
 
 def test_layers_are_a_sequence(data):

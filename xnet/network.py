@@ -523,7 +523,8 @@ class Network:
     def _weights(self, weight: Any, x: Array) -> Array:
         """Of N samples as the loss takes them, (N,)."""
         if self._loss_layer.opaque:
-            raise ValueError(f"sample_weight: {self._loss_layer} says itself what it computes")
+            name = type(self._loss_layer).__name__
+            raise ValueError(f"sample_weight: {name} says itself what it computes")
         weight = self.host_to_backend(weight, "sample_weight", self.dtype)
         if weight.shape != x.shape[:1]:
             raise ValueError(f"sample_weight is {described(weight)}, expected ({x.shape[0]},)")

@@ -98,7 +98,8 @@ class Operation:
             if isinstance(value, numbers.Real) and type(number) not in (bool, int, float):
                 kind = int if isinstance(value, numbers.Integral) else float
                 object.__setattr__(self, name, kind(number))
-        for name in dict.fromkeys(name for shape in self.parameters.values() for name in shape):
+        shapes = (*self.parameters.values(), *(shape for shape, _ in self.state.values()))
+        for name in dict.fromkeys(name for shape in shapes for name in shape):
             size = getattr(self, name)
             if not isinstance(size, int) or size < 1:
                 expected = "at least 1, a whole number; from_params takes arrays"
