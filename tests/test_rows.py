@@ -6,7 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pyarrow
 import pytest
@@ -46,6 +45,7 @@ def mapped(values, folder):
 
 
 def in_h5py(values, folder):
+    h5py = pytest.importorskip("h5py", reason="h5py is not installed")
     file = h5py.File(folder / "x.h5", "w")
     file["x"] = values
     return file["x"]
