@@ -1077,8 +1077,13 @@ class OwnLoss(SoftmaxWithLoss):
 
 
 def test_weights_that_do_not_fit(data):
-    with pytest.raises(ValueError, match=r"sample_weight is float64 \(5,\), expected \(6,\)"):
-        make().loss_and_gradient(*data, np.ones(5))
+    for weight, message in (
+        (np.ones(5), r"has shape \(5,\), expected \(6,\)"),
+        ([1, 1, 1, 1, 1, -1], r"holds -1.0, expected numbers of at least 0"),
+        ([1, np.nan, 1, 1, 1, 1], r"holds nan"),
+    ):
+        with pytest.raises(ValueError, match=f"sample_weight {message}"):
+            make().loss_and_gradient(*data, weight)
     net = Network([Affine(4, 3)], OwnLoss())
     with pytest.raises(ValueError, match=r"sample_weight: .*OwnLoss.* says itself"):
         net.loss_and_gradient(*data, np.ones(6))

@@ -92,6 +92,44 @@ def test_what_is_pickled_predicts_the_same(iris):
         assert not hasattr(clone(model), "network_")
 
 
+@pytest.mark.parametrize("cls", ESTIMATORS)
+def test_what_lies_in_a_file_predicts_and_goes_on(iris, cls, tmp_path):
+    joblib = pytest.importorskip("joblib")
+    X, y = iris
+    model = cls(**QUICK).fit(X, y)
+    joblib.dump(model, tmp_path / "model")
+    mapped = joblib.load(tmp_path / "model", mmap_mode="r")
+    np.testing.assert_array_equal(mapped.predict(X), model.predict(X))
+    before = (tmp_path / "model").read_bytes()
+    again = joblib.load(tmp_path / "model")
+    for one in (mapped, again):
+        one.partial_fit(X, y)
+    np.testing.assert_array_equal(mapped.predict(X), again.predict(X))
+    assert (tmp_path / "model").read_bytes() == before
+
+
+@pytest.mark.parametrize("cls", ESTIMATORS)
+def test_what_is_refused_changes_nothing(iris, cls):
+    X, y = iris
+    new = cls(**QUICK)
+    labels, classes = (np.full(len(X), 9), [[0, 1, 2]]) if cls is XNetClassifier else (y[:-1], [])
+    with pytest.raises(ValueError, match=r"y holds 9|inconsistent numbers of samples"):
+        new.partial_fit(X, labels, *classes)
+    assert not hasattr(new, "network_")
+    model = cls(**QUICK).fit(X, y)
+    before, curve = model.predict(X), list(model.loss_curve_)
+    with pytest.raises(ValueError, match="epochs is 0"):
+        model.set_params(epochs=0).fit(X, y)
+    np.testing.assert_array_equal(model.predict(X), before)
+    assert (model.loss_curve_, model.n_iter_) == (curve, 30)
+
+
+def test_what_is_certain_has_a_logarithm(iris):
+    X, y = iris
+    model = XNetClassifier(**QUICK | {"epochs": 3}).fit(X, y)
+    assert np.isneginf(model.predict_log_proba(1e6 * X)).any()
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_backends_and_modes(iris, backend, dtype):
     X, y = iris

@@ -1222,8 +1222,8 @@ def test_samples_that_count_more(options, rng):
     ("weight", "message"),
     [
         (np.ones(3), r"sample_weight has shape \(3,\), expected \(4,\)"),
-        ([1, 1, 1, -1], "sample_weight holds negative numbers"),
-        ([1, 1, 1, np.nan], "sample_weight holds negative numbers"),
+        ([1, 1, 1, -1], "sample_weight holds -1.0, expected numbers of at least 0"),
+        ([1, 1, 1, np.nan], "sample_weight holds nan"),
         (np.zeros(4), "nothing but zeros"),
         (np.ones(4, complex), "sample_weight is complex128, expected real numbers"),
     ],

@@ -232,6 +232,27 @@ def check_real(xp: Any, array: Any, name: str) -> None:
         raise TypeError(f"{name} is {dtype_name(array.dtype)}, expected real numbers: {hint}")
 
 
+def weights_of(values: Any, samples: int) -> Any:
+    """How often each of so many samples counts: float64, (N,), on the host.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Another number of them, or negative ones, NaN or infinity.
+    """
+    import numpy as np
+
+    given = on_host(values, "sample_weight")
+    check_real(np, given, "sample_weight")
+    found = given.astype(np.float64)
+    if found.shape != (samples,):
+        raise ValueError(f"sample_weight has shape {found.shape}, expected ({samples},)")
+    if not (np.isfinite(found) & (found >= 0)).all():
+        wrong = float(found[~(np.isfinite(found) & (found >= 0))][0])
+        raise ValueError(f"sample_weight holds {wrong}, expected numbers of at least 0")
+    return found
+
+
 def _is_real(xp: Any, dtype: Any) -> bool:
     return _kept_real(xp, dtype.__class__, dtype)
 

@@ -20,7 +20,7 @@ from typing import Any, cast
 from xnet import notebook
 from xnet.arguments import moved
 from xnet.arithmetic import sound
-from xnet.arrays import labels
+from xnet.arrays import labels, weights_of
 from xnet.backend import Array, Backend, Current, resolve
 from xnet.dtypes import described, float_dtype, name_of
 from xnet.errors import BackendError, NaiveGradientWarning
@@ -525,10 +525,8 @@ class Network:
         if self._loss_layer.opaque:
             name = type(self._loss_layer).__name__
             raise ValueError(f"sample_weight: {name} says itself what it computes")
-        weight = self.host_to_backend(weight, "sample_weight", self.dtype)
-        if weight.shape != x.shape[:1]:
-            raise ValueError(f"sample_weight is {described(weight)}, expected ({x.shape[0]},)")
-        return weight
+        counts = weights_of(weight, x.shape[0])
+        return self.host_to_backend(counts, "sample_weight", self.dtype)
 
     def _targets(self, plan: Plan, x: Array, t: Array) -> Array:
         """The targets (N, C) as the loss takes them."""

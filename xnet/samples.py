@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from xnet.arrays import check_real, labels, on_host
+from xnet.arrays import labels, weights_of
 from xnet.backend import Array, use_backend
 from xnet.dtypes import name_of
 from xnet.losses import batch_and_targets
@@ -224,16 +224,9 @@ class Samples:
 
 def _weights(values: Any, samples: int) -> NDArray[np.float64]:
     """How often each sample counts, on the host, 1 on average."""
-    given = on_host(values, "sample_weight")
-    check_real(np, given, "sample_weight")
-    found = given.astype(np.float64)
-    if found.shape != (samples,):
-        raise ValueError(f"sample_weight has shape {found.shape}, expected ({samples},)")
-    if not (np.isfinite(found).all() and found.min() >= 0 and found.sum() > 0):
-        raise ValueError(
-            "sample_weight holds negative numbers, NaN, infinity, or nothing but zeros; expected "
-            "numbers of at least 0"
-        )
+    found = weights_of(values, samples)
+    if not found.any():
+        raise ValueError("sample_weight holds nothing but zeros: no sample counts")
     return found / found.mean()
 
 

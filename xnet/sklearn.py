@@ -4,8 +4,9 @@
 They go where its estimators go: pipelines, searches, cross-validation, calibration, pickles.
 """
 
+import contextlib
 import copy
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from itertools import pairwise
 from typing import Any, Self
 
@@ -91,6 +92,25 @@ class _Estimator(BaseEstimator):
         self.loss_curve_: list[float] = []
         self.n_iter_ = 0
 
+    @contextlib.contextmanager
+    def _whole(self) -> Generator[None]:
+        """Block that leaves the estimator as it was if it raises: fitted as before, or not."""
+        before = dict(vars(self))
+        try:
+            yield
+        except BaseException:
+            vars(self).clear()
+            vars(self).update(before)
+            raise
+
+    def _take_over(self) -> None:
+        """Have arrays of its own to go on with: joblib's may be those of a file."""
+        for layer in self.network_.layers:
+            for of in (layer.params, layer.state):
+                of.update({name: _owned(array) for name, array in of.items()})
+        for arrays in self.optimizer_.memory.values():
+            arrays[:] = map(_owned, arrays)
+
     def _seed(self) -> int:
         return int(self._random.randint(2**31 - 1))
 
@@ -109,6 +129,7 @@ class _Estimator(BaseEstimator):
 
     def _train(self, X: Any, t: Any, sample_weight: Any, epochs: int, **chosen: Any) -> Self:
         """Go on for so many epochs with what `_begin` made."""
+        self._take_over()
         if sample_weight is not None:
             counts = sample_weight > 0  # a sample that does not count is not there
             X, t, sample_weight = X[counts], t[counts], sample_weight[counts]
@@ -156,6 +177,10 @@ class _Estimator(BaseEstimator):
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "network_")
+
+
+def _owned(array: Any) -> Any:
+    return np.array(array) if isinstance(array, np.memmap) else array
 
 
 class XNetClassifier(ClassifierMixin, _Estimator):
@@ -246,11 +271,12 @@ class XNetClassifier(ClassifierMixin, _Estimator):
             Data that scikit-learn refuses (NaN, infinity, sparse matrices, ...), one class alone,
             or a parameter out of its range; also where the loss became infinite.
         """
-        X, y = validate_data(self, X, y, dtype=self.dtype, multi_output=True)
-        labels, sample_weight = self._labels(y), self._weights(sample_weight, X)
-        self._choose(np.unique(labels if sample_weight is None else labels[sample_weight > 0]))
-        self._begin(len(self.classes_), SoftmaxWithLoss())
-        return self._fit(X, np.searchsorted(self.classes_, labels), sample_weight)
+        with self._whole():
+            X, y = validate_data(self, X, y, dtype=self.dtype, multi_output=True)
+            labels, sample_weight = self._labels(y), self._weights(sample_weight, X)
+            self._choose(np.unique(labels if sample_weight is None else labels[sample_weight > 0]))
+            self._begin(len(self.classes_), SoftmaxWithLoss())
+            return self._fit(X, np.searchsorted(self.classes_, labels), sample_weight)
 
     def partial_fit(self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None) -> Self:
         """One more epoch, on these samples.
@@ -267,20 +293,25 @@ class XNetClassifier(ClassifierMixin, _Estimator):
         ValueError
             As in `fit`; also a label that is none of `classes`, or no `classes` at first.
         """
-        first = not hasattr(self, "network_")
-        X, y = validate_data(self, X, y, reset=first, dtype=self.dtype, multi_output=True)
-        labels, sample_weight = self._labels(y), self._weights(sample_weight, X)
-        if first:
-            if classes is None:
-                raise ValueError("classes is None, expected all labels in the first partial_fit")
-            self._choose(np.unique(classes))
-            self._begin(len(self.classes_), SoftmaxWithLoss())
-        elif classes is not None and not np.array_equal(np.unique(classes), self.classes_):
-            raise ValueError(f"classes is {classes!r}, it was {self.classes_!r} in the first call")
-        unknown = np.setdiff1d(labels, self.classes_)
-        if len(unknown):
-            raise ValueError(f"y holds {unknown[0]}, which is none of classes")
-        return self._train(X, np.searchsorted(self.classes_, labels), sample_weight, 1)
+        with self._whole():
+            first = not hasattr(self, "network_")
+            X, y = validate_data(self, X, y, reset=first, dtype=self.dtype, multi_output=True)
+            labels, sample_weight = self._labels(y), self._weights(sample_weight, X)
+            if first:
+                if classes is None:
+                    raise ValueError(
+                        "classes is None, expected all labels in the first partial_fit"
+                    )
+                self._choose(np.unique(classes))
+                self._begin(len(self.classes_), SoftmaxWithLoss())
+            elif classes is not None and not np.array_equal(np.unique(classes), self.classes_):
+                raise ValueError(
+                    f"classes is {classes!r}, it was {self.classes_!r} in the first call"
+                )
+            unknown = np.setdiff1d(labels, self.classes_)
+            if len(unknown):
+                raise ValueError(f"y holds {unknown[0]}, which is none of classes")
+            return self._train(X, np.searchsorted(self.classes_, labels), sample_weight, 1)
 
     def _labels(self, y: Any) -> Any:
         check_classification_targets(y)
@@ -304,7 +335,8 @@ class XNetClassifier(ClassifierMixin, _Estimator):
 
     def predict_log_proba(self, X: Any) -> Any:
         """Their logarithms, (N, C)."""
-        return np.log(self.predict_proba(X))
+        with np.errstate(divide="ignore"):  # of what is certain it is -inf
+            return np.log(self.predict_proba(X))
 
     def predict(self, X: Any) -> Any:
         """The most probable label of each sample, (N,)."""
@@ -346,26 +378,28 @@ class XNetRegressor(RegressorMixin, _Estimator):
         ValueError
             As in `XNetClassifier.fit`.
         """
-        X, y = self._taken(X, y, True)
-        sample_weight = self._weights(sample_weight, X)
-        self._scale(y, sample_weight)
-        self._begin(self._mean.size, IdentityWithLoss())
-        return self._fit(X, self._scaled(y), sample_weight)
+        with self._whole():
+            X, y = self._taken(X, y, True)
+            sample_weight = self._weights(sample_weight, X)
+            self._scale(y, sample_weight)
+            self._begin(self._mean.size, IdentityWithLoss())
+            return self._fit(X, self._scaled(y), sample_weight)
 
     def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """One more epoch, on these samples; how targets are scaled is as the first call found it.
 
         Parameters and errors as in `fit`.
         """
-        first = not hasattr(self, "network_")
-        X, y = self._taken(X, y, first)
-        sample_weight = self._weights(sample_weight, X)
-        if first:
-            self._scale(y, sample_weight)
-            self._begin(self._mean.size, IdentityWithLoss())
-        elif y.shape[1:] != self._shape:
-            raise ValueError(f"y has shape {y.shape}, expected (N, *{self._shape})")
-        return self._train(X, self._scaled(y), sample_weight, 1)
+        with self._whole():
+            first = not hasattr(self, "network_")
+            X, y = self._taken(X, y, first)
+            sample_weight = self._weights(sample_weight, X)
+            if first:
+                self._scale(y, sample_weight)
+                self._begin(self._mean.size, IdentityWithLoss())
+            elif y.shape[1:] != self._shape:
+                raise ValueError(f"y has shape {y.shape}, expected (N, *{self._shape})")
+            return self._train(X, self._scaled(y), sample_weight, 1)
 
     def _taken(self, X: Any, y: Any, first: bool) -> tuple[Any, Any]:
         X, y = validate_data(

@@ -157,7 +157,8 @@ def train(
         Stop when there was no better epoch for so many; needs `validation`.
     sample_weight
         How often each sample of x counts in the loss, (N,): real numbers of at least 0, relative
-        to their mean. Accuracies count every sample once.
+        to their mean. Accuracies, and what validation chooses by, count every sample once; one of
+        weight 0 still takes its place in a mini-batch.
     seed
         For the draws; None for fresh ones every time.
     schedule
