@@ -398,21 +398,23 @@ class Training:
         self._written, self._steps = time.monotonic(), self._steps_taken()
         shown.start(total)
         started = time.perf_counter()
-        try:
-            with _asked() as asked:
+        with _asked() as asked:
+            try:
                 self._go_on()
                 history.stopped = self._loop(total, shown, asked)
-        except KeyboardInterrupt:
-            history.stopped = "interrupted"
-        finally:
-            self.optimizer.lr = self._rate
-            shown.stop()
-            history.seconds += time.perf_counter() - started
-        if history.stopped != "diverged":
-            # A step that was taken while its loss is unknown would be taken again.
-            if self._folder is not None and self._steps == self._steps_taken():
-                self._write(self._folder)
-            self._end()
+            except KeyboardInterrupt:
+                history.stopped = "interrupted"
+            finally:
+                self.optimizer.lr = self._rate
+                shown.stop()
+                history.seconds += time.perf_counter() - started
+            if history.stopped != "diverged":
+                # A step that was taken while its loss is unknown would be taken again.
+                if self._folder is not None and self._steps == self._steps_taken():
+                    self._write(self._folder)
+                self._end()
+            if asked and history.stopped == "finished":  # while it was being ended
+                history.stopped = "interrupted"
         return history
 
     def _steps_taken(self) -> int:
