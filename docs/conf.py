@@ -15,10 +15,13 @@ from types import ModuleType
 from typing import Any
 
 from docutils import nodes
+from docutils.utils.math import latex2mathml
 from matplotlib.animation import Animation
 from matplotlib.figure import Figure
 from sphinx import addnodes
 from sphinx.application import Sphinx
+from sphinx.transforms import SphinxTransform
+from sphinx.writers.html5 import HTML5Translator
 from sphinx_gallery.scrapers import figure_rst
 
 import xnet
@@ -53,6 +56,21 @@ myst_links_external_new_tab = False
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
 
+html_math_renderer = "mathml"
+
+
+def inline_mathml(self: HTML5Translator, node: nodes.math) -> None:
+    """Formulas as browsers know them: no script is fetched to set them."""
+    self.body.append(latex2mathml.tex2mathml(node.astext(), as_block=False))
+    raise nodes.SkipNode
+
+
+def block_mathml(self: HTML5Translator, node: nodes.math_block) -> None:
+    """The same, on lines of their own."""
+    self.body.append(f"<div class='math'>{latex2mathml.tex2mathml(node.astext(), as_block=True)}</div>")
+    raise nodes.SkipNode
+
+
 # -- the look: nothing is fetched from elsewhere
 
 html_theme = "pydata_sphinx_theme"
@@ -74,6 +92,7 @@ html_theme_options: dict[str, Any] = {
 autosummary_generate = True
 autosummary_ignore_module_all = False
 autosummary_imported_members = True
+autosummary_context = {"top": xnet.__all__}
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
 autodoc_member_order = "bysource"
@@ -99,7 +118,7 @@ def write_reference() -> None:
         ".. autosummary::\n   :toctree: api\n   :nosignatures:\n",
         *(f"   xnet.{name}" for name in names),
         "",
-        ".. autosummary::\n   :toctree: api\n   :template: module.rst\n",
+        ".. autosummary::\n   :toctree: api\n   :template: autosummary/module.rst\n",
         *(f"   xnet.{name}" for name in modules),
         "```\n",
     ]
@@ -163,17 +182,20 @@ def draw_figures() -> None:
                     plotting.save(plotting.plots()[name].draw(material), path)
 
 
-def light_and_dark(app: Sphinx, document: nodes.document) -> None:
+class LightAndDark(SphinxTransform):
     """Beside each drawn figure the dark one: the reader's browser shows one of them."""
-    for image in list(document.findall(nodes.image)):
-        path = Path(image["uri"])
-        if path.parent.name == FIGURES.name:
-            dark = image.deepcopy()
-            dark["uri"] = dark["candidates"] = None
-            dark = nodes.image(uri=str(path.with_stem(f"{path.stem}-dark")), alt=image["alt"])
-            dark["classes"].append("only-dark")
-            image["classes"].append("only-light")
-            image.parent.insert(image.parent.index(image) + 1, dark)
+
+    default_priority = 500
+
+    def apply(self, **_: Any) -> None:
+        for image in list(self.document.findall(nodes.image)):
+            path = Path(image["uri"])
+            if path.parent.name == FIGURES.name:
+                dark = image.deepcopy()
+                dark["uri"] = str(path.with_stem(f"{path.stem}-dark"))
+                dark["classes"].append("only-dark")
+                image["classes"].append("only-light")
+                image.parent.insert(image.parent.index(image) + 1, dark)
 
 
 def scrape(block: Any, variables: dict[str, Any], settings: dict[str, Any]) -> str:
@@ -211,14 +233,17 @@ sphinx_gallery_conf = {
 PAGE = ("index.html", "page_data.js", "xnet.js", "vectors.json")
 
 
-def link_page(app: Sphinx, document: nodes.document) -> None:
+class LinkPage(SphinxTransform):
     """Have links to its files lead to them, where they would be downloads."""
-    for link in list(document.findall(addnodes.download_reference)):
-        target = Path(link["reftarget"])
-        if target.name in PAGE:
-            plain = nodes.reference(refuri=str(target), internal=True)
-            plain.extend(link.children)
-            link.replace_self(plain)
+
+    default_priority = 500
+
+    def apply(self, **_: Any) -> None:
+        for link in list(self.document.findall(addnodes.download_reference)):
+            if Path(link["reftarget"]).name in PAGE:
+                plain = nodes.reference(refuri=link["reftarget"], internal=True)
+                plain.extend(link.children)
+                link.replace_self(plain)
 
 
 def copy_page(app: Sphinx, error: Exception | None) -> None:
@@ -239,6 +264,7 @@ def prepare(app: Sphinx, config: Any) -> None:
 def setup(app: Sphinx) -> None:
     """Called by Sphinx."""
     app.connect("config-inited", prepare, priority=1)
-    app.connect("doctree-read", light_and_dark)
-    app.connect("doctree-read", link_page)
+    app.add_transform(LightAndDark)
+    app.add_transform(LinkPage)
+    app.add_html_math_renderer("mathml", (inline_mathml, None), (block_mathml, None))
     app.connect("build-finished", copy_page)

@@ -50,9 +50,9 @@ Plane = tuple[float, float, float, float]
 # -- training
 
 
-@plot("4.5", lambda m: [{"": m.history}])
+@plot("4.5", lambda m: [m.history])
 def training_curves(
-    histories: "Mapping[str, History]", smooth: int = 1, *, figure: "Figure | None" = None
+    histories: "History | Mapping[str, History]", smooth: int = 1, *, figure: "Figure | None" = None
 ) -> "Figure":
     """Loss by iteration, and accuracy or R² by epoch, of one or more training runs.
 
@@ -62,7 +62,7 @@ def training_curves(
     Parameters
     ----------
     histories
-        What `train` returned, by the name to show; a run named "" has no legend.
+        What `train` returned; of several runs, each by the name to show.
     smooth
         Show the mean loss of so many mini-batches at a time.
     figure
@@ -83,6 +83,8 @@ def training_curves(
     """
     if smooth < 1:
         raise ValueError(f"smooth is {smooth}, expected at least 1")
+    if not isinstance(histories, Mapping):
+        histories = {"": histories}
     if not histories or not all(history.loss for history in histories.values()):
         raise ValueError("histories: expected at least one, each with at least one loss")
     made, (loss, accuracy) = panels(figure, 2, 2.8, 0.75)

@@ -1,0 +1,10 @@
+"""
+ReLU
+====
+
+max(0, x).
+"""
+
+import xnet
+
+figure = xnet.plotting.relu()
