@@ -60,7 +60,8 @@ def run_tests(arguments):
     """How many of the tests passed, and which did not."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "tests.xml"
-        command = [sys.executable, "-m", "pytest", "-q", *arguments, f"--junitxml={path}"]
+        command = [sys.executable, "-m", "pytest", "-q", "--every-case", *arguments]
+        command += [f"--junitxml={path}"]
         status = subprocess.run(command, cwd=ROOT, check=False).returncode
         if not path.exists():
             sys.exit(f"pytest ended with status {status} before it ran a test")

@@ -3,6 +3,7 @@
 import dataclasses
 import gc
 import os
+import random
 import signal
 import sys
 from pathlib import Path
@@ -240,9 +241,47 @@ def assert_close(backend, actual, expected, ulps=4.0):
     assert (error <= ulps * eps * np.maximum(np.abs(expected), np.finfo(actual.dtype).tiny)).all()
 
 
-def pytest_report_header():
-    """The backends that are left out, once each."""
-    return [f"no tests on {info.name}: {info.reason}" for info in xnet.backends() if info.reason]
+def pytest_addoption(parser):
+    parser.addoption(
+        "--every-case",
+        action="store_true",
+        help="run every case of every test, as continuous integration does, and the slow ones; "
+        "`pytest` alone takes a sample, tests that are asked for by name run whole",
+    )
+
+
+def pytest_configure(config):
+    """Who names tests, or says which, means all of their cases."""
+    named = config.args_source is not pytest.Config.ArgsSource.TESTPATHS
+    if not hasattr(config, "workerinput"):  # a worker has been told
+        config.option.every_case |= named or bool(config.option.keyword or config.option.markexpr)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config, items):
+    """Of each test so many cases that each value of each parameter is in one of them."""
+    if config.option.every_case:
+        return
+    kept, seen = [], set()
+    shuffled = random.Random(0).sample(items, len(items))  # else all would be of the first backend
+    for item in shuffled:
+        values = item.callspec.params if hasattr(item, "callspec") else {}
+        test = item.nodeid.partition("[")[0]
+        new = {(test, None), *((test, name, repr(value)) for name, value in values.items())} - seen
+        if new and not item.get_closest_marker("slow"):
+            seen |= new
+            kept.append(item)
+    kept = set(kept)
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    items[:] = [item for item in items if item in kept]
+
+
+def pytest_report_header(config):
+    """The backends that are left out, once each, and that cases are."""
+    said = [f"no tests on {info.name}: {info.reason}" for info in xnet.backends() if info.reason]
+    if not config.option.every_case:
+        said.append("a sample of the cases, each value of each parameter once; all: --every-case")
+    return said
 
 
 def pytest_terminal_summary(terminalreporter):
