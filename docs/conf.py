@@ -223,7 +223,7 @@ sphinx_gallery_conf = {
     "download_all_examples": False,
     "show_memory": False,
     "show_signature": False,
-    "min_reported_time": 1e9,
+    "write_computation_times": False,
     "remove_config_comments": True,
     "abort_on_example_error": True,
 }
@@ -249,9 +249,12 @@ class LinkPage(SphinxTransform):
 def copy_page(app: Sphinx, error: Exception | None) -> None:
     """Its files, as they are."""
     if error is None and app.builder.format == "html":
-        (app.outdir / "reproducible").mkdir(exist_ok=True)
+        folder = Path(app.outdir) / "reproducible"
+        folder.mkdir(exist_ok=True)
         for name in PAGE:
-            shutil.copy(HERE / "reproducible" / name, app.outdir / "reproducible" / name)
+            shutil.copy(HERE / "reproducible" / name, folder / name)
+        page = folder / "index.html"
+        page.write_text(page.read_text().replace("reproducible.md", "reproducible.html"))
 
 
 def prepare(app: Sphinx, config: Any) -> None:
