@@ -78,6 +78,7 @@ html_title = "xnet"
 html_show_sourcelink = False
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
+html_sidebars = {"start": [], "index": []}
 html_theme_options: dict[str, Any] = {
     "navbar_align": "left",
     "show_prev_next": True,
