@@ -67,7 +67,9 @@ def inline_mathml(self: HTML5Translator, node: nodes.math) -> None:
 
 def block_mathml(self: HTML5Translator, node: nodes.math_block) -> None:
     """The same, on lines of their own."""
-    self.body.append(f"<div class='math'>{latex2mathml.tex2mathml(node.astext(), as_block=True)}</div>")
+    self.body.append(
+        f"<div class='math'>{latex2mathml.tex2mathml(node.astext(), as_block=True)}</div>"
+    )
     raise nodes.SkipNode
 
 

@@ -35,7 +35,11 @@ README, OPERATIONS = ROOT / "README.md", ROOT / "docs" / "operations.md"
 NETWORKS, SOURCE = ROOT / "docs" / "networks.md", ROOT / "docs" / "source.md"
 WRITTEN = {"api.md", "command.md"}
 """By docs/conf.py, when the site is built."""
-PAGES = [README, ROOT / "README.zh-CN.md", *sorted(p for p in (ROOT / "docs").rglob("*.md") if p.name not in WRITTEN)]
+PAGES = [
+    README,
+    ROOT / "README.zh-CN.md",
+    *sorted(p for p in (ROOT / "docs").rglob("*.md") if p.name not in WRITTEN),
+]
 NAMES = [page.name for page in PAGES]
 
 

@@ -57,6 +57,7 @@ from xnet.plotting.notes import (
     surface,
     tangent,
 )
+from xnet.plotting.source import source_map
 from xnet.plotting.style import (
     NARROWEST,
     WIDEST,
@@ -112,6 +113,7 @@ __all__ = [
     "sin_cos",
     "slices",
     "softmax",
+    "source_map",
     "spirals",
     "step",
     "surface",
