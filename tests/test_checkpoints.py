@@ -622,6 +622,7 @@ def child(*arguments):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["fused", "mixed"])
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 @pytest.mark.parametrize("name", ["numpy", "numba"])

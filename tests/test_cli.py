@@ -1178,6 +1178,7 @@ def test_reproducible_from_outside(good, monkeypatch, trained):
     assert not parsed(good("evaluate", trained, "--fast", "--json"))["reproducible"]
 
 
+@pytest.mark.slow
 def test_the_reproducible_demo_compares_bits(good):
     facts = parsed(good("demo", "--backend", "numba", "--reproducible", "--json"))
     assert facts["reproducible"]
@@ -1187,6 +1188,7 @@ def test_the_reproducible_demo_compares_bits(good):
 PARITY = ("parity", "--backend", "strict", "--dtype", "float32", "--steps", 5)
 
 
+@pytest.mark.slow
 def test_parity(good, monkeypatch):
     monkeypatch.setattr(parity, "longer", list)
     printed = good(*PARITY)
@@ -1315,6 +1317,7 @@ def test_a_training_run_that_fails_breaks_the_fast_modes_promise(run, monkeypatc
     assert "! error: OSError: no such device" in re.sub(r"[\s│]+", " ", done.out)
 
 
+@pytest.mark.slow
 def test_parity_of_what_is_tried_in_one_dtype_alone(good, monkeypatch):
     (both,) = [t for t in parity.trials({}, {}) if t.name == "sum"]
     one = dataclasses.replace(both, name="sum of doubles", dtypes=("float64",))

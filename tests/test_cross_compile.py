@@ -34,6 +34,7 @@ def found():
     return json.loads(done.stdout)
 
 
+@pytest.mark.slow
 def test_nothing_is_fused_in_reproducible_mode(found):
     kernels = found["reproducible_mode"]
     wrong = [k for k in kernels if any(k["fused"].values()) and not k["name"].startswith(FUSED)]

@@ -1186,6 +1186,7 @@ def test_report_without_a_gpu_says_so(gpu_report, capsys):
     assert why_not in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_report(gpu_report, tmp_path, monkeypatch):
     """The whole of it, but on a backend that is here."""
     monkeypatch.delenv(

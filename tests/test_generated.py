@@ -76,6 +76,7 @@ assert x.tolist() == [0, 0.5, 0.75, 1], x
 """
 
 
+@pytest.mark.slow
 def test_eight_processes_compile_the_same_first_loop_at_once(tmp_path):
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "cache")}
     processes = [
@@ -526,6 +527,7 @@ for mode in sys.argv[1:]:
 """
 
 
+@pytest.mark.slow
 def test_fast_and_exact_loops_never_share_compiled_code(tmp_path):
     """Nor do the functions that they call, of which the source is the same."""
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}

@@ -415,6 +415,7 @@ def networks(draw):
     return net, x, t, ordinary and between is None and biased and kind != "predicted"
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::xnet.KinkWarning", "ignore::xnet.NaiveGradientWarning")
 @settings(property_settings, max_examples=EXAMPLES)
 @given(case=networks(), data=st.data())
@@ -485,6 +486,7 @@ def alter(g, element, share):
     return g
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(6))
 def test_rounding_that_normalizations_multiply_is_no_alarm(seed):
     """Of one class the softmax is 1, and what follows is the same for every sample."""

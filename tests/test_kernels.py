@@ -947,6 +947,7 @@ print(len(passes.buffer))
 """
 
 
+@pytest.mark.slow
 def test_a_second_process_compiles_nothing(tmp_path):
     """Compiled code is kept on disk: with a folder that is empty, and again with what is there."""
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}

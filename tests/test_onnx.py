@@ -946,6 +946,7 @@ def as_rows(case, x, y):
     return made, x, y
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_onnxs_own_tests(written):
     """Each test of operators that are known passes, or is refused and known to be no network."""

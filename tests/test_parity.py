@@ -309,6 +309,7 @@ def runs():
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["float32", "float64", "product", "adam"])
 def test_threads_and_processors_do_not_matter(runs, what):
     values = {value for lines in runs.values() for name, value in lines if name == what}
@@ -358,6 +359,7 @@ fused("fast", alone[: len(parity.CONTRACTS) + len(parity.BASICS) + 4])
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="knows x86-64's instructions only")
 def test_numbas_reproducible_kernels_fuse_nothing(tmp_path):
     """Compiled anew, for what comes from Numba's cache cannot be read.
@@ -523,6 +525,7 @@ def run_parity(*arguments):
     )
 
 
+@pytest.mark.slow
 def test_the_command_tells_a_machine():
     done = run_parity("--backend", "numba", "--dtype", "float64", "--steps", "20", "--json")
     assert done.returncode == 0, done.stderr

@@ -338,6 +338,7 @@ def test_a_child_that_is_forked_within_a_job_has_helpers_of_its_own():
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [*multiprocessing.get_all_start_methods(), "loky"])
 def test_other_processes_compute_however_they_start(tmp_path, how):
     """While kernels run here: a forked child inherits neither helpers nor a lock that is held."""

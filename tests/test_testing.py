@@ -343,6 +343,7 @@ def run_pytest(folder, *arguments):
 needs_torch = pytest.mark.skipif(find_spec("torch") is None, reason="PyTorch is not installed")
 
 
+@pytest.mark.slow
 @needs_torch
 def test_the_pages_backend_passes(package):
     done = run_pytest(package)

@@ -411,6 +411,7 @@ def test_without_validation_there_are_curves_as_in_the_notes():
     np.testing.assert_array_equal(network.params["W1"], BAD)
 
 
+@pytest.mark.slow
 def test_what_early_stopping_reports_holds_on_fresh_data():
     """Labels that nothing tells: the best of 100 epochs on 60 samples looks better than it is.
 
@@ -1108,6 +1109,7 @@ class UntilAccurate(Recorder):
             raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["numpy", "numba"])
 def test_mnist_reaches_0965_within_17_epochs(mnist, name):
     """The longest test: some ten seconds, and several times that on a busy machine."""
