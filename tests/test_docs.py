@@ -1,9 +1,9 @@
 """The pages: every example runs and says what the page says, every command and file is there.
 
 A page's Python blocks run in their order, in one namespace, in a process and a folder of their own,
-on the numpy backend unless a block names another, with warnings as errors. None is left out. Where
-a block of text follows, the block prints that, or raises what its last line says; ``...`` stands
-for anything, and line breaks for spaces.
+on the numpy backend unless a block names another, with warnings as errors. None is left out; a page
+that reads MNIST is skipped where that is not. Where a block of text follows, the block prints that,
+or raises what its last line says; ``...`` stands for anything, and line breaks for spaces.
 """
 
 import contextlib
@@ -33,6 +33,7 @@ from xnet.tools import cli
 ROOT = Path(__file__).parent.parent
 README, OPERATIONS = ROOT / "README.md", ROOT / "docs" / "operations.md"
 NETWORKS, SOURCE = ROOT / "docs" / "networks.md", ROOT / "docs" / "source.md"
+NOTES_NAMES = ROOT / "docs" / "notes" / "names.md"
 WRITTEN = {"api.md", "command.md"}
 """By docs/conf.py, when the site is built."""
 PAGES = [
@@ -108,13 +109,24 @@ def environment(**more):
     return kept | {"XNET_BACKEND": "numpy"} | more
 
 
+@pytest.fixture
+def data(page, request):
+    """What a page's blocks are told of the data that they read, which then are there."""
+    code = "".join(block.text for block in blocks(page) if block.language == "python")
+    read = {"mnist": "load_mnist(" in code, "sample_weight": "sample_weight.pkl" in code}
+    for fixture in [name for name, needed in read.items() if needed]:
+        request.getfixturevalue(fixture)
+    folder = os.environ.get("XNET_DATA_DIR")
+    return {"XNET_DATA_DIR": folder} if folder and any(read.values()) else {}
+
+
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
-def test_examples_do_what_the_page_says(page, tmp_path):
+def test_examples_do_what_the_page_says(page, data, tmp_path):
     copied = tmp_path / page.name
     copied.write_text(page.read_text())  # beside the process, that errors of formulas find lines
     command = [sys.executable, "-W", "error", __file__, page.name]
     done = subprocess.run(
-        command, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False
+        command, cwd=tmp_path, env=environment(**data), capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
 
@@ -234,10 +246,27 @@ def test_files_and_links_are_there(page):
             continue
         file, _, part = link.partition("#")
         target = page.parent / file if file else page
+        if target.parent.name == "_figures":  # drawn when the site is built
+            assert target.name in {f"{name}.svg" for name in xnet.plotting.plots()}
+            continue
         assert target.exists(), link
         headings = re.findall(r"^#+ (.*)$", target.read_text(), re.MULTILINE) if part else []
         slugs = [re.sub(r"[^\w -]", "", h).lower().replace(" ", "-") for h in headings]
         assert not part or part in slugs, link
+
+
+@pytest.mark.parametrize("heading", ["in the notes", "module of the notes"])
+def test_the_notes_names_lead_to_names_of_xnet(heading):
+    """Each of them: a field of a dataclass is one, too."""
+    for _, here, *_ in rows(NOTES_NAMES, heading):
+        named = re.findall(r"`xnet\.([\w.]+)`", here)
+        assert named
+        assert here.count("`") == 2 * len(named)
+        for name in named:
+            found = xnet
+            for part in name.split("."):
+                fields = getattr(found, "__dataclass_fields__", {})
+                found = fields[part] if part in fields else getattr(found, part)
 
 
 def test_every_module_is_in_the_table():
