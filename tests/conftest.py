@@ -253,8 +253,15 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     """Who names tests, or says which, means all of their cases."""
     named = config.args_source is not pytest.Config.ArgsSource.TESTPATHS
-    if not hasattr(config, "workerinput"):  # a worker has been told
-        config.option.every_case |= named or bool(config.option.keyword or config.option.markexpr)
+    told = getattr(config, "workerinput", {}).get("every_case")
+    asked = named or bool(config.option.keyword or config.option.markexpr)
+    config.option.every_case |= asked if told is None else told
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node):
+    """A worker is told what the whole run is asked for."""
+    node.workerinput["every_case"] = node.config.option.every_case
 
 
 @pytest.hookimpl(trylast=True)

@@ -754,7 +754,7 @@ FLOORS = [
     ["plan", "gradient_check"],
     ["optimizers", "perceptron", "gradient", "activations"],
     ["layers", "measures"],
-    ["losses"],
+    ["losses", "partials"],
     ["arguments", "rows"],
     ["clipping"],
     ["backend", "reproducible"],

@@ -43,7 +43,7 @@ both inf and -inf; else it is the infinity among its terms.
 
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from typing import Any, TypeAlias
 
@@ -179,7 +179,7 @@ def cut(xp: Namespace, a: Array, largest: Array, slices: int, bits: int) -> list
     return parts
 
 
-def _largest(xp: Namespace, a: Array, axis: int | tuple[int, ...] | None) -> Array:
+def largest_along(xp: Namespace, a: Array, axis: int | tuple[int, ...] | None) -> Array:
     """max|a| along `axis`, kept as an axis of length 1, without a copy of `a`."""
     return xp.maximum(xp.max(a, axis=axis, keepdims=True), -xp.min(a, axis=axis, keepdims=True))
 
@@ -288,7 +288,7 @@ def dot(xp: Namespace, a: Array, b: Array) -> Array:
     dtype = precision(a)
     if 0 in a.shape:
         return xp.sum(a, axis=-1, keepdims=True)
-    largest_a, largest_b = _largest(xp, a, -1), _largest(xp, b, -1)
+    largest_a, largest_b = largest_along(xp, a, -1), largest_along(xp, b, -1)
     if not _every_finite(xp, largest_a, largest_b):
         rows, columns = xp.expand_dims(a, axis=-2), xp.expand_dims(b, axis=-1)
         return xp.squeeze(stacked_matmul(xp, rows, columns), axis=-1)
@@ -299,10 +299,7 @@ def dot(xp: Namespace, a: Array, b: Array) -> Array:
         xp.concat([xp.sum(p * q, axis=-1, keepdims=True) for q in parts_b[: slices - s]], axis=-1)
         for s, p in enumerate(parts_a)
     ]
-    total = _add_orders(products, slices, 1)
-    for half in _scaled_back(half_a, half_b):
-        total = total * half * half
-    return xp.astype(total, getattr(xp, dtype), copy=False)
+    return rounded(xp, _orders(products, slices, 1), _scaled_back(half_a, half_b), dtype)
 
 
 def broadcast(one: Sequence[int], other: Sequence[int]) -> tuple[int, ...]:
@@ -319,11 +316,16 @@ def _product(xp: Namespace, a: Array, b: Array, dtype: str) -> Array:
     if 0 in (*a.shape, *b.shape):
         shape = (*a.shape[:-1], b.shape[-1])
         return xp.zeros(shape, dtype=getattr(xp, dtype), device=a.device)
-    largest_a, largest_b = _largest(xp, a, -1), _largest(xp, b, -2)
+    largest_a, largest_b = largest_along(xp, a, -1), largest_along(xp, b, -2)
     if _every_finite(xp, largest_a, largest_b):
         return _without_zeros(xp, a, b, largest_a, largest_b, dtype)
-    finite_a, finite_b = (xp.where(xp.isfinite(v), v, xp.zeros_like(v)) for v in (a, b))
-    return _with_infinities(xp, a, b, _product(xp, finite_a, finite_b, dtype))
+    found = _product(xp, finite_part(xp, a), finite_part(xp, b), dtype)
+    return with_specials(xp, found, product_specials(xp, a, b))
+
+
+def finite_part(xp: Namespace, a: Array) -> Array:
+    """`a`, with 0 for what is not finite."""
+    return xp.where(xp.isfinite(a), a, xp.zeros_like(a))
 
 
 def _without_zeros(
@@ -336,7 +338,7 @@ def _without_zeros(
     slices = product_slices(a.shape[-1], dtype)
     if a.ndim > 2 or math.prod(a.shape) < WORTH_LOOKING:
         return _finite_matmul(xp, a, b, largest_a, largest_b, dtype, *slices)
-    rows, terms = largest_a[:, 0] > 0, _largest(xp, a, 0)[0, :] > 0
+    rows, terms = largest_a[:, 0] > 0, largest_along(xp, a, 0)[0, :] > 0
     few_rows, few_terms = (
         int(xp.count_nonzero(v)) < LEFT_OUT_BELOW * v.shape[0] for v in (rows, terms)
     )
@@ -367,22 +369,39 @@ def _finite_matmul(
     bits: int,
 ) -> Array:
     """The product of finite matrices, so many rows at a time that their slices stay in cache."""
+    found = [
+        rounded(xp, orders, halves, dtype)
+        for orders, halves in product_orders(xp, a, b, largest_a, largest_b, dtype, slices, bits)
+    ]
+    return found[0] if len(found) == 1 else xp.concat(found, axis=-2)
+
+
+def product_orders(
+    xp: Namespace,
+    a: Array,
+    b: Array,
+    largest_a: Array,
+    largest_b: Array,
+    dtype: str,
+    slices: int,
+    bits: int,
+) -> Iterator[tuple[Iterator[Array], list[Array]]]:
+    """Of some rows of the product at a time, what `rounded` takes: the exact sums of each order.
+
+    `largest_a` (..., N, 1) and `largest_b` (..., 1, M) are max|row of a| and max|column of b|, or
+    more, as where a and b are parts of longer matrices; slices and bits are for the whole length.
+    """
     parts_b, half_b = _sliced(xp, b, largest_b, dtype, slices, bits)
     # One product with all the slices of b that meet a slice of a: BLAS likes few and wide ones.
     wide = [xp.concat(parts_b[: slices - s], axis=-1) for s in range(slices - 1)] + parts_b[:1]
     rows = max(1, LARGEST_PIECE // (math.prod(a.shape) // a.shape[-2]))
-    pieces: list[Array] = []
     for start in range(0, a.shape[-2], rows):
         piece = slice(start, min(start + rows, a.shape[-2]))
         parts_a, half_a = _sliced(
             xp, a[..., piece, :], largest_a[..., piece, :], dtype, slices, bits
         )
         products = [xp.matmul(*pair) for pair in zip(parts_a, wide, strict=True)]
-        total = _add_orders(products, slices, b.shape[-1])
-        for half in _scaled_back(half_a, half_b):
-            total = total * half * half
-        pieces.append(xp.astype(total, getattr(xp, dtype), copy=False))
-    return pieces[0] if len(pieces) == 1 else xp.concat(pieces, axis=-2)
+        yield _orders(products, slices, b.shape[-1]), _scaled_back(half_a, half_b)
 
 
 def _scaled_back(half_a: Array | None, half_b: Array | None) -> list[Array]:
@@ -400,32 +419,52 @@ def _sliced(
     return cut(xp, a, power_of_two(xp, largest), slices, bits), half
 
 
-def _add_orders(products: list[Array], slices: int, columns: int) -> Array:
-    """The products of each order added up, the smallest first.
+def _orders(products: list[Array], slices: int, columns: int) -> Iterator[Array]:
+    """The exact sum of the products of each order, the smallest first.
 
     Of slice s of a, `products` holds those with the slices of b from the first to the last that it
     meets, side by side, `columns` each.
     """
-    total = 0.0
     for order in range(slices - 1, -1, -1):
         exact = products[0][..., order * columns : (order + 1) * columns]
         for s in range(1, order + 1):
             exact = exact + products[s][..., (order - s) * columns : (order - s + 1) * columns]
+        yield exact
+
+
+def rounded(
+    xp: Namespace,
+    orders: Iterable[Array],
+    halves: Iterable[Array],
+    dtype: str,
+    divisor: float | None = None,
+) -> Array:
+    """Exact sums of slices, the smallest first, added up: here, and nowhere before, is rounding.
+
+    The total is divided by `divisor`, multiplied by the square of each of `halves`, and rounded to
+    the dtype.
+    """
+    total = 0.0
+    for exact in orders:
         total = exact + total
-    return total
+    if divisor is not None:
+        total = total / divisor
+    for half in halves:
+        total = total * half * half
+    return xp.astype(total, getattr(xp, dtype), copy=False)
 
 
-def _with_infinities(xp: Namespace, a: Array, b: Array, finite: Array) -> Array:
-    """`finite` with what the infinities and NaN among a (..., N, K) and b (..., K, M) make of it.
+def product_specials(xp: Namespace, a: Array, b: Array) -> tuple[Array, Array, Array]:
+    """How many terms of the product of a (..., N, K) and b (..., K, M) are inf, -inf, NaN.
 
-    How many terms of each kind there are is a product of zeros and ones, which is exact.
+    They are products of zeros and ones, which are exact.
     """
 
     def kinds(*masks: Array, axis: int) -> Array:
         return xp.astype(xp.concat(masks, axis=axis), xp.float64)
 
     def count(left: list[Array], right: list[Array]) -> Array:
-        return xp.matmul(kinds(*left, axis=-1), kinds(*right, axis=-2)) > 0
+        return xp.matmul(kinds(*left, axis=-1), kinds(*right, axis=-2))
 
     def signs(array: Array) -> list[Array]:
         up, down = array == math.inf, array == -math.inf
@@ -440,11 +479,22 @@ def _with_infinities(xp: Namespace, a: Array, b: Array, finite: Array) -> Array:
     nan = count(
         [xp.isnan(a), every_a, up_a | down_a, a == 0], [every_b, xp.isnan(b), b == 0, up_b | down_b]
     )
-    return _special(xp, finite, up, down, nan)
+    return up, down, nan
 
 
-def _special(xp: Namespace, finite: Array, up: Array, down: Array, nan: Array) -> Array:
-    """`finite`, or inf, -inf or NaN where there are such terms."""
+def sum_specials(
+    xp: Namespace, a: Array, axes: tuple[int, ...], keepdims: bool = False
+) -> tuple[Array, Array, Array]:
+    """How many terms of the sums of `a` are inf, -inf, NaN."""
+    kinds = (a == math.inf, a == -math.inf, xp.isnan(a))
+    counts = (xp.astype(kind, xp.float64) for kind in kinds)
+    up, down, nan = (xp.sum(count, axis=axes, keepdims=keepdims) for count in counts)
+    return up, down, nan
+
+
+def with_specials(xp: Namespace, finite: Array, counts: Sequence[Array]) -> Array:
+    """`finite`, or inf, -inf or NaN where terms are so, by the counts of each."""
+    up, down, nan = (count > 0 for count in counts)
 
     def constant(value: float) -> Array:
         return xp.asarray(value, dtype=finite.dtype, device=finite.device)
@@ -494,27 +544,26 @@ def sum(
     if 0 in a.shape:
         total = xp.sum(a, axis=axes, keepdims=keepdims)
         return total if divisor is None else total / divisor
-    largest = _largest(xp, a, axes)
+    largest = largest_along(xp, a, axes)
     if not _every_finite(xp, largest):
-        finite = xp.where(xp.isfinite(a), a, xp.zeros_like(a))
-        kinds = (a == math.inf, a == -math.inf, xp.isnan(a))
-        return _special(
-            xp,
-            sum(xp, finite, axes, keepdims, divisor),
-            *(xp.any(v, axis=axes, keepdims=keepdims) for v in kinds),
-        )
+        found = sum(xp, finite_part(xp, a), axes, keepdims, divisor)
+        return with_specials(xp, found, sum_specials(xp, a, axes, keepdims))
     terms = math.prod(a.shape[k] for k in axes)
+    total = rounded(xp, *sum_orders(xp, a, axes, largest, terms, dtype), dtype, divisor)
+    return total if keepdims else xp.squeeze(total, axis=axes)
+
+
+def sum_orders(
+    xp: Namespace, a: Array, axes: tuple[int, ...], largest: Array, terms: int, dtype: str
+) -> tuple[Iterator[Array], list[Array]]:
+    """What `rounded` takes of a sum along axes, which are kept: the exact sums of its slices.
+
+    `largest` is max|a| along the axes, kept too, or more, as where `a` is part of something longer;
+    `terms` are those of the whole.
+    """
     parts, half = _sliced(xp, a, largest, dtype, *sum_slices(terms, dtype))
-    total = 0.0
-    for part in reversed(parts):
-        total = xp.sum(part, axis=axes, keepdims=True) + total
-    if divisor is not None:
-        total = total / divisor
-    if half is not None:
-        total = total * half * half
-    if not keepdims:
-        total = xp.squeeze(total, axis=axes)
-    return xp.astype(total, getattr(xp, dtype))
+    orders = (xp.sum(part, axis=axes, keepdims=True) for part in reversed(parts))
+    return orders, [] if half is None else [half]
 
 
 # -- exp and log
