@@ -36,7 +36,6 @@ __all__ = [
     "load_digits",
     "load_idx",
     "load_mnist",
-    "optional",
     "read",
 ]
 
@@ -103,6 +102,24 @@ def load_mnist(
     ------
     DatasetError
         If a file is missing from ``XNET_DATA_DIR``, is damaged, or cannot be downloaded.
+
+    Examples
+    --------
+    >>> (x, t), (x_test, t_test) = xnet.datasets.load_mnist()  # doctest: +SKIP
+    >>> x.shape, t.shape, x_test.shape  # doctest: +SKIP
+    ((60000, 784), (60000,), (10000, 784))
+
+    A folder of one's own is the only place that is looked into:
+
+    >>> import os
+    >>> import tempfile
+    >>> from unittest import mock
+    >>> import xnet
+    >>> with tempfile.TemporaryDirectory() as empty:
+    ...     with mock.patch.dict(os.environ, XNET_DATA_DIR=empty):
+    ...         xnet.datasets.load_mnist()  # doctest: +IGNORE_EXCEPTION_DETAIL
+    Traceback (most recent call last):
+    DatasetError: XNET_DATA_DIR=... holds no train-images-idx3-ubyte ...
     """
     images, labels, test_images, test_labels = (
         idx.parse(_read_mnist_file(name), name) for name in _MNIST
@@ -137,6 +154,17 @@ def load_digits(
     ((x_train, t_train), (x_test, t_test))
         x: ``(1437, 64)`` and ``(360, 64)``, or ``(N, 1, 8, 8)``; float32 or uint8.
         t: ``(N,)`` int64, or ``(N, 10)`` float32.
+
+    Examples
+    --------
+    >>> import xnet
+    >>> (x, t), (x_test, t_test) = xnet.datasets.load_digits()
+    >>> x.shape, t.shape, x_test.shape
+    ((1437, 64), (1437,), (360, 64))
+    >>> t[:5].tolist()
+    [6, 6, 6, 2, 5]
+    >>> x[0].reshape(8, 8)[2].tolist()
+    [0.0, 0.0, 0.8125, 0.3125, 0.0, 0.0, 0.0, 0.0]
     """
     with (files("xnet") / "digits.npz").open("rb") as file, np.load(file) as arrays:
         images, labels = arrays["images"], arrays["labels"]
@@ -184,6 +212,22 @@ def load_idx(
     DatasetError
         A file is missing, cut short, too long, no IDX file of bytes or not that of its SHA-256, or
         there are not as many labels as pictures.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> import numpy as np
+    >>> import xnet
+    >>> parts = {"images-idx3": np.full((2, 3, 3), 255, np.uint8), "labels-idx1": np.uint8([1, 0])}
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     for name in ("train-{}-ubyte", "t10k-{}-ubyte"):
+    ...         for part, values in parts.items():
+    ...             head = bytes([0, 0, 8, values.ndim]) + np.array(values.shape, ">u4").tobytes()
+    ...             _ = Path(folder, name.format(part)).write_bytes(head + values.tobytes())
+    ...     (x, t), (x_test, t_test) = xnet.datasets.load_idx(folder)
+    >>> x.shape, x.max().item(), t.tolist()
+    ((2, 9), 1.0, [1, 0])
     """
     parts = idx.load(Path(folder), name, sha256 or {})
     classes = 1 + max(int(labels.max(initial=0)) for _, labels in parts)
@@ -218,6 +262,16 @@ class Data:
         The names of columns and classes; put it in ``network.schema``, and its file keeps it.
     test
         Test data ``(x, t)``, where the file has such.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xnet
+    >>> schema = xnet.schema.Schema(("height", "width"), ("kind",), classes=("cat", "dog"))
+    >>> data = xnet.datasets.Data(np.arange(20.0).reshape(10, 2), np.array([0, 1] * 5), schema)
+    >>> train, test = data.split(0.4)
+    >>> train.x.shape, test.x.shape, test.t.tolist()
+    ((6, 2), (4, 2), [0, 0, 1, 1])
     """
 
     x: NDArray[Any]
@@ -232,6 +286,16 @@ class Data:
         ------
         ValueError
             The share is not between 0 and 1, or holds no sample, or all.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import xnet
+        >>> numbers = np.arange(4.0).reshape(4, 1)
+        >>> data = xnet.datasets.Data(numbers, 2 * numbers, xnet.schema.Schema())
+        >>> left, share = data.split(0.25, seed=0)
+        >>> left.x.ravel().tolist(), share.x.ravel().tolist()
+        ([1.0, 2.0, 3.0], [0.0])
         """
         labels = self.t if self.schema.classes else None
         rest, held = held_out(len(self.x), labels, share, Generator(seed), "share")
@@ -248,7 +312,7 @@ def read(
     task: str | None = None,
     ignore: Sequence[str] = (),
 ) -> Data:
-    """Read data of one's own from a file or a folder.
+    r"""Read data of one's own from a file or a folder.
 
     A table: CSV, TSV (each gzipped or not) or Parquet, with a header; rows are counted from 1, the
     header left out. An NPZ file with x and t, or x_train, y_train, x_test and y_test. A folder of
@@ -279,6 +343,21 @@ def read(
         row and column.
     ValueError
         An unknown task; a label or columns to ignore for what has no columns.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> import xnet
+    >>> table = "weight,price,fruit\n150,100,apple\n200,150,orange\n170,120,apple\n"
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder, "fruit.csv")
+    ...     _ = path.write_text(table)
+    ...     data = xnet.datasets.read(path, label="fruit")
+    >>> data.x.tolist(), data.t.tolist()
+    ([[150.0, 100.0], [200.0, 150.0], [170.0, 120.0]], [0, 1, 0])
+    >>> data.schema.features, data.schema.classes
+    (('weight', 'price'), ('apple', 'orange'))
     """
     path, labels = Path(path), (label,) if isinstance(label, str) else tuple(label)
     if task not in (None, Task.classification, Task.regression):
@@ -327,6 +406,20 @@ def chunks(
     DatasetError
         As in `read`; a column that was not there in training, or is missing now; a class that was
         never seen; pictures of another size.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> import numpy as np
+    >>> import xnet
+    >>> learnt = xnet.schema.Schema(classes=("cat", "dog"))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder, "samples.npz")
+    ...     np.savez(path, x=np.ones((3, 2)), t=np.array(["dog", "cat", "dog"]))
+    ...     for x, t, names in xnet.datasets.chunks(path, learnt, labelled=True):
+    ...         print(x.shape, t.tolist(), names)
+    (3, 2) [1, 0, 1] None
     """
     path = Path(path)
     _check_there(path)
@@ -354,7 +447,14 @@ def chunks(
 
 
 def is_data(path: str | os.PathLike[str]) -> bool:
-    """Whether a path says that it is what `read` takes: a folder, a table or an NPZ file."""
+    """Whether a path says that it is what `read` takes: a folder, a table or an NPZ file.
+
+    Examples
+    --------
+    >>> import xnet
+    >>> [xnet.datasets.is_data(path) for path in ("wine.csv", "fruit.npz", "seven.png")]
+    [True, True, False]
+    """
     path = Path(path)
     return path.is_dir() or tables.is_table(path) or path.suffix.lower() == ".npz"
 

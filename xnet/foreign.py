@@ -256,7 +256,16 @@ def from_torch(
 
     Examples
     --------
-    >>> net = xnet.weights.from_torch(nn.Sequential(nn.Linear(64, 50), nn.ReLU(), ...))
+    >>> import torch
+    >>> import xnet
+    >>> from torch import nn
+    >>> module = nn.Sequential(nn.Linear(64, 50), nn.ReLU(), nn.Linear(50, 10))
+    >>> net = xnet.weights.from_torch(module, loss=xnet.layers.SoftmaxWithLoss())
+    >>> net.layers, net.dtype
+    ([Affine(64, 50), ReLU(), Affine(50, 10)], 'float32')
+    >>> x = torch.ones(1, 64)
+    >>> bool((abs(module(x).softmax(1).detach().numpy() - net.predict(x.numpy())) < 1e-6).all())
+    True
     """
     _check_framework("module", module, "torch")
     return _network(_leaves(module, "module", "torch", TORCH), loss, backend, dtype)
@@ -423,8 +432,21 @@ def from_keras(
 
     Examples
     --------
-    >>> model = keras.Sequential([keras.Input((64,)), keras.layers.Dense(50, "relu"), ...])
-    >>> net = xnet.weights.from_keras(model)
+    With Keras on a backend of its own (``KERAS_BACKEND=torch``):
+
+    >>> import keras  # doctest: +SKIP
+    >>> import xnet
+    >>> dense = keras.layers.Dense  # doctest: +SKIP
+    >>> model = keras.Sequential([keras.Input((4,)), dense(3, "relu")])  # doctest: +SKIP
+    >>> xnet.weights.from_keras(model).layers  # doctest: +SKIP
+    [Affine(4, 3), ReLU()]
+
+    What is no model of Keras's is refused, without importing it:
+
+    >>> xnet.weights.from_keras([4, 3])
+    Traceback (most recent call last):
+        ...
+    TypeError: model is a list, expected a Sequential of keras
     """
     _check_framework("model", model, "keras")
     return _network(_leaves(model, "model", "keras", KERAS), loss, backend, dtype)

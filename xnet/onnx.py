@@ -93,9 +93,19 @@ def export(network: Network, path: str | os.PathLike[str]) -> None:
 
     Examples
     --------
-    >>> net = xnet.TwoLayerNet(64, 50, 10)
-    >>> xnet.onnx.export(net, "digits.onnx")
-    >>> onnxruntime.InferenceSession("digits.onnx").run(None, {"x": x.astype("float64")})
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> import onnx
+    >>> import xnet
+    >>> net = xnet.TwoLayerNet(64, 50, 10, dtype="float32", seed=0)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder, "digits.onnx")
+    ...     xnet.onnx.export(net, path)
+    ...     graph = onnx.load(path).graph
+    >>> [node.op_type for node in graph.node]
+    ['Gemm', 'Sigmoid', 'Gemm', 'Softmax']
+    >>> [array.name for array in graph.initializer]
+    ['W1', 'b1', 'W2', 'b2']
     """
     onnx = _library()
     check_writable(path)
@@ -305,8 +315,21 @@ def load(
 
     Examples
     --------
-    >>> torch.onnx.export(module, (torch.zeros(1, 64),), "digits.onnx")
-    >>> net = xnet.onnx.load("digits.onnx", backend="numba")
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> import numpy as np
+    >>> import onnx
+    >>> import xnet
+    >>> net = xnet.TwoLayerNet(64, 50, 10, activation="relu", seed=0)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder, "digits.onnx")
+    ...     xnet.onnx.export(net, path)
+    ...     loaded = xnet.onnx.load(path)
+    >>> loaded.layers, loaded.loss_layer
+    ([Affine(64, 50), ReLU(), Affine(50, 10)], SoftmaxWithLoss())
+    >>> x = np.ones((1, 64))
+    >>> bool(np.allclose(loaded.predict(x), net.predict(x)))
+    True
     """
     onnx = _library()
     chosen = resolve(backend)

@@ -17,6 +17,8 @@ from xnet.errors import DatasetError, optional
 from xnet.frames import table_of
 from xnet.rows import PART
 
+__all__ = ["unpacked"]
+
 
 def unpacked(
     path: str | os.PathLike[str],
@@ -55,11 +57,19 @@ def unpacked(
 
     Examples
     --------
-    ::
-
-        x = unpacked("train.parquet", ["height", "width"])
-        t = unpacked("train.parquet", "kind")
-        xnet.train(net, x, t)
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> import pyarrow as pa
+    >>> import pyarrow.parquet
+    >>> import xnet
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder, "fruit.parquet")
+    ...     table = pa.table({"weight": [150.0, 200.0], "price": [1.5, 2.5], "kind": [0, 1]})
+    ...     pyarrow.parquet.write_table(table, path)
+    ...     x = xnet.parquet.unpacked(path, ["weight", "price"])
+    ...     t = xnet.parquet.unpacked(path, "kind")
+    >>> type(x).__name__, x.tolist(), t.tolist()
+    ('memmap', [[150.0, 1.5], [200.0, 2.5]], [0, 1])
     """
     with optional("reading Parquet", "pyarrow", "data"):
         import pyarrow as pa

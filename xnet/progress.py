@@ -5,6 +5,8 @@ import time
 from importlib import import_module
 from typing import Any, Protocol, cast
 
+__all__ = ["Progress", "ProgressBar", "ProgressLines"]
+
 BAR_SECONDS = 0.1
 """Between two drawings of a bar: drawing must not slow the training."""
 
@@ -35,7 +37,27 @@ class History(Protocol):
 
 
 class Progress(Protocol):
-    """What `train` tells of its progress."""
+    """What `train` tells of its progress.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xnet
+    >>> class Spoken:
+    ...     def start(self, total):
+    ...         print("to be done:", total)
+    ...     def advance(self, history):
+    ...         print("done:", history.iterations)
+    ...     def stop(self):
+    ...         print("the end")
+    >>> net = xnet.TwoLayerNet(2, 3, 2, seed=0)
+    >>> x, t = np.eye(2), np.array([0, 1])
+    >>> _ = xnet.train(net, x, t, iterations=2, batch_size=1, progress=Spoken())
+    to be done: 2
+    done: 1
+    done: 2
+    the end
+    """
 
     def start(self, total: int) -> None:
         """The run goes on until `total` iterations are done, those of earlier calls included."""
@@ -122,7 +144,19 @@ class Watched:
 
 
 class ProgressBar(Watched):
-    """A line on stderr, a terminal, with loss, accuracy, speed and time left."""
+    """A line on stderr, a terminal, with loss, accuracy, speed and time left.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xnet
+    >>> net = xnet.TwoLayerNet(2, 3, 2, seed=0)
+    >>> bar = xnet.progress.ProgressBar()
+    >>> x, t = np.eye(2), np.array([0, 1])
+    >>> history = xnet.train(net, x, t, iterations=2, batch_size=2, progress=bar)
+    >>> bar.total, history.iterations
+    (2, 2)
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -162,7 +196,18 @@ class ProgressBar(Watched):
 
 
 class ProgressLines(Watched):
-    """Lines on stderr, which is a file or a pipe: none of a short run, few of a long one."""
+    """Lines on stderr, which is a file or a pipe: none of a short run, few of a long one.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xnet
+    >>> net = xnet.TwoLayerNet(2, 3, 2, seed=0)
+    >>> lines = xnet.progress.ProgressLines()
+    >>> history = xnet.train(net, np.eye(2), np.array([0, 1]), iterations=2, progress=lines)
+    >>> [lines.wait(seconds) for seconds in (0, 60, 3600)]
+    [10.0, 60, 600.0]
+    """
 
     _written = False
 

@@ -385,6 +385,16 @@ def sum(x: Array, /, *, axis: Axis = None, keepdims: bool = False) -> Array:
     -------
     Array
         Within u |sum| + u max|x| of the sum; 0 for no numbers.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from xnet import reproducible
+    >>> x = np.array([1e16, 1.0, -1e16, 1.0])
+    >>> reproducible.sum(x).item(), reproducible.sum(x[::-1]).item()
+    (2.0, 2.0)
+    >>> reproducible.sum(np.full((3, 10), 0.1), axis=1).tolist()
+    [1.0, 1.0, 1.0]
     """
     with Computation("sum", x=x) as (c, x):
         m = c.along(x, axis)
@@ -406,6 +416,15 @@ def mean(x: Array, /, *, axis: Axis = None, keepdims: bool = False) -> Array:
     -------
     Array
         Within 2 u |mean| + u max|x| / n of the mean; NaN for no numbers.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from xnet import reproducible
+    >>> reproducible.mean(np.array([[1.0, 2.0], [3.0, 6.0]]), axis=0).tolist()
+    [2.0, 4.0]
+    >>> reproducible.mean(np.full(10, 1e308)).item()
+    1e+308
     """
     with Computation("mean", x=x) as (c, x):
         m = c.along(x, axis)
@@ -439,6 +458,14 @@ def var(
     ------
     TypeError
         `correction` is no real number.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from xnet import reproducible
+    >>> x = np.array([1.0, 2.0, 3.0, 6.0])
+    >>> reproducible.var(x).item(), round(reproducible.var(x, correction=1).item(), 4)
+    (3.5, 4.6667)
     """
     if not isinstance(correction, numbers.Real):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(f"var: correction is a {type(correction).__name__}, expected a number")
@@ -473,6 +500,16 @@ def norm(x: Array, /, *, axis: Axis = None, keepdims: bool = False, ord: float =
     ------
     ValueError
         Another `ord`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from xnet import reproducible
+    >>> x = np.array([3.0, -4.0])
+    >>> [reproducible.norm(x, ord=p).item() for p in (1, 2, float("inf"))]
+    [7.0, 5.0, 4.0]
+    >>> reproducible.norm(np.array([1e200, 0.0])).item()
+    1e+200
     """
     if ord not in (1, 2, math.inf):
         raise ValueError(f"norm: ord is {ord!r}, expected 1, 2 or inf")
@@ -501,6 +538,14 @@ def matmul(x1: Array, x2: Array, /) -> Array:
         (..., N, M), without N or M where an argument was 1-d. An element is within u |element| +
         8 K 2^-s max|row| max|column| of the exact one, s = 42 for float32 and 63 else; for K above
         1,638 s is at least 32 and 60 (`exact.product_slices` tells). 0 for K = 0.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from xnet import reproducible
+    >>> a = np.array([[0.1, 0.2], [0.3, 0.4]])
+    >>> reproducible.matmul(a, a).tolist()
+    [[0.07, 0.1], [0.15, 0.22000000000000003]]
     """
     with Computation("matmul", x1=x1, x2=x2) as (c, a, b):
         xp, shapes = c.xp, f"x1 has shape {tuple(a.shape)}, x2 has {tuple(b.shape)}"
@@ -531,6 +576,14 @@ def dot(x1: Array, x2: Array, /, *, axis: int = -1) -> Array:
     -------
     Array
         Of the shape that the other axes broadcast to, with the bound of `matmul`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from xnet import reproducible
+    >>> x1, x2 = np.array([1e16, 1.0, -1e16]), np.array([1.0, 1.0, 1.0])
+    >>> reproducible.dot(x1, x2).item(), reproducible.dot(x1[::-1], x2).item()
+    (1.0, 1.0)
     """
     with Computation("dot", x1=x1, x2=x2) as (c, a, b):
         xp, shapes = c.xp, f"x1 has shape {tuple(a.shape)}, x2 has {tuple(b.shape)}"
@@ -595,6 +648,13 @@ def exp(x: Array, /) -> Array:
     Array
         Within 1 unit in the last place in float64, else correctly rounded but for about one x in
         10^8.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from xnet import reproducible
+    >>> reproducible.exp(np.array([0.0, 1.0, -1.0])).tolist()
+    [1.0, 2.7182818284590455, 0.36787944117144233]
     """
     return _elementary("exp", x)
 
@@ -607,6 +667,13 @@ def log(x: Array, /) -> Array:
     Array
         Within 1 unit in the last place in float64, else correctly rounded but for about one x in
         10^8; -inf for 0, NaN below.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from xnet import reproducible
+    >>> reproducible.log(np.array([1.0, 2.0, 0.0, -1.0])).tolist()
+    [0.0, 0.6931471805599453, -inf, nan]
     """
     return _elementary("log", x)
 
@@ -619,6 +686,13 @@ def expm1(x: Array, /) -> Array:
     Array
         Within 2 units in the last place in float64, else correctly rounded but for about one x in
         10^8.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from xnet import reproducible
+    >>> reproducible.expm1(np.array([1e-20, 1.0])).tolist()
+    [1e-20, 1.7182818284590453]
     """
     return _elementary("expm1", x)
 
@@ -631,6 +705,13 @@ def log1p(x: Array, /) -> Array:
     Array
         Within 2 units in the last place in float64, else correctly rounded but for about one x in
         10^8; -inf for -1, NaN below.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from xnet import reproducible
+    >>> reproducible.log1p(np.array([1e-20, 1.0])).tolist()
+    [1e-20, 0.6931471805599453]
     """
     return _elementary("log1p", x)
 
@@ -650,6 +731,13 @@ def tanh(x: Array, /) -> Array:
     -------
     Array
         Within 12 u |tanh x| in float64, 6 u in float32, u + 2^-49 else.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from xnet import reproducible
+    >>> reproducible.tanh(np.array([0.0, 1e-20, 0.5, -1000.0])).tolist()
+    [0.0, 1e-20, 0.46211715726000974, -1.0]
     """
     with Computation("tanh", x=x) as (c, x):
         return c.result(c.each(partial(operations.tanh, c.library.maths), x))
@@ -677,6 +765,15 @@ def softmax(x: Array, /, *, axis: Axis = -1) -> Array:
         The shape of x. An element is within (2 T + 8) v of the softmax, relative to it, T the
         largest max - x along the axes, v = u for float32 and 2^-53 else; for float16 and bfloat16
         within u more. NaN along axes that hold NaN, inf, or nothing but -inf.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from xnet import reproducible
+    >>> reproducible.softmax(np.array([0.3, 2.9, 4.0])).round(8).tolist()
+    [0.01821127, 0.24519181, 0.73659691]
+    >>> reproducible.softmax(np.array([1010.0, 1000.0, 990.0])).tolist()
+    [0.999954600070331, 4.5397868608866656e-05, 2.061060046209062e-09]
     """
     with Computation("softmax", x=x) as (c, x):
         m = c.along(x, axis)
@@ -701,6 +798,15 @@ def logsumexp(x: Array, /, *, axis: Axis = None, keepdims: bool = False) -> Arra
     Array
         Within u |result| + v (|max| + 2 log n + T + 8) of it, n the number of terms, T the largest
         max - x, but 746 at most, v = 2^-53; -inf for no numbers.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from xnet import reproducible
+    >>> reproducible.logsumexp(np.array([0.0, 0.0])).item()
+    0.6931471805599453
+    >>> reproducible.logsumexp(np.array([1000.0, 1000.0])).item()
+    1000.6931471805599
     """
     with Computation("logsumexp", x=x) as (c, x):
         m = c.along(x, axis)

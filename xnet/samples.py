@@ -17,6 +17,8 @@ from xnet.network import Network
 from xnet.random import Generator
 from xnet.rows import Rows, spans, staying
 
+__all__ = ["minibatches"]
+
 
 def minibatches(
     n: int, batch_size: int, rng: Any, replacement: bool = False
@@ -44,6 +46,16 @@ def minibatches(
     ------
     ValueError
         n or batch_size below 1.
+
+    Examples
+    --------
+    >>> import xnet
+    >>> batches = xnet.samples.minibatches(5, 2, rng=0)
+    >>> [next(batches).tolist() for _ in range(3)]
+    [[3, 2], [1, 0], [4]]
+    >>> drawn = xnet.samples.minibatches(5, 2, rng=0, replacement=True)
+    >>> [next(drawn).tolist() for _ in range(3)]
+    [[2, 0], [0, 4], [4, 0]]
     """
     check_length("n", n)
     check_length("batch_size", batch_size)

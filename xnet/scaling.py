@@ -16,6 +16,8 @@ from xnet.layers import Layer
 from xnet.network import Network
 from xnet.operations import Normalization
 
+__all__ = ["moments", "normalization", "pixels", "unscale"]
+
 Floats = NDArray[np.float64]
 
 BLOCK = 1 << 20
@@ -44,15 +46,28 @@ def normalization(x: Any) -> Layer:
 
     Examples
     --------
-    >>> layer = normalization(np.array([[1.0, 5.0], [3.0, 5.0]]))
+    >>> import numpy as np
+    >>> import xnet
+    >>> x = np.array([[1.0, 5.0], [3.0, 5.0]])
+    >>> layer = xnet.scaling.normalization(x)
     >>> layer.mean.tolist(), layer.std.tolist()
     ([2.0, 5.0], [1.0, 1.0])
+    >>> layer(x).tolist()
+    [[-1.0, 0.0], [1.0, 0.0]]
     """
     return _layer(*moments(x))
 
 
 def pixels(features: int) -> Layer:
-    """A layer that scales bytes, 0 to 255, to between 0 and 1: pixels are of one scale."""
+    """A layer that scales bytes, 0 to 255, to between 0 and 1: pixels are of one scale.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xnet
+    >>> xnet.scaling.pixels(3)(np.array([[0.0, 51.0, 255.0]])).tolist()
+    [[0.0, 0.2, 1.0]]
+    """
     return _layer(np.zeros(features), np.full(features, 255.0))
 
 
@@ -67,6 +82,14 @@ def moments(x: Any) -> tuple[Floats, Floats]:
 
     The standard deviation of the samples, sqrt(sum((x - mean)^2) / N), but 1 where a column is
     constant. The same bits on every processor: sums are those of reproducible mode.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xnet
+    >>> mean, std = xnet.scaling.moments(np.array([[1.0, 5.0], [3.0, 5.0]]))
+    >>> mean.tolist(), std.tolist()
+    ([2.0, 5.0], [1.0, 1.0])
     """
     if not len(x):
         raise ValueError("x has no samples")
@@ -104,6 +127,18 @@ def unscale(network: Network, mean: Floats, std: Floats) -> None:
     ------
     ValueError
         Its last layer is none.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xnet
+    >>> from xnet.layers import Affine, IdentityWithLoss
+    >>> net = xnet.Network([Affine(2, 1)], IdentityWithLoss(), seed=0)
+    >>> x, mean, std = np.ones((1, 2)), np.array([100.0]), np.array([10.0])
+    >>> expected = net.predict(x) * std + mean
+    >>> xnet.scaling.unscale(net, mean, std)
+    >>> bool(np.allclose(net.predict(x), expected))
+    True
     """
     layer, backend = network.layers[-1], network.backend
     if layer.opaque or layer.operation is None or layer.operation.fuses != "product":

@@ -6,9 +6,20 @@ import re
 from enum import StrEnum
 from typing import Any, Self, cast
 
+__all__ = ["Schema", "Task"]
+
 
 class Task(StrEnum):
-    """What is learnt: one of several classes, or numbers."""
+    """What is learnt: one of several classes, or numbers.
+
+    Examples
+    --------
+    >>> import xnet
+    >>> [str(task) for task in xnet.schema.Task]
+    ['classification', 'regression']
+    >>> xnet.schema.Schema(classes=("cat", "dog")).task == "classification"
+    True
+    """
 
     classification = "classification"
     regression = "regression"
@@ -31,6 +42,15 @@ class Schema:
         Columns of a table that are neither.
     shape
         Of one sample, where that is a picture: (H, W), or (H, W, 3).
+
+    Examples
+    --------
+    >>> import xnet
+    >>> schema = xnet.schema.Schema(("height", "width"), ("kind",), classes=("cat", "dog"))
+    >>> schema.inputs, schema.outputs, str(schema.task)
+    (2, ('cat', 'dog'), 'classification')
+    >>> xnet.schema.Schema.of({"labels": ["price"], "shape": [8, 8]}).pixels
+    True
     """
 
     features: tuple[str, ...] | None = None

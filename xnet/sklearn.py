@@ -248,7 +248,8 @@ class XNetClassifier(ClassifierMixin, _Estimator):
     >>> from sklearn.preprocessing import StandardScaler
     >>> from xnet.sklearn import XNetClassifier
     >>> X, y = load_wine(return_X_y=True)
-    >>> model = make_pipeline(StandardScaler(), XNetClassifier((20,), epochs=50, random_state=0))
+    >>> network = XNetClassifier((20,), learning_rate=0.01, epochs=50, random_state=0)
+    >>> model = make_pipeline(StandardScaler(), network)
     >>> bool(model.fit(X, y).score(X, y) > 0.95)
     True
     """
@@ -292,6 +293,17 @@ class XNetClassifier(ClassifierMixin, _Estimator):
         ------
         ValueError
             As in `fit`; also a label that is none of `classes`, or no `classes` at first.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from xnet.sklearn import XNetClassifier
+        >>> X, y = np.array([[0.0, 1.0], [1.0, 0.0]]), np.array(["left", "right"])
+        >>> model = XNetClassifier((4,), learning_rate=0.1, random_state=0)
+        >>> for _ in range(20):
+        ...     model = model.partial_fit(X, y, classes=["left", "right"])
+        >>> model.predict(X).tolist(), model.n_iter_
+        (['left', 'right'], 20)
         """
         with self._whole():
             first = not hasattr(self, "network_")
@@ -329,7 +341,18 @@ class XNetClassifier(ClassifierMixin, _Estimator):
         self.classes_ = classes
 
     def predict_proba(self, X: Any) -> Any:
-        """Probabilities of the classes (N, C) for samples (N, D)."""
+        """Probabilities of the classes (N, C) for samples (N, D).
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from xnet.sklearn import XNetClassifier
+        >>> X, y = np.array([[0.0, 1.0], [1.0, 0.0]]), np.array(["left", "right"])
+        >>> model = XNetClassifier((4,), epochs=100, random_state=0).fit(X, y)
+        >>> p = model.predict_proba(X)
+        >>> p.shape, p.sum(axis=1).round(6).tolist()
+        ((2, 2), [1.0, 1.0])
+        """
         X = self._checked(X)
         return self.network_.backend.to_numpy(self.network_.predict(X))
 

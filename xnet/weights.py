@@ -33,19 +33,14 @@ from xnet.plan import outputs
 from xnet.schema import Schema
 
 __all__ = [
-    "FORMAT",
-    "METADATA_KEY",
-    "STATE",
     "check_savable",
     "check_writable",
-    "content_of",
     "from_keras",
     "from_torch",
     "load_network",
     "not_finite",
     "save",
     "sha256",
-    "warn_of_not_finite",
 ]
 
 METADATA_KEY = "xnet"
@@ -74,6 +69,21 @@ def save(network: Network, path: str | os.PathLike[str]) -> None:
     WeightsError
         The file cannot be written, or a layer or the loss says itself what it computes: a file
         could not.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> import xnet
+    >>> net = xnet.TwoLayerNet(2, 3, 2, seed=0)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder, "net.safetensors")
+    ...     xnet.weights.save(net, path)
+    ...     loaded = xnet.weights.load_network(path)
+    >>> loaded.layers, loaded.dtype
+    ([Affine(2, 3), Sigmoid(), Affine(3, 2)], 'float64')
+    >>> xnet.weights.sha256(loaded) == xnet.weights.sha256(net)
+    True
     """
     from safetensors.numpy import save as to_bytes
 
@@ -96,6 +106,14 @@ def sha256(network: Network) -> str:
 
     It is that of their bytes, little-endian in C order. Two networks of one shape have the same if,
     and only if, every bit of them is.
+
+    Examples
+    --------
+    >>> import xnet
+    >>> xnet.weights.sha256(xnet.TwoLayerNet(2, 3, 2, seed=0))[:16]
+    '38faf374d982c6ca'
+    >>> xnet.weights.sha256(xnet.TwoLayerNet(2, 3, 2, seed=1))[:16]
+    '1e58d84d73cbfee5'
     """
     digest = hashlib.sha256()
     for array in _arrays(network).values():
@@ -105,7 +123,18 @@ def sha256(network: Network) -> str:
 
 
 def not_finite(network: Network) -> list[str]:
-    """The names of parameters and state that hold NaN or infinity."""
+    """The names of parameters and state that hold NaN or infinity.
+
+    Examples
+    --------
+    >>> import xnet
+    >>> net = xnet.TwoLayerNet(2, 3, 2, seed=0)
+    >>> xnet.weights.not_finite(net)
+    []
+    >>> net.params["W1"][0, 0] = float("nan")
+    >>> xnet.weights.not_finite(net)
+    ['W1']
+    """
     xp = network.backend.xp
     with network.backend.running():
         arrays = _arrays(network).items()
@@ -113,7 +142,22 @@ def not_finite(network: Network) -> list[str]:
 
 
 def check_savable(network: Network) -> None:
-    """Raise `WeightsError` if a layer or the loss says itself what it computes."""
+    """Raise `WeightsError` if a layer or the loss says itself what it computes.
+
+    Examples
+    --------
+    >>> import xnet
+    >>> from xnet.layers import Affine, Layer
+    >>> class Doubled(Layer):
+    ...     def forward(self, x):
+    ...         return 2 * x
+    ...     def backward(self, dout):
+    ...         return 2 * dout
+    >>> net = xnet.Network([Affine(2, 2), Doubled()], seed=0)
+    >>> xnet.weights.check_savable(net)  # doctest: +IGNORE_EXCEPTION_DETAIL
+    Traceback (most recent call last):
+    WeightsError: Doubled() cannot be saved: its class says itself what it computes, ...
+    """
     architecture(network)
 
 
@@ -162,7 +206,19 @@ def _number(value: Any) -> Any:
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:
-    """Raise `WeightsError` if `path` could not be saved to, before hours go into what to save."""
+    """Raise `WeightsError` if `path` could not be saved to, before hours go into what to save.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> import xnet
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     xnet.weights.check_writable(Path(folder, "net.safetensors"))
+    ...     xnet.weights.check_writable(folder)  # doctest: +IGNORE_EXCEPTION_DETAIL
+    Traceback (most recent call last):
+    WeightsError: ... cannot be written: it is there, and no ordinary file
+    """
     target = Path(os.path.realpath(path))
     try:
         with contextlib.suppress(FileNotFoundError):
@@ -215,6 +271,25 @@ def load_network(
     -----
     NonFiniteWarning
         A parameter or a state holds NaN or infinity, as after a run that diverged; it is named.
+
+    Examples
+    --------
+    The notes' own weights, a pickled dict of arrays, are read like what `save` wrote:
+
+    >>> import pickle
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> import numpy as np
+    >>> import xnet
+    >>> arrays = {"W1": np.ones((2, 3)), "b1": np.zeros(3), "W2": np.eye(3, 2), "b2": np.ones(2)}
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder, "sample_weight.pkl")
+    ...     _ = path.write_bytes(pickle.dumps(arrays))
+    ...     net = xnet.weights.load_network(path, dtype="float32")
+    >>> net.layers, net.dtype
+    ([Affine(2, 3), Sigmoid(), Affine(3, 2)], 'float32')
+    >>> net.predict(np.array([0.5, 0.5])).tolist()
+    [0.5, 0.5]
     """
     chosen = resolve(backend)
     if dtype is not None:

@@ -49,7 +49,21 @@ MEND_THE_LIBRARY = (
 
 
 class BrokenPromiseError(AssertionError):
-    """A backend breaks a promise: which, what broke it, and how to mend it."""
+    """A backend breaks a promise: which, what broke it, and how to mend it.
+
+    Examples
+    --------
+    >>> import xnet
+    >>> class Wrong(type(xnet.resolve("numpy"))):
+    ...     name = "wrong"
+    ...     def exp(self, a):
+    ...         return 1.001 * super().exp(a)
+    >>> for check in xnet.testing.checks(dtypes=["float64"], modes=[False], numbers=["normal"]):
+    ...     if check.trial.name == "exp":
+    ...         check(Wrong)  # doctest: +IGNORE_EXCEPTION_DETAIL
+    Traceback (most recent call last):
+    BrokenPromiseError: exp, fast, float64: wrong breaks a promise ...
+    """
 
 
 class Generic(Backend):
@@ -103,6 +117,17 @@ class Check:
         The kinds of numbers that it is tried on.
     seed
         Of these numbers.
+
+    Examples
+    --------
+    >>> import xnet
+    >>> check = next(c for c in xnet.testing.checks() if c.trial.name == "matmul")
+    >>> check
+    <check matmul, reproducible, float32>
+    >>> check.promise
+    'in reproducible mode the same program gives the same bits on every backend'
+    >>> check.run("numpy").kept
+    True
     """
 
     trial: parity.Trial
@@ -176,6 +201,20 @@ class Outcome:
         What was tried, as it was named.
     verdicts
         One for each kind of numbers.
+
+    Examples
+    --------
+    >>> import xnet
+    >>> class Wrong(type(xnet.resolve("numpy"))):
+    ...     name = "wrong"
+    ...     def exp(self, a):
+    ...         return 1.001 * super().exp(a)
+    >>> found = xnet.testing.checks(dtypes=["float64"], modes=[False], numbers=["normal"])
+    >>> outcome = next(check for check in found if check.trial.name == "exp").run(Wrong)
+    >>> outcome.kept
+    False
+    >>> outcome.message.splitlines()[0]
+    'exp, fast, float64: wrong breaks a promise'
     """
 
     check: Check
@@ -329,6 +368,13 @@ def checks(
         The kinds of numbers (`parity.NUMBERS`, `parity.HURTFUL`); None for all.
     seed
         Of the numbers.
+
+    Examples
+    --------
+    >>> import xnet
+    >>> found = xnet.testing.checks(dtypes=["float32"], modes=[True])
+    >>> [check.name for check in found if check.trial.name in ("matmul", "exp")]
+    ['matmul, reproducible, float32', 'exp, reproducible, float32']
     """
     known = {**parity.NUMBERS, **parity.HURTFUL}
     for kind in numbers or ():
@@ -366,10 +412,13 @@ def check_backend(backend: AnyBackend, **which: Any) -> Iterator[Outcome]:
 
     Examples
     --------
-    >>> from xnet.testing import check_backend
-    >>> for outcome in check_backend("numpy", dtypes=["float32"]):
-    ...     if not outcome.kept:
-    ...         print(outcome.message)
+    A loop goes through all outcomes, of which each is computed when it is asked for:
+
+    >>> import xnet
+    >>> outcomes = xnet.testing.check_backend("numpy", dtypes=["float32"], modes=[True])
+    >>> first = next(outcomes)
+    >>> first.check, first.kept
+    (<check label, device, mode, reproducible, float32>, True)
     """
     return (check.run(backend) for check in checks(**which))
 
@@ -409,9 +458,11 @@ def parametrize_with_checks(
     In the tests of whoever writes a backend:
 
     >>> from xnet.testing import parametrize_with_checks
-    >>> @parametrize_with_checks("numpy")
+    >>> @parametrize_with_checks("numpy", only=lambda check: check.trial.name == "matmul")
     ... def test_my_backend(backend, check):
     ...     check(backend)
+    >>> [one.id for one in test_my_backend.pytestmark[0].args[1]][:2]
+    ['numpy-matmul, reproducible, float32', 'numpy-matmul, reproducible, float64']
     """
     import pytest
 

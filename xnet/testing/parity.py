@@ -46,6 +46,17 @@ from xnet.spellings import required
 from xnet.testing.contracts import CONTRACTS, Contract, ContractError
 from xnet.training import train
 
+__all__ = [
+    "Trial",
+    "Verdict",
+    "Verdicts",
+    "numbers",
+    "standard_normal",
+    "training_hash",
+    "trials",
+    "verdict",
+]
+
 Host: TypeAlias = np.ndarray[Any, Any]
 Draw: TypeAlias = Callable[[int, int], Host]
 """Makes a float64 matrix of the shape asked for: the kind of numbers an operation is tried on."""
@@ -143,7 +154,17 @@ may be nothing, or anything, for these."""
 
 
 def numbers(kind: str, dtype: str, seed: int = 0) -> Draw:
-    """Numbers of one of the kinds of `NUMBERS` or `HURTFUL`, for trials in `dtype`."""
+    """Numbers of one of the kinds of `NUMBERS` or `HURTFUL`, for trials in `dtype`.
+
+    Examples
+    --------
+    >>> from xnet.testing import parity
+    >>> draw = parity.numbers("normal", "float64")
+    >>> draw(1, 2).round(4).tolist()
+    [[0.3503, -0.6135]]
+    >>> parity.numbers("powers of two", "float32")(1, 3).tolist()
+    [[1.862645149230957e-09, -4194304.0, -268435456.0]]
+    """
     change: Change = {**NUMBERS, **HURTFUL}[kind]
     rng, limits, firsts = Generator(seed), np.finfo(dtype), cycle((True, False, False))
 
@@ -177,6 +198,17 @@ class Trial:
         What it is tried on besides in reproducible mode.
     exact
         Whether it is of reproducible mode alone.
+
+    Examples
+    --------
+    >>> import xnet
+    >>> from xnet.testing import parity
+    >>> def twice(backend, inputs):
+    ...     return [2 * inputs[0]]
+    >>> trial = parity.Trial("twice", lambda draw: [draw(2, 2)], twice)
+    >>> here = xnet.resolve("numpy")
+    >>> parity.verdict(trial, here, here, "float64", parity.standard_normal()).equal
+    True
     """
 
     name: str
@@ -200,6 +232,14 @@ class Verdict:
     `ulps` is the largest difference in units in the last place, `share` the largest share of the
     bound that a difference takes; inf where only one of the two is finite, or the bound is 0.
     `error` is what the backend raised, if it did, or which contract it breaks.
+
+    Examples
+    --------
+    >>> from xnet.testing import parity
+    >>> parity.Verdict("exp", "float64", "numba", reproducible=False, ulps=1.0, share=0.2).kept
+    True
+    >>> parity.Verdict("exp", "float64", "numba", reproducible=True, ulps=1.0, share=0.2).kept
+    False
     """
 
     operation: str
@@ -221,7 +261,15 @@ class Verdict:
 
 
 class Verdicts(list[Verdict]):
-    """A list of verdicts that a notebook shows as a table."""
+    """A list of verdicts that a notebook shows as a table.
+
+    Examples
+    --------
+    >>> from xnet.testing import parity
+    >>> found = parity.Verdicts([parity.Verdict("exp", "float64", "numba", False, share=0.2)])
+    >>> found[0].kept, "<table>" in found._repr_html_()
+    (True, True)
+    """
 
     _repr_html_ = notebook.verdicts
 
@@ -238,7 +286,18 @@ def verdict(
     draw: Draw,
     numbers: str = "normal",
 ) -> Verdict:
-    """Try it on both backends, on what `draw` gives, and compare."""
+    """Try it on both backends, on what `draw` gives, and compare.
+
+    Examples
+    --------
+    >>> import xnet
+    >>> from xnet.testing import parity
+    >>> matmul = next(trial for trial in parity.trials() if trial.name == "matmul")
+    >>> here = xnet.resolve("numpy", reproducible=True)
+    >>> found = parity.verdict(matmul, here, here, "float32", parity.standard_normal())
+    >>> found.operation, found.dtype, found.equal, found.ulps, found.kept
+    ('matmul', 'float32', True, 0.0, True)
+    """
     facts = trial.name, dtype, backend.label, reference.reproducible, numbers
     where = f"on {reference.label}: "
     try:
@@ -791,6 +850,15 @@ def trials(
     ----------
     operations, optimizers
         By name; None for all there are.
+
+    Examples
+    --------
+    >>> from xnet.operations import ReLU
+    >>> from xnet.optimizers import SGD
+    >>> from xnet.testing import parity
+    >>> names = [trial.name for trial in parity.trials({"ReLU": ReLU}, {"sgd": SGD})]
+    >>> [name for name in names if "ReLU" in name or "SGD" in name]
+    ['ReLU', 'optimizer SGD, 3 steps']
     """
     kinds = list((registered() if operations is None else operations).values())
     steps = list((OPTIMIZERS if optimizers is None else optimizers).values())
@@ -914,12 +982,28 @@ def _attempted(make: Callable[..., Trial], *kinds: type[Any]) -> Trial:
 
 
 def standard_normal(seed: int = 0) -> Draw:
-    """Numbers as a network meets them."""
+    """Numbers as a network meets them.
+
+    Examples
+    --------
+    >>> from xnet.testing import parity
+    >>> parity.standard_normal()(2, 2).round(4).tolist()
+    [[0.3503, -0.6135], [-1.7395, -2.1314]]
+    """
     return numbers("normal", "float64", seed)
 
 
 def training_hash(backend: Backend, dtype: str, steps: int = 200) -> str:
-    """SHA-256 of the weights after `steps` steps of Adam on made-up data: see `weights.sha256`."""
+    """SHA-256 of the weights after `steps` steps of Adam on made-up data: see `weights.sha256`.
+
+    Examples
+    --------
+    >>> import xnet
+    >>> from xnet.testing import parity
+    >>> numpy = xnet.resolve("numpy", reproducible=True)
+    >>> parity.training_hash(numpy, "float32", steps=2)[:16]
+    'd472fef2992da9e3'
+    """
     return weights.sha256(_trained(backend, dtype, steps))
 
 

@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from xnet.errors import DatasetError, optional
 from xnet.folders import FORMATS, PIXELS
 
+__all__ = ["load_image", "load_pixels"]
+
 Floats: TypeAlias = NDArray[np.float32]
 Integers: TypeAlias = NDArray[np.int64]
 
@@ -52,6 +54,29 @@ def load_image(path: str | os.PathLike[str], features: int = 784) -> Floats:
         If the file cannot be read as a picture, has more than `PIXELS`, or shows no ink.
     ValueError
         If ``features`` is neither 784 nor 64.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from PIL import Image, ImageDraw
+    >>> from xnet.tools import pictures
+    >>> paper = Image.new("L", (100, 100), 255)
+    >>> ImageDraw.Draw(paper).line((50, 20, 50, 80), fill=0, width=6)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder, "one.png")
+    ...     paper.save(path)
+    ...     x = pictures.load_image(path, features=64)
+    >>> for row in x.reshape(8, 8):
+    ...     print("".join(" .:#"[int(3 * ink)] for ink in row).rstrip())
+       .#
+       .#
+       .#
+       .#
+       .#
+       .#
+       .#
+       .#
     """
     if features not in (784, 64):
         raise ValueError(
@@ -110,6 +135,19 @@ def load_pixels(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
     ------
     DatasetError
         If the file cannot be read as a picture, or has more than `PIXELS`.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from PIL import Image
+    >>> from xnet.tools import pictures
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder, "red.png")
+    ...     Image.new("RGB", (3, 2), (255, 0, 0)).save(path)
+    ...     pixels = pictures.load_pixels(path)
+    >>> pixels.shape, pixels[0, 0].tolist()
+    ((2, 3, 4), [255, 0, 0, 255])
     """
     with _opened(Path(path)) as file:
         from PIL import ImageOps
