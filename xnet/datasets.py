@@ -282,6 +282,18 @@ class Data:
     def split(self, share: float, seed: int = 0) -> "tuple[Data, Data]":
         """What is left, and a share that is drawn by `seed`, of each class alike.
 
+        Parameters
+        ----------
+        share
+            Between 0 and 1: how much goes to the second.
+        seed
+            Of what is drawn.
+
+        Returns
+        -------
+        Data, Data
+            Without test data, their samples in the order that they had.
+
         Raises
         ------
         ValueError
@@ -448,6 +460,11 @@ def chunks(
 
 def is_data(path: str | os.PathLike[str]) -> bool:
     """Whether a path says that it is what `read` takes: a folder, a table or an NPZ file.
+
+    Parameters
+    ----------
+    path
+        Which need not be there.
 
     Examples
     --------

@@ -246,6 +246,11 @@ def from_torch(
     dtype
         ``"float32"`` or ``"float64"``; None keeps the module's.
 
+    Returns
+    -------
+    Network
+        With copies of the module's parameters.
+
     Raises
     ------
     WeightsError
@@ -421,6 +426,11 @@ def from_keras(
         copied.
     loss, backend, dtype
         As in `from_torch`.
+
+    Returns
+    -------
+    Network
+        With copies of the model's weights.
 
     Raises
     ------

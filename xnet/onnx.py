@@ -302,6 +302,11 @@ def load(
         softmax, binary cross-entropy after a sigmoid, else half the squared error; the predictions
         are the file's numbers. See `xnet.weights.from_torch`.
 
+    Returns
+    -------
+    Network
+        Of the file's parameters.
+
     Raises
     ------
     WeightsError

@@ -145,6 +145,18 @@ class Generator:
     def uniform(self, shape: Shape = (), dtype: Any = "float64") -> NDArray[Any]:
         """Numbers in [0, 1), each of the 2^53 multiples of 2^-53 alike; for float32 24 for 53.
 
+        Parameters
+        ----------
+        shape
+            Of the array; () for one number.
+        dtype
+            ``"float64"`` or ``"float32"``.
+
+        Returns
+        -------
+        ndarray
+            Of that shape and dtype.
+
         Raises
         ------
         ValueError
@@ -171,6 +183,16 @@ class Generator:
         The inverse of the distribution at the middles of 2^53 equal parts of (0, 1), by PPND16 of
         algorithm AS 241 (Wichura 1988), which is within a few units of the 16th digit.
 
+        Parameters
+        ----------
+        shape
+            Of the array; () for one number.
+
+        Returns
+        -------
+        ndarray
+            Of that shape, float64.
+
         Examples
         --------
         >>> import xnet
@@ -189,6 +211,18 @@ class Generator:
 
         Each is the upper bits of an integer, as many as bound - 1 has and at least one; those that
         are not below the bound are passed over.
+
+        Parameters
+        ----------
+        bound
+            From 1 to 2^63.
+        shape
+            Of the array; () for one number.
+
+        Returns
+        -------
+        ndarray
+            Of that shape, int64.
 
         Raises
         ------

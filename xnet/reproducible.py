@@ -539,6 +539,11 @@ def matmul(x1: Array, x2: Array, /) -> Array:
         8 K 2^-s max|row| max|column| of the exact one, s = 42 for float32 and 63 else; for K above
         1,638 s is at least 32 and 60 (`exact.product_slices` tells). 0 for K = 0.
 
+    Raises
+    ------
+    ValueError
+        An argument without axes, or shapes that do not fit.
+
     Examples
     --------
     >>> import numpy as np
@@ -576,6 +581,11 @@ def dot(x1: Array, x2: Array, /, *, axis: int = -1) -> Array:
     -------
     Array
         Of the shape that the other axes broadcast to, with the bound of `matmul`.
+
+    Raises
+    ------
+    ValueError
+        An axis that is not counted from the end, or shapes that do not fit.
 
     Examples
     --------
@@ -643,6 +653,11 @@ def _in_range(m: Along, x: Array) -> tuple[Array, Array | None]:
 def exp(x: Array, /) -> Array:
     """e^x, by a reduction and a polynomial in float64 (`exact.exp_formula`: Cody & Waite 1980).
 
+    Parameters
+    ----------
+    x
+        Any shape.
+
     Returns
     -------
     Array
@@ -661,6 +676,11 @@ def exp(x: Array, /) -> Array:
 
 def log(x: Array, /) -> Array:
     """Natural logarithm, by a series in float64 (`exact.log_formula`, as FreeBSD's e_log.c).
+
+    Parameters
+    ----------
+    x
+        Any shape.
 
     Returns
     -------
@@ -681,6 +701,11 @@ def log(x: Array, /) -> Array:
 def expm1(x: Array, /) -> Array:
     """e^x - 1, accurate near 0 (`exact.expm1_formula`).
 
+    Parameters
+    ----------
+    x
+        Any shape.
+
     Returns
     -------
     Array
@@ -699,6 +724,11 @@ def expm1(x: Array, /) -> Array:
 
 def log1p(x: Array, /) -> Array:
     """log(1 + x), accurate near 0 (`exact.log1p_formula`).
+
+    Parameters
+    ----------
+    x
+        Any shape.
 
     Returns
     -------
@@ -726,6 +756,11 @@ def tanh(x: Array, /) -> Array:
 
     The formula of the layer `Tanh` (`operations.tanh`), rounded after each operation to float32 or
     float64.
+
+    Parameters
+    ----------
+    x
+        Any shape.
 
     Returns
     -------

@@ -61,6 +61,16 @@ def normalization(x: Any) -> Layer:
 def pixels(features: int) -> Layer:
     """A layer that scales bytes, 0 to 255, to between 0 and 1: pixels are of one scale.
 
+    Parameters
+    ----------
+    features
+        How many bytes a sample has.
+
+    Returns
+    -------
+    Layer
+        Of `Normalization`; it goes before a network's first layer.
+
     Examples
     --------
     >>> import numpy as np
@@ -82,6 +92,21 @@ def moments(x: Any) -> tuple[Floats, Floats]:
 
     The standard deviation of the samples, sqrt(sum((x - mean)^2) / N), but 1 where a column is
     constant. The same bits on every processor: sums are those of reproducible mode.
+
+    Parameters
+    ----------
+    x
+        As in `normalization`.
+
+    Returns
+    -------
+    mean, std
+        float64, (D,) both.
+
+    Raises
+    ------
+    ValueError
+        As in `normalization`.
 
     Examples
     --------

@@ -266,6 +266,11 @@ class XNetClassifier(ClassifierMixin, _Estimator):
         sample_weight
             How often each sample counts, (N,); None for once each.
 
+        Returns
+        -------
+        self
+            Fitted.
+
         Raises
         ------
         ValueError
@@ -288,6 +293,11 @@ class XNetClassifier(ClassifierMixin, _Estimator):
             As in `fit`.
         classes
             All labels that there will be; needed in the first call alone.
+
+        Returns
+        -------
+        self
+            Fitted further.
 
         Raises
         ------
@@ -343,6 +353,16 @@ class XNetClassifier(ClassifierMixin, _Estimator):
     def predict_proba(self, X: Any) -> Any:
         """Probabilities of the classes (N, C) for samples (N, D).
 
+        Parameters
+        ----------
+        X
+            Samples (N, D).
+
+        Returns
+        -------
+        ndarray
+            (N, C), of the dtype of the network; columns as in ``classes_``.
+
         Examples
         --------
         >>> import numpy as np
@@ -395,6 +415,11 @@ class XNetRegressor(RegressorMixin, _Estimator):
             Numbers (N,), or several for each sample (N, K).
         sample_weight
             How often each sample counts, (N,); None for once each.
+
+        Returns
+        -------
+        self
+            Fitted.
 
         Raises
         ------

@@ -107,6 +107,16 @@ def sha256(network: Network) -> str:
     It is that of their bytes, little-endian in C order. Two networks of one shape have the same if,
     and only if, every bit of them is.
 
+    Parameters
+    ----------
+    network
+        Any, on any backend.
+
+    Returns
+    -------
+    str
+        64 hexadecimal digits.
+
     Examples
     --------
     >>> import xnet
@@ -124,6 +134,16 @@ def sha256(network: Network) -> str:
 
 def not_finite(network: Network) -> list[str]:
     """The names of parameters and state that hold NaN or infinity.
+
+    Parameters
+    ----------
+    network
+        Any.
+
+    Returns
+    -------
+    list of str
+        Of state, after ``state.``; empty where all is well.
 
     Examples
     --------
@@ -143,6 +163,11 @@ def not_finite(network: Network) -> list[str]:
 
 def check_savable(network: Network) -> None:
     """Raise `WeightsError` if a layer or the loss says itself what it computes.
+
+    Parameters
+    ----------
+    network
+        Any.
 
     Examples
     --------
@@ -208,6 +233,11 @@ def _number(value: Any) -> Any:
 def check_writable(path: str | os.PathLike[str]) -> None:
     """Raise `WeightsError` if `path` could not be saved to, before hours go into what to save.
 
+    Parameters
+    ----------
+    path
+        A file that is there or is to be.
+
     Examples
     --------
     >>> import tempfile
@@ -259,6 +289,11 @@ def load_network(
     loss
         What turns scores into predictions and a loss; None keeps the file's, or with `layers`
         takes softmax with cross-entropy.
+
+    Returns
+    -------
+    Network
+        With ``schema``, where its file has one.
 
     Raises
     ------

@@ -64,7 +64,6 @@ from xnet.plotting.style import (
     Plot,
     check_format,
     look,
-    plot,
     plots,
     save,
 )
@@ -103,7 +102,6 @@ __all__ = [
     "network_graph",
     "network_layers",
     "parity_ulps",
-    "plot",
     "plots",
     "predictions",
     "relu",

@@ -15,6 +15,15 @@ class Figure(matplotlib.figure.Figure):
     ----------
     about
         What the figure shows, in one line: the text alternative of its picture.
+
+    Examples
+    --------
+    >>> import xnet
+    >>> figure = xnet.plotting.relu()
+    >>> figure.about
+    'ReLU: x where x > 0, else 0'
+    >>> figure._repr_png_()[1:4]
+    b'PNG'
     """
 
     about: str = ""

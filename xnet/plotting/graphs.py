@@ -33,7 +33,15 @@ Places: TypeAlias = dict[int, tuple[int, float]]
 
 @dataclass
 class Edge:
-    """From a node to one that takes what it gives."""
+    """From a node to one that takes what it gives.
+
+    Examples
+    --------
+    >>> import xnet
+    >>> total = xnet.plotting.fruit_shop_graph().nodes[-1]
+    >>> [(edge.source.label, round(edge.value, 2), edge.gradient) for edge in total.inputs]
+    [('×', 715.0, 1.0)]
+    """
 
     source: "Node"
     value: Any = None
@@ -44,7 +52,16 @@ class Edge:
 
 @dataclass
 class Node:
-    """An input, or what a layer computes."""
+    """An input, or what a layer computes.
+
+    Examples
+    --------
+    >>> import xnet
+    >>> for node in xnet.plotting.fruit_shop_graph().nodes[:2]:
+    ...     print(node.label.split(), node.value, round(node.gradient, 2))
+    ['apple', 'price'] 100.0 2.2
+    ['apple', 'count'] 2.0 110.0
+    """
 
     label: str
     number: int
@@ -64,6 +81,19 @@ class Graph:
     ----------
     nodes
         In the order in which they were made.
+
+    Examples
+    --------
+    >>> import xnet
+    >>> from xnet.layers import Add, Mul
+    >>> graph = xnet.plotting.Graph()
+    >>> x, y = graph.leaf("x", 2.0), graph.leaf("y", 3.0)
+    >>> total = graph.apply("×", Mul(), graph.apply("+", Add(), x, y), y)
+    >>> graph.backward(total)
+    >>> total.value, x.gradient, y.gradient
+    (15.0, 3.0, 8.0)
+    >>> len(graph.draw().axes)
+    1
     """
 
     def __init__(self) -> None:
@@ -75,11 +105,39 @@ class Graph:
         return node
 
     def leaf(self, label: str, value: Any = None) -> Node:
-        """An input of this value."""
+        """An input of this value.
+
+        Parameters
+        ----------
+        label
+            What is written at it.
+        value
+            What flows from it: a number or an array.
+
+        Returns
+        -------
+        Node
+            Without a layer.
+        """
         return self._node(label, value=value)
 
     def apply(self, label: str, layer: Any, *inputs: Node) -> Node:
-        """What a layer, anything with `forward` and `backward`, makes of other nodes' values."""
+        """What a layer, anything with `forward` and `backward`, makes of other nodes' values.
+
+        Parameters
+        ----------
+        label
+            What is written in it, such as ``"×"``.
+        layer
+            Of its own: it remembers what it has computed.
+        inputs
+            Nodes of this graph.
+
+        Returns
+        -------
+        Node
+            With the value.
+        """
         value = layer.forward(*(node.value for node in inputs))
         edges = [Edge(node, node.value) for node in inputs]
         return self._node(label, inputs=edges, layer=layer, value=value)
@@ -89,7 +147,15 @@ class Graph:
         return self._node(label, inputs=[Edge(node, flows)], box=box)
 
     def backward(self, end: Node, dout: Any = 1.0) -> None:
-        """Give every node and edge before `end` its gradient (§5.2)."""
+        """Give every node and edge before `end` its gradient (§5.2).
+
+        Parameters
+        ----------
+        end
+            The node that gradients are of.
+        dout
+            The gradient at it.
+        """
         for node in self.nodes:
             node.gradient = None
         end.gradient = dout
@@ -203,7 +269,27 @@ def written(value: Any) -> str:
 
 
 def fruit_shop_graph() -> Graph:
-    """Two apples at 100 and three oranges at 150, with 10 % tax (§5.1, §5.4), both ways."""
+    """Two apples at 100 and three oranges at 150, with 10 % tax (§5.1, §5.4), both ways.
+
+    Returns
+    -------
+    Graph
+        With values and gradients.
+
+    Examples
+    --------
+    >>> import xnet
+    >>> graph = xnet.plotting.fruit_shop_graph()
+    >>> round(graph.nodes[-1].inputs[0].value, 2)
+    715.0
+    >>> for node in graph.nodes[:5]:
+    ...     print(*node.label.split(), round(node.gradient, 2))
+    apple price 2.2
+    apple count 110.0
+    orange count 165.0
+    orange price 3.3
+    × 1.1
+    """
     graph = Graph()
     apple, apples, oranges, orange = (
         graph.leaf(label, value)
@@ -223,7 +309,30 @@ def fruit_shop_graph() -> Graph:
 
 
 def network_layers(network: Network) -> Graph:
-    """A network's layers, from its input to its loss, with their parameters' shapes."""
+    """A network's layers, from its input to its loss, with their parameters' shapes.
+
+    Parameters
+    ----------
+    network
+        Any.
+
+    Returns
+    -------
+    Graph
+        To be drawn; nothing is computed in it.
+
+    Examples
+    --------
+    >>> import xnet
+    >>> graph = xnet.plotting.network_layers(xnet.TwoLayerNet(2, 3, 2, seed=0))
+    >>> for node in graph.nodes:
+    ...     print(*node.label.split())
+    input
+    Affine W 2×3 b 3
+    Sigmoid
+    Affine W 3×2 b 2
+    SoftmaxWithLoss
+    """
     graph = Graph()
     features = network.inputs
     node = graph.leaf("input")
@@ -251,6 +360,19 @@ def fruit_shop(*, ax: "Axes | None" = None) -> "Figure":
     ----------
     ax
         As in `xnet.plotting.sin_cos`.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        The one that it is drawn on.
+
+    Examples
+    --------
+    >>> import xnet
+    >>> figure = xnet.plotting.fruit_shop()
+    >>> texts = [text.get_text() for text in figure.axes[0].texts]
+    >>> [text for text in texts if text in ("715", "2.2", "110", "165", "3.3", "650")]
+    ['2.2', '110', '165', '3.3', '650', '650', '715']
     """
     return computational_graph(fruit_shop_graph(), ax=ax)
 
@@ -266,10 +388,25 @@ def computational_graph(graph: Graph, *, ax: "Axes | None" = None) -> "Figure":
     ax
         As in `xnet.plotting.sin_cos`.
 
+    Returns
+    -------
+    matplotlib.figure.Figure
+        The one that it is drawn on.
+
     Raises
     ------
     ValueError
         The graph is empty.
+
+    Examples
+    --------
+    >>> import xnet
+    >>> from xnet.layers import Mul
+    >>> graph = xnet.plotting.Graph()
+    >>> _ = graph.apply("×", Mul(), graph.leaf("price", 100.0), graph.leaf("count", 2.0))
+    >>> figure = xnet.plotting.computational_graph(graph)
+    >>> sorted(text.get_text() for text in figure.axes[0].texts)
+    ['', '', '100', '2', 'count', 'price', '×']
     """
     if not graph.nodes:
         raise ValueError("graph is empty, expected at least one node")
@@ -286,6 +423,18 @@ def network_graph(network: Network, *, ax: "Axes | None" = None) -> "Figure":
         Any.
     ax
         As in `xnet.plotting.sin_cos`.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        The one that it is drawn on.
+
+    Examples
+    --------
+    >>> import xnet
+    >>> figure = xnet.plotting.network_graph(xnet.TwoLayerNet(2, 3, 2, seed=0))
+    >>> [text.get_text().split() for text in figure.axes[0].texts][:3]
+    [['input'], ['Affine', 'W', '2×3', 'b', '3'], ['Sigmoid']]
     """
     return _drawn(network_layers(network), ax)
 

@@ -80,6 +80,19 @@ def training_curves(
         No runs, one without a loss, or `smooth` below 1.
     ImportError
         matplotlib is not installed.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xnet
+    >>> net = xnet.TwoLayerNet(2, 3, 2, seed=0)
+    >>> x, t = np.eye(2), np.array([0, 1])
+    >>> history = xnet.train(net, x, t, epochs=5, batch_size=1, progress=False)
+    >>> figure = xnet.plotting.training_curves(history, smooth=2)
+    >>> [ax.get_ylabel() for ax in figure.axes]
+    ['loss, mean of 2', 'accuracy']
+    >>> [len(ax.lines[0].get_xdata()) for ax in figure.axes]
+    [5, 5]
     """
     if smooth < 1:
         raise ValueError(f"smooth is {smooth}, expected at least 1")
@@ -144,10 +157,26 @@ def predictions(
     figure
         As in `training_curves`.
 
+    Returns
+    -------
+    matplotlib.figure.Figure
+        The one that it is drawn on.
+
     Raises
     ------
     ValueError
         As `Network.loss`; or no classes, or D is no square number.
+
+    Examples
+    --------
+    >>> import xnet
+    >>> _, (x, t) = xnet.datasets.load_digits()
+    >>> net = xnet.TwoLayerNet(64, 5, 10, seed=0)
+    >>> figure = xnet.plotting.predictions(net, x[:2], t[:2])
+    >>> [ax.get_title() for ax in figure.axes[::2]]  # of what is wrong
+    ['is 0', 'is 8']
+    >>> len(figure.axes[1].patches)
+    3
     """
     p, right = _said(network, x, t)
     pictures = square(host(x, "x"))
@@ -192,10 +221,25 @@ def mistakes(
     figure
         As in `training_curves`.
 
+    Returns
+    -------
+    matplotlib.figure.Figure
+        The one that it is drawn on.
+
     Raises
     ------
     ValueError
         As in `predictions`; or `count` is below 1.
+
+    Examples
+    --------
+    >>> import xnet
+    >>> _, (x, t) = xnet.datasets.load_digits()
+    >>> figure = xnet.plotting.mistakes(xnet.TwoLayerNet(64, 5, 10, seed=0), x, t, count=3)
+    >>> figure.get_suptitle()
+    '313 of 360 are wrong'
+    >>> [ax.get_title().split() for ax in figure.axes]
+    [['2:', '10%', 'is', '8'], ['2:', '10%', 'is', '8'], ['2:', '10%', 'is', '8']]
     """
     if count < 1:
         raise ValueError(f"count is {count}, expected at least 1")
@@ -228,10 +272,25 @@ def confusion_matrix(network: Network, x: Array, t: Array, *, ax: "Axes | None" 
     ax
         Axes to draw on; None for those of a new figure.
 
+    Returns
+    -------
+    matplotlib.figure.Figure
+        The one that it is drawn on.
+
     Raises
     ------
     ValueError
         As `Network.loss`; or no classes.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xnet
+    >>> net = xnet.Network([xnet.layers.Affine.from_params(np.eye(2), np.zeros(2))])
+    >>> x, t = np.array([[2.0, 1.0], [1.0, 2.0], [3.0, 1.0]]), np.array([0, 1, 1])
+    >>> figure = xnet.plotting.confusion_matrix(net, x, t)
+    >>> figure.axes[0].images[0].get_array().tolist()  # rows are the right classes
+    [[1.0, 0.0], [0.5, 0.5]]
     """
     p, right = _said(network, x, t)
     classes = p.shape[1]
@@ -270,10 +329,25 @@ def first_layer_weights(
     figure
         As in `training_curves`.
 
+    Returns
+    -------
+    matplotlib.figure.Figure
+        The one that it is drawn on.
+
     Raises
     ------
     ValueError
         There is no such matrix, or `count` is below 1.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xnet
+    >>> net = xnet.TwoLayerNet(64, 5, 10, seed=0)
+    >>> figure = xnet.plotting.first_layer_weights(net, count=3)
+    >>> pictures = [ax.images[0].get_array() for ax in figure.axes[:3]]
+    >>> bool(np.array_equal(pictures[1].ravel(), net.params["W1"][:, 1]))
+    True
     """
     if count < 1:
         raise ValueError(f"count is {count}, expected at least 1")
@@ -305,10 +379,24 @@ def activation_histograms(
     figure
         As in `training_curves`.
 
+    Returns
+    -------
+    matplotlib.figure.Figure
+        The one that it is drawn on.
+
     Raises
     ------
     ValueError
         As `Network.predict`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xnet
+    >>> net = xnet.TwoLayerNet(2, 3, 2, seed=0)
+    >>> figure = xnet.plotting.activation_histograms(net, np.eye(2))
+    >>> [ax.get_title() for ax in figure.axes]
+    ['1: Affine', '2: Sigmoid', '3: Affine']
     """
     outputs: dict[str, NDArray[Any]] = {}
     with use_backend(network.backend), network.backend.running():
@@ -334,10 +422,26 @@ def gradient_histograms(
     figure
         As in `training_curves`.
 
+    Returns
+    -------
+    matplotlib.figure.Figure
+        The one that it is drawn on.
+
     Raises
     ------
     ValueError
         As `Network.gradient`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xnet
+    >>> net = xnet.TwoLayerNet(2, 3, 2, seed=0)
+    >>> figure = xnet.plotting.gradient_histograms(net, np.eye(2), np.array([0, 1]))
+    >>> [ax.get_title() for ax in figure.axes]
+    ['W1', 'b1', 'W2', 'b2']
+    >>> int(sum(bar.get_height() for bar in figure.axes[0].patches))  # W1 has six weights
+    6
     """
     found = {name: host(g, name) for name, g in network.gradient(x, t).items()}
     return _histograms(found, "gradient", figure)
@@ -456,10 +560,23 @@ def decision_boundary(
     ax
         As in `confusion_matrix`.
 
+    Returns
+    -------
+    matplotlib.figure.Figure
+        The one that it is drawn on.
+
     Raises
     ------
     ValueError
         Another number of features, or points and labels that do not fit.
+
+    Examples
+    --------
+    >>> import xnet
+    >>> x, t = xnet.plotting.spirals(20)
+    >>> figure = xnet.plotting.decision_boundary(xnet.TwoLayerNet(2, 3, 2, seed=0), x, t)
+    >>> [len(line.get_xdata()) for line in figure.axes[0].lines]  # points of each class
+    [10, 10]
     """
     points, labels = _points(network, x, t)
     plane = _plane(points)
@@ -494,10 +611,24 @@ def learning_boundary(
     figure
         As in `training_curves`.
 
+    Returns
+    -------
+    matplotlib.figure.Figure
+        The one that it is drawn on.
+
     Raises
     ------
     ValueError
         As in `decision_boundary`; or steps that go back, or none.
+
+    Examples
+    --------
+    >>> import xnet
+    >>> x, t = xnet.plotting.spirals(20)
+    >>> run = xnet.Training(xnet.TwoLayerNet(2, 3, 2, seed=0), x, t, batch_size=5)
+    >>> figure = xnet.plotting.learning_boundary(run, x, t, steps=(0, 10))
+    >>> [ax.get_title() for ax in figure.axes], run.history.iterations
+    (['0 steps', '10 steps'], 10)
     """
     made, parts = panels(figure, len(_checked(steps)), 1.9, 1.0)
     points, labels = _points(training.network, x, t)
@@ -537,6 +668,21 @@ def learning_boundary_animation(
     ------
     ValueError
         As in `learning_boundary`.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> import xnet
+    >>> x, t = xnet.plotting.spirals(20)
+    >>> run = xnet.Training(xnet.TwoLayerNet(2, 3, 2, seed=0), x, t, batch_size=5)
+    >>> with xnet.plotting.look(width=200):
+    ...     animation = xnet.plotting.learning_boundary_animation(run, x, t, steps=(0, 10))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder, "learning.gif")
+    ...     xnet.plotting.save(animation, path)
+    ...     path.read_bytes()[:6]
+    b'GIF89a'
     """
     from matplotlib.animation import FuncAnimation
 
@@ -592,10 +738,24 @@ def gradient_errors(
     figure
         As in `training_curves`.
 
+    Returns
+    -------
+    matplotlib.figure.Figure
+        The one that it is drawn on.
+
     Raises
     ------
     ValueError
         As `xnet.gradient_check`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xnet
+    >>> net = xnet.TwoLayerNet(2, 3, 2, seed=0)
+    >>> figure = xnet.plotting.gradient_errors(net, np.eye(2), np.array([0, 1]))
+    >>> [ax.get_title() for ax in figure.axes[:4]]
+    ['W1 2×3: agrees', 'b1 3: agrees', 'W2 3×2: agrees', 'b2 2: agrees']
     """
     from matplotlib.colors import LogNorm
 
@@ -630,10 +790,27 @@ def parity_ulps(verdicts: Sequence[Verdict], *, ax: "Axes | None" = None) -> "Fi
     ax
         As in `confusion_matrix`.
 
+    Returns
+    -------
+    matplotlib.figure.Figure
+        The one that it is drawn on.
+
     Raises
     ------
     ValueError
         None of fast mode.
+
+    Examples
+    --------
+    >>> import xnet
+    >>> from xnet.testing.parity import Verdict
+    >>> facts = {"reproducible": False, "share": 0.1}
+    >>> found = [Verdict(name, "float64", "numba", ulps=2.0, **facts) for name in ("exp", "log")]
+    >>> figure = xnet.plotting.parity_ulps(found)
+    >>> [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    ['exp', 'log']
+    >>> figure.axes[0].lines[0].get_label(), figure.axes[0].lines[0].get_xdata().tolist()
+    ('numba', [2.0, 2.0])
     """
     fast = [v for v in verdicts if not v.reproducible]
     if not fast:

@@ -36,10 +36,31 @@ def spirals(n: int = SAMPLES, seed: int = 0) -> Split:
     No straight line parts them, and they are told apart by a small network. After Lang & Witbrock
     1988, Learning to tell two spirals apart.
 
+    Parameters
+    ----------
+    n
+        How many points, of each class alike.
+    seed
+        Of what is drawn at random.
+
+    Returns
+    -------
+    x, t
+        float64 (n, 2), and int64 (n,).
+
     Raises
     ------
     ValueError
         n is below 2.
+
+    Examples
+    --------
+    >>> import xnet
+    >>> x, t = xnet.plotting.spirals(6)
+    >>> x.shape, t.tolist()
+    ((6, 2), [0, 1, 0, 1, 0, 1])
+    >>> x[0].round(2).tolist()
+    [0.3, -0.87]
     """
     if n < 2:
         raise ValueError(f"n is {n}, expected at least 2")
@@ -69,6 +90,14 @@ class Material:
         Pixels that `image` shows; None for a photograph that comes with matplotlib.
     seed
         For the network, and for what is drawn at random.
+
+    Examples
+    --------
+    >>> import xnet
+    >>> material = xnet.plotting.Material(given=xnet.TwoLayerNet(64, 5, 10, seed=0))
+    >>> figure = xnet.plotting.plots()["first-layer-weights"].draw(material)
+    >>> len(figure.axes)  # a unit each, and the bar of colours
+    6
     """
 
     dataset: str | None = None

@@ -42,6 +42,16 @@ def growth(
         Nothing was measured.
     ImportError
         matplotlib is not installed.
+
+    Examples
+    --------
+    >>> import xnet
+    >>> measured = {"hidden units": {"numpy": [(10, 0.001, 0.001), (100, 0.012, 0.01)]}}
+    >>> figure = xnet.plotting.growth(measured)
+    >>> figure.axes[0].get_xlabel(), figure.axes[0].get_ylabel()
+    ('hidden units', 'one gradient, ms')
+    >>> [line.get_ydata().tolist() for line in figure.axes[0].lines]
+    [[1.0, 10.0], [1.0, 12.0]]
     """
     if not measured:
         raise ValueError("measured is empty, expected at least one")
@@ -98,6 +108,15 @@ def slices(
         Every number is 0.
     ImportError
         matplotlib is not installed.
+
+    Examples
+    --------
+    >>> import xnet
+    >>> figure = xnet.plotting.slices([1.0, 0.001], contracted=784)
+    >>> [text.get_text().split() for text in figure.axes[0].texts]
+    [['slice', '1:', '21', 'bits'], ['slice', '2:', '21', 'bits'], ['cut', 'off']]
+    >>> [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    ['+1.0e+00', '+1.0e−03']
     """
     if not any(values):
         raise ValueError("values: expected a number other than 0")
@@ -161,6 +180,14 @@ def throughput(
         Nothing was found.
     ImportError
         matplotlib is not installed.
+
+    Examples
+    --------
+    >>> import xnet
+    >>> found = {"1": {"numpy": {"median": 1e-4}}, "100": {"numpy": {"median": 1e-3}}}
+    >>> figure = xnet.plotting.throughput(found)
+    >>> [round(rate) for rate in figure.axes[0].lines[0].get_ydata()]
+    [10000, 100000]
     """
     if not found:
         raise ValueError("found is empty, expected at least one batch size")

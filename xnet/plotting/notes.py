@@ -74,6 +74,15 @@ def sin_cos(*, ax: "Axes | None" = None) -> "Figure":
     -------
     matplotlib.figure.Figure
         The one that it is drawn on.
+
+    Examples
+    --------
+    >>> import xnet
+    >>> figure = xnet.plotting.sin_cos()
+    >>> [line.get_label() for line in figure.axes[0].lines]
+    ['sin x', 'cos x']
+    >>> figure.axes[0].lines[0].get_ydata().max().round(4).item()
+    1.0
     """
     on = axes(ax)
     x = _inputs(0, 2 * math.pi)
@@ -96,10 +105,23 @@ def image(picture: Any, *, ax: "Axes | None" = None) -> "Figure":
     ax
         As in `sin_cos`.
 
+    Returns
+    -------
+    matplotlib.figure.Figure
+        The one that it is drawn on.
+
     Raises
     ------
     ValueError
         An array of another shape.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xnet
+    >>> figure = xnet.plotting.image(np.eye(3))
+    >>> figure.axes[0].images[0].get_array().tolist()
+    [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
     """
     pixels = host(picture, "picture")
     if pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] not in (3, 4)):
@@ -132,6 +154,15 @@ def gates(*, figure: "Figure | None" = None) -> "Figure":
     -------
     matplotlib.figure.Figure
         The one that it is drawn on.
+
+    Examples
+    --------
+    >>> import xnet
+    >>> figure = xnet.plotting.gates()
+    >>> [ax.get_title() for ax in figure.axes]
+    ['AND', 'NAND', 'OR', 'XOR']
+    >>> [line.get_marker() for line in figure.axes[-1].lines]  # of (0, 0), (0, 1), (1, 0), (1, 1)
+    ['o', '^', '^', 'o']
     """
     made, parts = panels(figure, len(perceptron.GATES) + 1, 1.8, 1.0)
     side = _inputs(-0.6, 1.6, 201)
@@ -175,12 +206,26 @@ def activation(*names: str, ax: "Axes | None" = None) -> "Figure":
     ax
         As in `sin_cos`.
 
+    Returns
+    -------
+    matplotlib.figure.Figure
+        The one that it is drawn on.
+
     Raises
     ------
     ValueError
         No names.
     AttributeError
         No such function.
+
+    Examples
+    --------
+    >>> import xnet
+    >>> figure = xnet.plotting.activation("relu", "tanh")
+    >>> [line.get_label() for line in figure.axes[0].lines]
+    ['relu', 'tanh']
+    >>> [line.get_ydata()[-1].round(4).item() for line in figure.axes[0].lines]  # at x = 5
+    [5.0, 0.9999]
     """
     if not names:
         raise ValueError("activation: no names, expected at least one such as 'relu'")
@@ -196,25 +241,97 @@ def activation(*names: str, ax: "Axes | None" = None) -> "Figure":
 
 @plot("3.2.3")
 def step(*, ax: "Axes | None" = None) -> "Figure":
-    """The step function: 1 where x > 0, else 0."""
+    """The step function: 1 where x > 0, else 0.
+
+    Parameters
+    ----------
+    ax
+        As in `sin_cos`.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        The one that it is drawn on.
+
+    Examples
+    --------
+    >>> import xnet
+    >>> line = xnet.plotting.step().axes[0].lines[0]
+    >>> line.get_label(), sorted(set(line.get_ydata().tolist()))
+    ('step', [0, 1])
+    """
     return activation("step", ax=ax)
 
 
 @plot("3.2.4")
 def sigmoid(*, ax: "Axes | None" = None) -> "Figure":
-    """The sigmoid function, 1 / (1 + exp(−x))."""
+    """The sigmoid function, 1 / (1 + exp(−x)).
+
+    Parameters
+    ----------
+    ax
+        As in `sin_cos`.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        The one that it is drawn on.
+
+    Examples
+    --------
+    >>> import xnet
+    >>> line = xnet.plotting.sigmoid().axes[0].lines[0]
+    >>> line.get_label(), line.get_ydata()[250].item()  # at x = 0
+    ('sigmoid', 0.5)
+    """
     return activation("sigmoid", ax=ax)
 
 
 @plot("3.2.5")
 def sigmoid_and_step(*, ax: "Axes | None" = None) -> "Figure":
-    """Sigmoid and step function: one is smooth, the other not."""
+    """Sigmoid and step function: one is smooth, the other not.
+
+    Parameters
+    ----------
+    ax
+        As in `sin_cos`.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        The one that it is drawn on.
+
+    Examples
+    --------
+    >>> import xnet
+    >>> figure = xnet.plotting.sigmoid_and_step()
+    >>> [line.get_label() for line in figure.axes[0].lines]
+    ['sigmoid', 'step']
+    """
     return activation("sigmoid", "step", ax=ax)
 
 
 @plot("3.2.7")
 def relu(*, ax: "Axes | None" = None) -> "Figure":
-    """ReLU: x where x > 0, else 0."""
+    """ReLU: x where x > 0, else 0.
+
+    Parameters
+    ----------
+    ax
+        As in `sin_cos`.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        The one that it is drawn on.
+
+    Examples
+    --------
+    >>> import xnet
+    >>> line = xnet.plotting.relu().axes[0].lines[0]
+    >>> line.get_ydata()[[0, 250, 500]].tolist()  # at x = -5, 0 and 5
+    [0.0, 0.0, 5.0]
+    """
     return activation("relu", ax=ax)
 
 
@@ -232,10 +349,24 @@ def softmax(scores: Array = SCORES, *, figure: "Figure | None" = None) -> "Figur
     figure
         As in `gates`.
 
+    Returns
+    -------
+    matplotlib.figure.Figure
+        The one that it is drawn on.
+
     Raises
     ------
     ValueError
         Not one row of scores.
+
+    Examples
+    --------
+    >>> import xnet
+    >>> figure = xnet.plotting.softmax([0.3, 2.9, 4.0])
+    >>> [ax.get_title() for ax in figure.axes]
+    ['scores', 'softmax']
+    >>> [round(float(bar.get_height()), 4) for bar in figure.axes[1].patches]
+    [0.0182, 0.2452, 0.7366]
     """
     values = host(scores, "scores")
     if values.ndim != 1:
@@ -288,10 +419,23 @@ def digit(pixels: Array, label: int | None = None, *, ax: "Axes | None" = None) 
     ax
         As in `sin_cos`.
 
+    Returns
+    -------
+    matplotlib.figure.Figure
+        The one that it is drawn on.
+
     Raises
     ------
     ValueError
         D is no square number.
+
+    Examples
+    --------
+    >>> import xnet
+    >>> (x, t), _ = xnet.datasets.load_digits()
+    >>> figure = xnet.plotting.digit(x[0], t[0])
+    >>> figure.axes[0].get_title(), figure.axes[0].images[0].get_array().shape
+    ('label 6', (8, 8))
     """
     picture = square(host(pixels, "pixels"))
     on = axes(ax, shape=0.75, plain=True)
@@ -316,10 +460,23 @@ def digits(
     figure
         As in `gates`.
 
+    Returns
+    -------
+    matplotlib.figure.Figure
+        The one that it is drawn on.
+
     Raises
     ------
     ValueError
         D is no square number, no pictures, or another number of labels.
+
+    Examples
+    --------
+    >>> import xnet
+    >>> (x, t), _ = xnet.datasets.load_digits()
+    >>> figure = xnet.plotting.digits(x[:5], t[:5])
+    >>> [ax.get_title() for ax in figure.axes]
+    ['6', '6', '6', '2', '5']
     """
     pictures = square(host(pixels, "pixels"))
     names = None if labels is None else host(labels, "labels")
@@ -340,7 +497,25 @@ def digits(
 
 @plot("4.2")
 def minus_log(*, ax: "Axes | None" = None) -> "Figure":
-    """−log x: what a probability x of the right class costs."""
+    """−log x: what a probability x of the right class costs.
+
+    Parameters
+    ----------
+    ax
+        As in `sin_cos`.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        The one that it is drawn on.
+
+    Examples
+    --------
+    >>> import xnet
+    >>> line = xnet.plotting.minus_log().axes[0].lines[0]
+    >>> abs(line.get_ydata()[-1]).round(4).item(), line.get_ydata().max().round(4).item()
+    (0.0, 5.2983)
+    """
     on = axes(ax)
     backend = get_backend()
     x = _inputs(0.005, 1)
@@ -371,6 +546,18 @@ def tangent(
         From where to where.
     ax
         As in `sin_cos`.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        The one that it is drawn on.
+
+    Examples
+    --------
+    >>> import xnet
+    >>> figure = xnet.plotting.tangent(lambda x: 0.01 * x**2 + 0.1 * x, at=10.0)
+    >>> [line.get_label() for line in figure.axes[0].lines[:2]]
+    ['f(x)', 'tangent at 10: slope 0.3']
     """
     on = axes(ax)
     x = _inputs(low, high)
@@ -405,10 +592,23 @@ def surface(
     ax
         Axes in three dimensions, ``projection="3d"``; None for new ones.
 
+    Returns
+    -------
+    matplotlib.figure.Figure
+        The one that it is drawn on.
+
     Raises
     ------
     ValueError
         Axes in two dimensions.
+
+    Examples
+    --------
+    >>> import xnet
+    >>> figure = xnet.plotting.surface(lambda x: x[0] ** 2 + x[1] ** 2)
+    >>> axes = figure.axes[0]
+    >>> axes.name, axes.get_zlabel(), round(float(axes.collections[0].get_array().max()), 1)
+    ('3d', 'f(x)', 16.8)
     """
     on = axes(ax, shape=0.8, projection="3d")
     if on.name != "3d":
@@ -444,6 +644,19 @@ def gradient_field(
         Arrows along a side.
     ax
         As in `sin_cos`.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        The one that it is drawn on.
+
+    Examples
+    --------
+    >>> import xnet
+    >>> figure = xnet.plotting.gradient_field(lambda x: (x**2).sum(), count=3)
+    >>> arrows = figure.axes[0].collections[0]
+    >>> arrows.XY.tolist()[0], arrows.U.round(4).tolist()[0], arrows.V.round(4).tolist()[0]
+    ([-2.0, -2.0], 4.0, 4.0)
     """
     on = axes(ax, shape=0.9)
     _, x = _grid(reach, count)
@@ -478,10 +691,22 @@ def descent(
     figure
         As in `gates`.
 
+    Returns
+    -------
+    matplotlib.figure.Figure
+        The one that it is drawn on.
+
     Raises
     ------
     ValueError
         No rates.
+
+    Examples
+    --------
+    >>> import xnet
+    >>> figure = xnet.plotting.descent(rates=(0.1, 1e-10))
+    >>> [ax.get_title().splitlines()[-1] for ax in figure.axes]
+    ['ends at (−6.1e−10, 8.1e−10)', 'ends at (−3, 4)']
     """
     if not rates:
         raise ValueError("rates is empty, expected at least one learning rate")

@@ -156,8 +156,8 @@ def look(*, dark: bool = False, width: int = 800) -> Generator[None]:
     >>> import xnet
     >>> with xnet.plotting.look(dark=True, width=400):
     ...     figure = xnet.plotting.sin_cos()
-    >>> round(figure.get_figwidth() * figure.dpi)
-    400
+    >>> round(figure.get_figwidth() * figure.dpi), max(figure.get_facecolor()[:3]) < 0.5
+    (400, True)
     """
     if not NARROWEST <= width <= WIDEST:
         raise ValueError(f"width is {width}, expected {NARROWEST} to {WIDEST:,} pixels")
@@ -197,7 +197,18 @@ def check_matplotlib() -> None:
 
 @dataclass(frozen=True)
 class Plot:
-    """A figure that can be asked for by its name."""
+    """A figure that can be asked for by its name.
+
+    Examples
+    --------
+    >>> import xnet
+    >>> plot = xnet.plotting.plots()["relu"]
+    >>> plot.name, plot.section, plot.animated
+    ('relu', '3.2.7', False)
+    >>> figure = plot.draw(xnet.plotting.Material())
+    >>> figure.axes[0].get_ylabel()
+    'h(x)'
+    """
 
     name: str
     section: str
@@ -216,11 +227,19 @@ _plots: dict[str, Plot] = {}
 def plots() -> dict[str, Plot]:
     """Every figure that `xnet plot` draws, by name, in the order of the notes.
 
+    Returns
+    -------
+    dict of Plot
+        Names are the functions', with hyphens.
+
     Examples
     --------
     >>> import xnet
-    >>> xnet.plotting.plots()["relu"].section
-    '3.2.7'
+    >>> plots = xnet.plotting.plots()
+    >>> [name for name, plot in plots.items() if plot.section.startswith("3.2")]
+    ['activation', 'step', 'sigmoid', 'sigmoid-and-step', 'relu']
+    >>> plots["relu"].about
+    'ReLU: x where x > 0, else 0'
     """
     return dict(sorted(_plots.items(), key=lambda item: item[1].section))
 
@@ -447,12 +466,36 @@ def check_format(path: str | os.PathLike[str], animated: bool = False) -> str:
 
     So that a wrong one is known before hours go into what the figure shows.
 
+    Parameters
+    ----------
+    path
+        Where it is to be written.
+    animated
+        Whether it is an animation.
+
+    Returns
+    -------
+    str
+        In small letters, without the dot.
+
     Raises
     ------
     ValueError
         The name's suffix is none of a format that figures, or animations, are written in.
     ImportError
         matplotlib is not installed.
+
+    Examples
+    --------
+    >>> import xnet
+    >>> xnet.plotting.check_format("relu.SVG")
+    'svg'
+    >>> xnet.plotting.check_format("learning.gif", animated=True)
+    'gif'
+    >>> xnet.plotting.check_format("learning.png", animated=True)
+    Traceback (most recent call last):
+        ...
+    ValueError: learning.png ends in '.png', expected one of .gif for an animation
     """
     check_matplotlib()
     from matplotlib.backend_bases import FigureCanvasBase
@@ -484,6 +527,17 @@ def save(drawn: "Figure | Animation", path: str | os.PathLike[str]) -> None:
         No such format.
     OSError
         The file cannot be written.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> import xnet
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder, "relu.svg")
+    ...     xnet.plotting.save(xnet.plotting.relu(), path)
+    ...     "<svg" in path.read_text()
+    True
     """
     from matplotlib.animation import Animation, PillowWriter
 

@@ -369,6 +369,16 @@ def checks(
     seed
         Of the numbers.
 
+    Returns
+    -------
+    list of Check
+        A thing that is computed, a mode and a dtype each.
+
+    Raises
+    ------
+    ValueError
+        A kind of numbers that is unknown.
+
     Examples
     --------
     >>> import xnet
@@ -410,6 +420,11 @@ def check_backend(backend: AnyBackend, **which: Any) -> Iterator[Outcome]:
     which
         Keywords of `checks`.
 
+    Returns
+    -------
+    iterator of Outcome
+        In the order of `checks`.
+
     Examples
     --------
     A loop goes through all outcomes, of which each is computed when it is asked for:
@@ -445,6 +460,11 @@ def parametrize_with_checks(
         Says of a check whether it is wanted; None for all.
     which
         Keywords of `checks`.
+
+    Returns
+    -------
+    pytest.MarkDecorator
+        Of a test with the arguments `backend` and `check`.
 
     Raises
     ------

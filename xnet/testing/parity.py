@@ -156,6 +156,20 @@ may be nothing, or anything, for these."""
 def numbers(kind: str, dtype: str, seed: int = 0) -> Draw:
     """Numbers of one of the kinds of `NUMBERS` or `HURTFUL`, for trials in `dtype`.
 
+    Parameters
+    ----------
+    kind
+        One of `NUMBERS` or `HURTFUL`.
+    dtype
+        ``"float32"`` or ``"float64"``, whose limits decide what is huge and what subnormal.
+    seed
+        Of the numbers.
+
+    Returns
+    -------
+    function
+        Of rows and columns; it gives float64, (rows, columns), and others every time.
+
     Examples
     --------
     >>> from xnet.testing import parity
@@ -287,6 +301,24 @@ def verdict(
     numbers: str = "normal",
 ) -> Verdict:
     """Try it on both backends, on what `draw` gives, and compare.
+
+    Parameters
+    ----------
+    trial
+        What is computed.
+    backend, reference
+        On which, and what that is compared with; both in one mode.
+    dtype
+        ``"float32"`` or ``"float64"``.
+    draw
+        Gives the numbers; see `numbers`.
+    numbers
+        What they are called.
+
+    Returns
+    -------
+    Verdict
+        Also where a backend raises: what it said is its `error`.
 
     Examples
     --------
@@ -851,6 +883,11 @@ def trials(
     operations, optimizers
         By name; None for all there are.
 
+    Returns
+    -------
+    list of Trial
+        Contracts, the array operations, then operations, networks, optimizers and training.
+
     Examples
     --------
     >>> from xnet.operations import ReLU
@@ -984,6 +1021,16 @@ def _attempted(make: Callable[..., Trial], *kinds: type[Any]) -> Trial:
 def standard_normal(seed: int = 0) -> Draw:
     """Numbers as a network meets them.
 
+    Parameters
+    ----------
+    seed
+        Of the numbers.
+
+    Returns
+    -------
+    function
+        As that of `numbers`.
+
     Examples
     --------
     >>> from xnet.testing import parity
@@ -995,6 +1042,20 @@ def standard_normal(seed: int = 0) -> Draw:
 
 def training_hash(backend: Backend, dtype: str, steps: int = 200) -> str:
     """SHA-256 of the weights after `steps` steps of Adam on made-up data: see `weights.sha256`.
+
+    Parameters
+    ----------
+    backend
+        Where the network trains; in reproducible mode the hash is that of every backend.
+    dtype
+        ``"float32"`` or ``"float64"``.
+    steps
+        How many.
+
+    Returns
+    -------
+    str
+        64 hexadecimal digits.
 
     Examples
     --------

@@ -131,6 +131,11 @@ def load_pixels(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
     path
         A file of one of `FORMATS`.
 
+    Returns
+    -------
+    ndarray
+        uint8, turned as the camera says that it was held.
+
     Raises
     ------
     DatasetError
