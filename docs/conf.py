@@ -222,6 +222,7 @@ sphinx_gallery_conf = {
     "filename_pattern": r"/plot_",
     "ignore_pattern": r"__init__",
     "image_scrapers": (scrape,),
+    "capture_repr": (),  # a figure that a script ends in is shown once, by the scraper
     "reset_modules": (),
     "download_all_examples": False,
     "show_memory": False,

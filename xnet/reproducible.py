@@ -384,7 +384,7 @@ def sum(x: Array, /, *, axis: Axis = None, keepdims: bool = False) -> Array:
     Returns
     -------
     Array
-        Within u |sum| + u max|x| of the sum; 0 for no numbers.
+        Within ``u |sum| + u max|x|`` of the sum; 0 for no numbers.
 
     Examples
     --------
@@ -415,7 +415,7 @@ def mean(x: Array, /, *, axis: Axis = None, keepdims: bool = False) -> Array:
     Returns
     -------
     Array
-        Within 2 u |mean| + u max|x| / n of the mean; NaN for no numbers.
+        Within ``2 u |mean| + u max|x| / n`` of the mean; NaN for no numbers.
 
     Examples
     --------
@@ -451,7 +451,7 @@ def var(
     Returns
     -------
     Array
-        Within 7 v + 9 (v max|x|)^2 / var, v = 2^-53, and u of the variance, relative to it; NaN
+        Within ``7 v + 9 (v max|x|)^2 / var``, v = 2^-53, and u of the variance, relative to it; NaN
         where n is not above `correction`, or a number is not finite.
 
     Raises
@@ -481,7 +481,7 @@ def norm(x: Array, /, *, axis: Axis = None, keepdims: bool = False, ord: float =
     For ``ord=2`` the root of the sum of squares, in float64: each square rounded, their sum as
     `sum` has it, and its root, rounded correctly whatever the library's own (`exact.sqrt`). What
     lies beyond 2^400 or below 2^-400 is scaled by a power of two first, so that no square overflows
-    or is lost. For ``ord=1`` the `sum` of |x|, for ``ord=inf`` the largest |x|.
+    or is lost. For ``ord=1`` the `sum` of ``|x|``, for ``ord=inf`` the largest.
 
     Parameters
     ----------
@@ -535,9 +535,9 @@ def matmul(x1: Array, x2: Array, /) -> Array:
     Returns
     -------
     Array
-        (..., N, M), without N or M where an argument was 1-d. An element is within u |element| +
-        8 K 2^-s max|row| max|column| of the exact one, s = 42 for float32 and 63 else; for K above
-        1,638 s is at least 32 and 60 (`exact.product_slices` tells). 0 for K = 0.
+        (..., N, M), without N or M where an argument was 1-d. An element is within
+        ``u |element| + 8 K 2^-s max|row| max|column|`` of the exact one, s = 42 for float32 and 63
+        else; for K above 1,638 s is at least 32 and 60 (`exact.product_slices` tells). 0 for K = 0.
 
     Raises
     ------
@@ -752,7 +752,7 @@ def _elementary(name: str, x: Array) -> Array:
 
 
 def tanh(x: Array, /) -> Array:
-    """Hyperbolic tangent: -z / (2 + z) with z = expm1(-2|x|), and the sign of x.
+    """Hyperbolic tangent: ``-z / (2 + z)`` with ``z = expm1(-2|x|)``, and the sign of x.
 
     The formula of the layer `Tanh` (`operations.tanh`), rounded after each operation to float32 or
     float64.
@@ -765,7 +765,7 @@ def tanh(x: Array, /) -> Array:
     Returns
     -------
     Array
-        Within 12 u |tanh x| in float64, 6 u in float32, u + 2^-49 else.
+        Within ``12 u |tanh x|`` in float64, 6 u in float32, u + 2^-49 else.
 
     Examples
     --------
@@ -831,8 +831,8 @@ def logsumexp(x: Array, /, *, axis: Axis = None, keepdims: bool = False) -> Arra
     Returns
     -------
     Array
-        Within u |result| + v (|max| + 2 log n + T + 8) of it, n the number of terms, T the largest
-        max - x, but 746 at most, v = 2^-53; -inf for no numbers.
+        Within ``u |result| + v (|max| + 2 log n + T + 8)`` of it, n the number of terms, T the
+        largest max - x, but 746 at most, v = 2^-53; -inf for no numbers.
 
     Examples
     --------

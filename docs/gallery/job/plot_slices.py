@@ -18,5 +18,6 @@ print("from the left:", float(((x[0] + x[1]) + x[2]) + x[3]))
 print("in other order:", float((x[0] + x[2]) + (x[1] + x[3])))
 print("reproducible:", reproducible.sum(x), "and", reproducible.sum(x[[0, 2, 1, 3]]))
 
-figure = xnet.plotting.slices([0.91, -0.4, 0.063, -2.1e-3, 1.7e-5, -3e-7, 8e-10], contracted=784)
+row = [0.91, -0.4, 0.063, -2.1e-3, 1.7e-5, -3e-7, 8e-10]
+figure = xnet.plotting.slices(row, contracted=784)
 figure

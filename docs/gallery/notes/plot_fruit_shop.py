@@ -14,17 +14,16 @@ import xnet
 from xnet.layers import Add, Mul
 
 graph = xnet.plotting.Graph()
-names = {"apple\nprice": 100.0, "apple\ncount": 2.0, "orange\ncount": 3.0, "orange\nprice": 150.0}
-leaves = [graph.leaf(name, value) for name, value in names.items()]
-apples = graph.apply("×", Mul(), leaves[0], leaves[1])
-oranges = graph.apply("×", Mul(), leaves[2], leaves[3])
+apple, apples = graph.leaf("apple price", 100.0), graph.leaf("apple count", 2.0)
+oranges, orange = graph.leaf("orange count", 3.0), graph.leaf("orange price", 150.0)
 tax = graph.leaf("tax", 1.1)
-total = graph.apply("×", Mul(), graph.apply("+", Add(), apples, oranges), tax)
+fruit = graph.apply("×", Mul(), apple, apples), graph.apply("×", Mul(), oranges, orange)
+total = graph.apply("×", Mul(), graph.apply("+", Add(), *fruit), tax)
 graph.backward(total)
 
 print("total", round(total.value, 2))
-for leaf in (*leaves, tax):
-    print(f"d total / d {' '.join(leaf.label.split())}: {leaf.gradient:.1f}")
+for leaf in (apple, apples, oranges, orange, tax):
+    print(f"d total / d {leaf.label}: {leaf.gradient:.1f}")
 
 # %%
 # ``fruit_shop`` draws this very graph, values above its edges and gradients below them;
