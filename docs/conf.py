@@ -23,6 +23,7 @@ from sphinx.application import Sphinx
 from sphinx.transforms import SphinxTransform
 from sphinx.writers.html5 import HTML5Translator
 from sphinx_gallery.scrapers import figure_rst
+from sphinx_gallery.sorting import ExplicitOrder
 
 import xnet
 from xnet import plotting
@@ -216,9 +217,17 @@ def scrape(block: Any, variables: dict[str, Any], settings: dict[str, Any]) -> s
     return figure_rst(paths, settings["src_dir"])
 
 
+def as_listed(script: str) -> int:
+    """What sorts scripts as `xnet plot --list` has their figures: in the order of the notes."""
+    name = Path(script).stem.removeprefix("plot_").replace("_", "-")
+    return list(plotting.plots()).index(name)
+
+
 sphinx_gallery_conf = {
     "examples_dirs": "gallery",
     "gallery_dirs": "examples",
+    "subsection_order": ExplicitOrder(["gallery/notes", "gallery/job"]),
+    "within_subsection_order": as_listed,
     "filename_pattern": r"/plot_",
     "ignore_pattern": r"__init__",
     "image_scrapers": (scrape,),
