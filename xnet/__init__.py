@@ -149,7 +149,7 @@ _HOMES = {
         "numerical_diff",
         "numerical_gradient",
         "partial_derivative",
-    "partials",
+        "partials",
     ),
     "gradient_check": ("gradient_check",),
     "network": ("Network", "TwoLayerNet"),

@@ -78,6 +78,16 @@ class Scale:
     maxima
         float64, 1-d, on the backend: 1 if there is a number that is not finite, else 0, and then
         the largest magnitudes of those that are, in the order of `shapes`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from xnet import partials
+    >>> first = partials.sum_scale(np.array([1e16, 1.0]))
+    >>> second = partials.sum_scale(np.array([-1e16, 1.0]))
+    >>> scale = first.merged(second)
+    >>> scale.terms, scale.maxima.tolist(), scale.shape, scale.slices
+    (4, [0.0, 1e+16], (), 2)
     """
 
     backend: Backend
@@ -141,6 +151,17 @@ class Scale:
             A part that is of another shape, or larger than what was agreed on.
         TypeError
             One of another dtype.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from xnet import partials
+        >>> a, b = np.array([[0.1, 0.2, 0.3]]), np.array([[1.0], [2.0], [3.0]])
+        >>> parts = (a[:, :1], b[:1]), (a[:, 1:], b[1:])
+        >>> scale = partials.merged(partials.product_scale(*part) for part in parts)
+        >>> whole = scale.partial(*parts[0]) + scale.partial(*parts[1])
+        >>> whole.rounded().tolist()
+        [[1.4]]
         """
         given = (a,) if b is None else (a, b)
         if len(given) != len(self.shapes):
@@ -226,6 +247,18 @@ class Partial:
         float64, (S, ...) or, where the whole is not finite, (S + 3, ...) with the result's shape
         behind: the sums of each order of slices, the smallest first, and then the counts of inf,
         -inf and NaN among the terms. That is what is sent, and added up.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from xnet import partials
+    >>> shards = np.array([1e16, 1.0]), np.array([-1e16, 1.0])
+    >>> scale = partials.merged(map(partials.sum_scale, shards))
+    >>> first, second = map(scale.partial, shards)
+    >>> (first + second).rounded().item(), (second + first).rounded(divisor=4).item()
+    (2.0, 0.5)
+    >>> first.rounded().item() + second.rounded().item()  # rounded too soon
+    0.0
     """
 
     scale: Scale
@@ -285,12 +318,25 @@ def sum_scale(a: Array, axis: int | tuple[int, ...] | None = None) -> Scale:
     axis
         As that of the sum; None for all.
 
+    Returns
+    -------
+    Scale
+        Of that part alone, to be merged with those of the others.
+
     Raises
     ------
     ValueError
         `a` has no such axis, or none at all.
     TypeError
         `a` is neither float32 nor float64.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from xnet import partials
+    >>> scale = partials.sum_scale(np.array([[1.0, -2.0, 0.5], [3.0, 0.0, 0.0]]), axis=1)
+    >>> scale.terms, scale.maxima.tolist(), scale.shape
+    (3, [0.0, 2.0, 3.0], (2,))
     """
     backend, a = taken(a=a)
     axes, dtype = exact.checked_axes(a, axis), exact.precision(a)
@@ -309,12 +355,25 @@ def product_scale(a: Array, b: Array) -> Scale:
     a, b
         Both float32 or both float64, of one backend.
 
+    Returns
+    -------
+    Scale
+        Of that part alone, to be merged with those of the others.
+
     Raises
     ------
     ValueError
         Shapes that do not fit.
     TypeError
         Dtypes that differ, or are neither float32 nor float64.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from xnet import partials
+    >>> scale = partials.product_scale(np.array([[1.0, -2.0]]), np.array([[3.0], [0.5]]))
+    >>> scale.terms, scale.maxima.tolist(), scale.shape
+    (2, [0.0, 2.0, 3.0], (1, 1))
     """
     backend, a, b = taken(a=a, b=b)
     dtype = exact.check_product(a, b)
@@ -348,10 +407,29 @@ def _maxima(
 def merged(scales: Iterable[Scale]) -> Scale:
     """The scale of all parts, of those of each.
 
+    Parameters
+    ----------
+    scales
+        Of each part, in any order.
+
+    Returns
+    -------
+    Scale
+        By which each part is cut.
+
     Raises
     ------
     ValueError
         There is none, or they differ in kind, dtype or shape.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from xnet import partials
+    >>> shards = np.array([1.0, -2.0]), np.array([5.0])
+    >>> scale = partials.merged(map(partials.sum_scale, shards))
+    >>> scale.terms, scale.maxima.tolist()
+    (3, [0.0, 5.0])
     """
     found = list(scales)
     if not found:
@@ -362,10 +440,29 @@ def merged(scales: Iterable[Scale]) -> Scale:
 def added(partials: Iterable[Partial]) -> Partial:
     """The partial of all parts, of those of each.
 
+    Parameters
+    ----------
+    partials
+        Of each part, in any order.
+
+    Returns
+    -------
+    Partial
+        Of the whole, to be rounded.
+
     Raises
     ------
     ValueError
         There is none, or they were cut by scales that differ.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from xnet import partials
+    >>> shards = np.array([0.1, 0.2]), np.array([0.3]), np.array([0.4])
+    >>> scale = partials.merged(map(partials.sum_scale, shards))
+    >>> partials.added(map(scale.partial, reversed(shards))).rounded().item()
+    1.0
     """
     found = list(partials)
     if not found:
