@@ -51,44 +51,30 @@ def fault(name, path):
     return "imports pyplot" if "matplotlib.pyplot" in sys.modules else ""
 
 
-def faults(scripts, folder):
-    """That of each script, all run in one process."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("XNET_")}
-    command = [sys.executable, "-W", "error", __file__, json.dumps(scripts, default=str)]
-    environment = kept | {"XNET_BACKEND": "numpy"}
-    done = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, check=False
-    )
-    assert not done.stderr  # what is raised where nobody catches it, as by a finalizer
-    return json.loads(done.stdout)
-
-
-@pytest.fixture(scope="module")
-def found(tmp_path_factory):
-    return faults(SCRIPTS, tmp_path_factory.mktemp("gallery"))
-
-
 def test_every_figure_has_its_script_and_no_other_is_there():
     assert SCRIPTS.keys() == PLOTS.keys()
 
 
-@pytest.mark.parametrize("name", sorted(SCRIPTS))
-def test_a_script_draws_its_figure(found, name):
-    assert not found[name], found[name]
+def test_every_script_draws_its_figure(tmp_path):
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("XNET_")}
+    command = [sys.executable, "-W", "error", __file__, json.dumps(SCRIPTS, default=str)]
+    settings = {"cwd": tmp_path, "env": kept | {"XNET_BACKEND": "numpy"}}
+    done = subprocess.run(command, **settings, capture_output=True, text=True, check=False)
+    assert not done.stderr  # what is raised where nobody catches it, as by a finalizer
+    found = json.loads(done.stdout)
+    assert found.keys() == SCRIPTS.keys()
+    assert not {name: said for name, said in found.items() if said}
 
 
-@pytest.mark.parametrize("name", sorted(SCRIPTS))
-def test_a_script_is_headed_and_names_its_section(name):
-    text, section = SCRIPTS[name].read_text(), PLOTS[name].section
-    _, heading, line, blank, *_ = text.split("\n")
-    assert text.startswith('"""\n')
-    assert heading
-    assert line == "=" * len(heading)
-    assert not blank
-    of_the_notes = section[0].isdigit()
-    assert SCRIPTS[name].parent.name == ("notes" if of_the_notes else "job")
-    about = text.split('"""')[1]
-    assert not of_the_notes or f"§{section.partition('-')[0]}" in about
+def test_every_script_is_headed_and_names_its_section():
+    for name, path in SCRIPTS.items():
+        text, section = path.read_text(), PLOTS[name].section
+        start, heading, line, blank, *_ = text.split("\n")
+        assert (start, line, blank) == ('"""', "=" * len(heading), ""), name
+        of_the_notes = section[0].isdigit()
+        assert path.parent.name == ("notes" if of_the_notes else "job"), name
+        about = text.split('"""')[1]
+        assert not of_the_notes or f"§{section.partition('-')[0]}" in about, name
 
 
 def test_every_folder_is_headed():

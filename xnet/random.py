@@ -134,6 +134,11 @@ class Generator:
     def raw(self, n: int) -> NDArray[np.uint64]:
         """The next n integers of PCG64: uint64, (n,).
 
+        Parameters
+        ----------
+        n
+            How many.
+
         Examples
         --------
         >>> import xnet
@@ -253,6 +258,11 @@ class Generator:
 
         The order that sorts n integers. Should two of these be equal, which happens once in
         2^65 / n^2 times, n others are drawn; then every order is as likely as any other.
+
+        Parameters
+        ----------
+        n
+            How many numbers.
 
         Examples
         --------

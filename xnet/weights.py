@@ -117,6 +117,10 @@ def sha256(network: Network) -> str:
     str
         64 hexadecimal digits.
 
+    Notes
+    -----
+    Of a network trained in reproducible mode it is the same on every backend and processor.
+
     Examples
     --------
     >>> import xnet
@@ -168,6 +172,11 @@ def check_savable(network: Network) -> None:
     ----------
     network
         Any.
+
+    Raises
+    ------
+    WeightsError
+        One does, or has a setting that no file can hold.
 
     Examples
     --------
@@ -237,6 +246,11 @@ def check_writable(path: str | os.PathLike[str]) -> None:
     ----------
     path
         A file that is there or is to be.
+
+    Raises
+    ------
+    WeightsError
+        The folder is not there or not to be written to, or what is there is no ordinary file.
 
     Examples
     --------
