@@ -894,10 +894,10 @@ def test_a_line_paler_than_a_tenth_of_the_darkest_ink_is_left_for_the_crop():
     assert not lines_erased(sheet)[21:].any()
     line_on(pale, 40, 2, level=0.09)
     np.testing.assert_array_equal(lines_erased(pale), pale.astype(np.float32))
-    assert pictures._crop(pale).shape == (10, 10)
-    assert pictures._crop(sheet).shape == (32, 80)
+    assert pictures.cropped(pale).shape == (10, 10)
+    assert pictures.cropped(sheet).shape == (32, 80)
     pale[40] = 0.1
-    assert pictures._crop(pale.astype(np.float32)).shape == (10, 10)
+    assert pictures.cropped(pale.astype(np.float32)).shape == (10, 10)
 
 
 def test_a_line_of_which_a_quarter_is_on_the_sheet_counts_as_none():

@@ -1140,6 +1140,57 @@ def _list_plots(known: dict[str, plotting.Plot], as_json: bool) -> None:
     out.print(table)
 
 
+# -- play
+
+
+@app.command(epilog="Example: [bold]xnet play mnist.safetensors[/bold]")
+def play(
+    files: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Saved networks that read digits, to choose from."),
+    ] = None,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Of this machine; 0 takes a free one.")
+    ] = 0,
+    browser: Annotated[bool, typer.Option(help="Open a browser.")] = True,
+    backend: BackendOption = None,
+) -> None:
+    """Draw a digit and watch what a network makes of it; train a small classifier and watch.
+
+    A web page that only this machine can see. A network of the digits is trained at the start.
+    """
+    for package in ("nicegui", "PIL"):
+        if find_spec(package) is None:
+            raise ImportError('xnet play needs NiceGUI: pip install "xnet-nn[play]"')
+    networks = {"digits, trained here": _digits_network} | {
+        file.name: _digit_reader(file) for file in files or ()
+    }
+    from xnet.tools.play import pages
+
+    chosen = resolve(backend)
+    port = port or pages.free_port()
+    print(f"http://{pages.HOST}:{port} until Ctrl-C", flush=True)
+    pages.serve(networks, chosen.name, port, browser)
+
+
+def _digits_network(backend: str) -> Network:
+    """A network that was trained on the digits, in a moment."""
+    material = plotting.Material(dataset="digits", backend=backend)
+    return material.network
+
+
+def _digit_reader(file: Path) -> Callable[[str], Network]:
+    """What loads a saved network on a backend; it is tried at once."""
+
+    def load(backend: str) -> Network:
+        network = _load(file, resolve(backend))
+        _dataset_for(network)
+        return network
+
+    load("numpy")
+    return load
+
+
 # -- demo
 
 

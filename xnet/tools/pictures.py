@@ -83,7 +83,19 @@ def load_image(path: str | os.PathLike[str], features: int = 784) -> Floats:
             f"load_image: features is {features!r}, expected 784 (MNIST, 28×28) or 64 (digits, 8×8)"
         )
     path = Path(path)
-    ink = _crop(_find_ink(*_read_grey(path), path))
+    return centred(cropped(_find_ink(*_read_grey(path), path)), features).reshape(features)
+
+
+def centred(ink: Floats, features: int) -> Floats:
+    """A digit's ink, `cropped` to it, scaled and placed as `load_image` says: (28, 28) or (8, 8).
+
+    Parameters
+    ----------
+    ink
+        (H, W), from 0, paper, to 1, the strongest.
+    features
+        784 or 64.
+    """
     height, width = ink.shape
     if features == 784:
         scale = 20 / max(height, width)
@@ -92,7 +104,7 @@ def load_image(path: str | os.PathLike[str], features: int = 784) -> Floats:
         square = _place(ink, 32, min(round(width * 32 / height), 24), side=32)
         square = square.reshape(8, 4, 8, 4).mean(axis=(1, 3))
     # Shrinking pales a thin stroke; the data sets' own strokes reach full strength.
-    return (square / square.max()).reshape(features)
+    return square / square.max()
 
 
 _ENOUGH = (1024, 1024)
@@ -314,7 +326,7 @@ def _border(picture: Floats) -> Floats:
     return np.concatenate(sides, axis=-1)
 
 
-def _crop(ink: Floats) -> Floats:
+def cropped(ink: Floats) -> Floats:
     """Cut out the bounding box of the ink."""
     marked = ink > 0.1  # above the ripples that JPEG leaves around a stroke
     rows, columns = np.flatnonzero(marked.any(axis=1)), np.flatnonzero(marked.any(axis=0))
