@@ -37,7 +37,7 @@ class Settings:
     activation: str = "Tanh"
     width: int = 8
     hidden_layers: int = 2
-    optimizer: str = "Adam"
+    optimizer: str = "adam"
     learning_rate: float = 0.03
     gradient: str = "backprop"
     backend: str = "numpy"

@@ -37,7 +37,8 @@ STYLE = """
   :root { --paper: #16181d; --ink: #f0f0f0; --faint: #a4a9b2; --line: #4a4e57; }
 }
 body { background: var(--paper); color: var(--ink); }
-main { max-width: 62rem; margin: 0 auto; padding: 1rem; }
+.nicegui-content { padding: 0.5rem; }
+main { width: 100%; min-width: 0; max-width: 62rem; margin: 0 auto; padding: 0.5rem; }
 main h1 { font-size: 1.6rem; line-height: 1.2; margin: 0.3rem 0; }
 main h2 { font-size: 1.1rem; line-height: 1.2; margin: 0.6rem 0 0.2rem; font-weight: 600; }
 main p { margin: 0.2rem 0; max-width: 42rem; }
@@ -56,7 +57,8 @@ figcaption { font-size: 0.85rem; color: var(--faint); max-width: 18rem; }
 .plane { width: min(24rem, 90vw); height: auto; border: 1px solid var(--line); display: block; }
 .curve { width: min(24rem, 90vw); height: 5rem; border: 1px solid var(--line); display: block; }
 .controls { display: grid; grid-template-columns: repeat(auto-fill, minmax(10rem, 1fr));
-            gap: 0.4rem 1rem; max-width: 42rem; }
+            gap: 0.5rem 1rem; max-width: 42rem; margin: 0.6rem 0; }
+.buttons { display: flex; gap: 0.6rem; margin: 0.6rem 0; }
 """
 
 
@@ -126,9 +128,9 @@ def plane(classifier: Classifier, said: str) -> str:
     pixels = (255 - (255 - (first + (second - first) * share)) * 0.55).astype(np.uint8)
     source = data_url(Image.fromarray(pixels))
     marks: list[str] = []
-    for (x, y), label in zip(classifier.x, classifier.t, strict=True):
+    for (x, y), label in zip(classifier.x.tolist(), classifier.t.tolist(), strict=True):
         column, row = (x + REACH) * GRID / (2 * REACH), (REACH - y) * GRID / (2 * REACH)
-        colour = "rgb({},{},{})".format(*COLOURS[label])
+        colour = f"rgb{COLOURS[label]}"
         style = f'fill="{colour}" stroke="#000" stroke-width="0.15"'
         if label:
             corner = f'x="{column - 0.6:.2f}" y="{row - 0.6:.2f}"'
@@ -178,6 +180,11 @@ def choice(label: str, options: Mapping[str, str] | list[str], value: str, chang
     return ui.select(options, value=value, label=label, on_change=change).props("dense outlined")
 
 
+def button(label: str, pressed: Any) -> Any:
+    """A button that says what it does as it is written here."""
+    return ui.button(label, on_click=pressed).props("no-caps")
+
+
 def usable() -> list[str]:
     """The backends that can compute here."""
     return [info.name for info in backends() if info.usable]
@@ -218,9 +225,9 @@ class DrawPage:
                     keys = ["arrow-left", "arrow-right", "arrow-up", "arrow-down", "space"]
                     for key in keys:
                         self.view.on(f"keydown.{key}.prevent", self._key, ["key"])
-                    with ui.row():
-                        ui.button("Clear", on_click=self._clear)
-                        ui.button("Undo", on_click=self._undo)
+                    with ui.element("div").classes("buttons"):
+                        button("Clear", self._clear)
+                        button("Undo", self._undo)
                 with ui.element("section"):
                     ui.html("<h2>Probabilities</h2>", sanitize=False)
                     self.said = ui.label("Nothing is drawn.").props("role=status aria-live=polite")
@@ -346,7 +353,11 @@ class TrainPage:
                 for name, label, options in (
                     ("problem", "Points", list(PROBLEMS)),
                     ("activation", "Activation", pointwise),
-                    ("optimizer", "Optimizer", list(OPTIMIZERS)),
+                    (
+                        "optimizer",
+                        "Optimizer",
+                        {name: kind.__name__ for name, kind in OPTIMIZERS.items()},
+                    ),
                     (
                         "gradient",
                         "Gradient",
@@ -356,23 +367,27 @@ class TrainPage:
                 ):
                     value = self.chosen.get(name, getattr(base, name))
                     choice(label, options, value, self._setting(name))
-                for name, label, low, high, step in (
-                    ("learning_rate", "Learning rate", 1e-4, 10, 0.01),
-                    ("width", "Units in a layer", 1, 64, 1),
-                    ("hidden_layers", "Hidden layers", 1, 3, 1),
-                ):
+                numbers: list[tuple[str, str, float, int, float, Callable[[Any], Any]]] = [
+                    ("learning_rate", "Learning rate", 1e-4, 10, 0.01, float),
+                    ("width", "Units in a layer", 1, 64, 1, int),
+                    ("hidden_layers", "Hidden layers", 1, 3, 1, int),
+                ]
+                for name, label, low, high, step, kind in numbers:
                     ui.number(
                         label,
                         value=getattr(base, name),
                         min=low,
                         max=high,
                         step=step,
-                        on_change=self._setting(name, type(getattr(base, name))),
+                        on_change=self._setting(name, kind),
                     ).props("dense outlined")
-            with ui.row():
-                self.button = ui.button("Start", on_click=self._start_or_stop)
-                ui.button("One step", on_click=self._one_step)
-                ui.button("Begin again", on_click=self._restart)
+                self.speed = ui.number(
+                    "Steps at a time", value=5, min=1, max=1000, step=1, precision=0
+                ).props("dense outlined")
+            with ui.element("div").classes("buttons"):
+                self.button = button("Start", self._start_or_stop)
+                button("One step", self._one_step)
+                button("Begin again", self._restart)
             self.said = ui.label().props("role=status aria-live=polite")
             with ui.element("div").classes("panels"):
                 self.plane, self.curve = (ui.html("", sanitize=False) for _ in range(2))
@@ -409,7 +424,7 @@ class TrainPage:
         if not self.going:
             return
         classifier = self.classifier
-        await run.io_bound(classifier.advance, 0.12)
+        await run.io_bound(classifier.advance, 0.2, int(self.speed.value or 1))
         if classifier is self.classifier:
             self._show()
         if classifier.diverged:
