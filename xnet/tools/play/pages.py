@@ -368,7 +368,7 @@ class TrainPage:
                     value = self.chosen.get(name, getattr(base, name))
                     choice(label, options, value, self._setting(name))
                 numbers: list[tuple[str, str, float, int, float, Callable[[Any], Any]]] = [
-                    ("learning_rate", "Learning rate", 1e-4, 10, 0.01, float),
+                    ("learning_rate", "Learning rate", 1e-4, 100, 0.01, float),
                     ("width", "Units in a layer", 1, 64, 1, int),
                     ("hidden_layers", "Hidden layers", 1, 3, 1, int),
                 ]
