@@ -66,7 +66,7 @@ def test_the_answer_shows_what_the_network_sees_and_what_its_layers_say(reader):
     ]
     (_, whole), (_, cut), (_, seen) = found.steps
     assert whole.shape == (SIDE, SIDE)
-    assert cut.shape == pytest.approx((212, 142), abs=2)  # the strokes, and the pen's width
+    assert cut.shape == pytest.approx((222, 152), abs=2)  # the strokes, and the pen's width
     assert np.allclose(reader.predict(seen.reshape(64)), found.probabilities)
     names, values = zip(*found.hidden, strict=True)
     assert names == ("1: Affine(64, 50)", "2: ReLU()")
@@ -76,7 +76,7 @@ def test_the_answer_shows_what_the_network_sees_and_what_its_layers_say(reader):
 
 def test_the_pen_has_a_width_and_stays_on_the_sheet():
     sheet = drawn([[(140, 140)]])
-    assert 350 < sheet.ink.sum() < 420  # a dot, of pi 11 squared
+    assert 770 < sheet.ink.sum() < 850  # a dot, of pi 16 squared
     sheet = drawn([[(-50, 20), (500, 20)]])
     assert sheet.strokes == [[(0, 20), (SIDE - 1, 20)]]
     assert (sheet.ink[20] == 1).all()

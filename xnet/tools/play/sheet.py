@@ -13,8 +13,8 @@ from xnet.tools.pictures import centred, cropped
 SIDE = 280
 """Pixels of the sheet's sides."""
 
-PEN = 11.0
-"""Half the width of a stroke, in pixels: about MNIST's, of a digit that fills the sheet."""
+PEN = 16.0
+"""Half the width of a stroke, in pixels: that of the pens with which the data sets were written."""
 
 Floats = NDArray[np.float32]
 Point = tuple[float, float]
