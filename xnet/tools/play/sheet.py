@@ -14,7 +14,7 @@ SIDE = 280
 """Pixels of the sheet's sides."""
 
 PEN = 16.0
-"""Half the width of a stroke, in pixels: that of the pens with which the data sets were written."""
+"""Half the width of a stroke, in pixels: about the data sets' own."""
 
 Floats = NDArray[np.float32]
 Point = tuple[float, float]
