@@ -19,9 +19,21 @@ from xnet.formulas import Arrays, check
 from xnet.losses import batch_and_targets
 from xnet.operations import OPERATIONS, Loss, Operation, registered
 
+__all__ = ["Add", "Layer", "LossLayer", "Mul", *OPERATIONS]  # pyright: ignore
+
 
 class Mul:
-    """Product of two numbers or arrays of one shape (§5.4.1)."""
+    """Product of two numbers or arrays of one shape (§5.4.1).
+
+    Examples
+    --------
+    >>> import xnet
+    >>> apples = xnet.layers.Mul()
+    >>> apples.forward(100, 2)
+    200
+    >>> apples.backward(1.1)
+    (2.2, 110.00000000000001)
+    """
 
     x: Any = None
     y: Any = None
@@ -40,7 +52,17 @@ class Mul:
 
 
 class Add:
-    """Sum of two numbers or arrays of one shape (§5.4.2)."""
+    """Sum of two numbers or arrays of one shape (§5.4.2).
+
+    Examples
+    --------
+    >>> import xnet
+    >>> both = xnet.layers.Add()
+    >>> both.forward(200.0, 450.0)
+    650.0
+    >>> both.backward(1.1)
+    (1.1, 1.1)
+    """
 
     def forward(self, x: Any, y: Any) -> Any:
         """X plus y."""
@@ -101,6 +123,20 @@ class Layer(Computed):
         what training leaves for predictions. ``layer.W`` and ``layer.dW`` read and write them.
     trainable
         Whether training changes the parameters; a frozen layer's stay as they are.
+
+    Examples
+    --------
+    >>> import xnet
+    >>> class Doubled(xnet.layers.Layer):
+    ...     def __call__(self, x):
+    ...         return 2 * x
+    ...     def forward(self, x):
+    ...         return 2 * x
+    ...     def backward(self, dout):
+    ...         return 2 * dout
+    >>> affine = xnet.layers.Affine.from_params([[1.0, 0.0], [0.0, 1.0]], [0.0, 0.5])
+    >>> xnet.Network([affine, Doubled()]).scores([1.0, 3.0]).tolist()
+    [2.0, 7.0]
     """
 
     params: dict[str, Array]
@@ -173,6 +209,14 @@ class Layer(Computed):
             Another number of arrays than the operation has parameters, or no real numbers.
         ValueError
             Shapes or dtypes that do not fit each other.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import xnet
+        >>> layer = xnet.layers.Affine.from_params([[1.0, 3.0], [2.0, 4.0]], [0.1, 0.2])
+        >>> layer, layer(np.array([1.0, 0.5])).round(8).tolist()
+        (Affine(2, 2), [2.1, 5.2])
         """
         name, made = cls.__name__, cls.operation_class
         if made is None or len(arrays) != len(made.parameters):
@@ -382,6 +426,17 @@ class LossLayer(Computed):
 
     Called with the scores alone it gives what the network predicts. A class of one's own that
     computes something else overrides `__call__`, `forward` and `backward`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xnet
+    >>> end = xnet.layers.SoftmaxWithLoss()
+    >>> x, t = np.array([[0.3, 2.9, 4.0]]), np.array([2])
+    >>> end(x).round(8).tolist()
+    [[0.01821127, 0.24519181, 0.73659691]]
+    >>> round(end.forward(x, t).item(), 8), end.backward().round(8).tolist()
+    (0.30571446, [[0.01821127, 0.24519181, -0.26340309]])
     """
 
     y: Array = None
