@@ -35,7 +35,7 @@ class FormulaError(TypeError):
     >>> check(Squashed())
     Traceback (most recent call last):
         ...
-    xnet.formulas.FormulaError: ...the formula calls NumPy's tanh; use m's own functions
+    xnet.formulas.FormulaError: ... calls NumPy's tanh; use m's own functions
     """
 
 
