@@ -20,6 +20,8 @@ import xnet
 from xnet import backend, schedules, threads
 
 PACKAGE = Path(xnet.__file__).parent
+PARSER = doctest.DocTestParser()
+OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 
 def module_name(path):
@@ -95,32 +97,27 @@ def test_a_name_without_an_example_is_found():
 # -- they are true
 
 
+def placed(node, place):
+    """What a piece of source consists of, each with the name of what it stands in."""
+    yield place, node
+    for child in ast.iter_child_nodes(node):
+        named = isinstance(child, ast.ClassDef | ast.FunctionDef)
+        yield from placed(child, f"{place}.{child.name}" if named else place)
+
+
 def docstrings(path, name):
     """The docstrings of a file that hold examples, as tests."""
-    source = path.read_text()
-    parser = doctest.DocTestParser()
-    stack = [(name, ast.parse(source))]
-    while stack:
-        place, node = stack.pop()
-        for child in ast.iter_child_nodes(node):
-            stack.append(
-                (
-                    f"{place}.{child.name}"
-                    if hasattr(child, "body") and hasattr(child, "name")
-                    else place,
-                    child,
-                )
-            )
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
-            if isinstance(text := node.value.value, str):
-                test = parser.get_doctest(text, {}, place, str(path), node.lineno - 1)
-                if test.examples:
-                    yield test
+    for place, node in placed(ast.parse(path.read_text()), name):
+        text = node.value if isinstance(node, ast.Expr) else None
+        if isinstance(text, ast.Constant) and isinstance(text.value, str):
+            test = PARSER.get_doctest(text.value, {}, place, str(path), node.lineno - 1)
+            if test.examples:
+                yield test
 
 
 def outcome(test):
     """What of a docstring's examples is wrong, and which library they lack."""
-    runner = doctest.DebugRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
+    runner = doctest.DebugRunner(optionflags=OPTIONS)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")

@@ -164,7 +164,6 @@ _HOMES = {
         "numerical_diff",
         "numerical_gradient",
         "partial_derivative",
-        "partials",
     ),
     "gradient_check": ("GradientCheck", "ParameterCheck", "Verdict", "gradient_check"),
     "network": ("Network", "TwoLayerNet"),
