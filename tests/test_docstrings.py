@@ -34,11 +34,13 @@ SOURCES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
 
 
 def missing(error):
-    """The library that an error comes of the want of, if it is one that xnet can do without."""
+    """What an error comes of the want of, if it is something that xnet can do without."""
     while error is not None:
         name = getattr(error, "name", None) if isinstance(error, ModuleNotFoundError) else None
         if name and name.partition(".")[0] != "xnet":
             return name
+        if isinstance(error, ImportError) and "pip install" in str(error):
+            return str(error)
         error = error.__cause__ or error.__context__
     return None
 
@@ -168,6 +170,8 @@ def test_examples_print_what_they_say(name, alone):
         (">>> np.zeros(1)", "NameError", None),  # what the module imports is not there
         (">>> import no_such_library", "", "no_such_library"),
         (">>> import xnet.no_such_module", "ModuleNotFoundError", None),
+        (">>> from ast import no_such_name", "ImportError", None),
+        (">>> raise ImportError('pip install it')", "", "pip install it"),
     ],
 )
 def test_a_false_example_is_found(tmp_path, example, wrong, lacking):
