@@ -44,6 +44,16 @@ def step(x: Array) -> Array:
 def identity(x: Array) -> Array:
     """x itself, the output function of a regression (§3.5.2).
 
+    Parameters
+    ----------
+    x
+        Real numbers, any shape, any dtype.
+
+    Returns
+    -------
+    Array
+        x as the backend's array.
+
     Examples
     --------
     >>> import xnet

@@ -89,6 +89,14 @@ def assign(places: Iterable[tuple[Any, Any, Any]], *calls: tuple[Any, ...]) -> N
     After them the calls, each a function written in C and its arguments. All is one call in C:
     between two of its assignments Python hears no signal.
 
+    Parameters
+    ----------
+    places
+        Containers, keys and values: ``(W, ..., new)`` writes to an array, and
+        ``(params, name, new)`` to a dictionary.
+    *calls
+        Functions and their arguments, each a tuple.
+
     Examples
     --------
     >>> import numpy as np
@@ -175,6 +183,20 @@ class Backend:
 
         This and `to_numpy` are the only ways across devices. No copy is made of an array that
         is here already and has the dtype asked for.
+
+        Parameters
+        ----------
+        values
+            What is to be an array here.
+        dtype
+            A dtype, or its name; None for the one that `values` have.
+        name
+            What errors call it.
+
+        Returns
+        -------
+        Array
+            On this backend's device.
 
         Raises
         ------
@@ -494,6 +516,15 @@ class Backend:
 class BackendInfo:
     """One registered backend: its name, whether it works here, and if not, why and what helps.
 
+    Attributes
+    ----------
+    name
+        By which it is registered and selected.
+    usable
+        Whether it can run here.
+    reason
+        Why not, and what would help; None where it can.
+
     Examples
     --------
     >>> import xnet
@@ -553,6 +584,16 @@ def _why_unusable(name: str) -> str | None:
 def backends() -> list[BackendInfo]:
     """Every registered backend, with whether it is usable here and why not.
 
+    Returns
+    -------
+    list of BackendInfo
+        The reference, numpy, first, the others in the order of their names.
+
+    Raises
+    ------
+    BackendError
+        None is registered, for xnet is not installed; or two packages take one name.
+
     Examples
     --------
     >>> import xnet
@@ -600,6 +641,11 @@ def resolve(backend: "str | Backend | None" = None, reproducible: bool | None = 
     reproducible
         None keeps a `Backend`'s own mode, and for a name the current one: that of
         `get_backend`, which XNET_REPRODUCIBLE sets from outside.
+
+    Returns
+    -------
+    Backend
+        The one instance for that name, device and mode.
 
     Raises
     ------
@@ -670,6 +716,16 @@ def get_backend() -> Backend:
     That of the innermost `use_backend` block, else the process's own (`set_backend`), else the
     one XNET_BACKEND names, else numpy. The environment is read when it is first needed.
 
+    Returns
+    -------
+    Backend
+        What is used where no argument names one.
+
+    Raises
+    ------
+    BackendError
+        The environment names one that is unknown or cannot be used here, or no mode.
+
     Examples
     --------
     >>> import xnet
@@ -694,6 +750,23 @@ def get_backend() -> Backend:
 def set_backend(backend: str | Backend, reproducible: bool | None = None) -> Backend:
     """Make `backend` the process's own, wherever no `use_backend` block says otherwise.
 
+    Parameters
+    ----------
+    backend, reproducible
+        As in `resolve`, but None names no backend here.
+
+    Returns
+    -------
+    Backend
+        The one that is the process's own now.
+
+    Raises
+    ------
+    BackendError
+        As in `resolve`; the process's own stays what it was.
+    TypeError
+        It is neither a name nor a `Backend`.
+
     Examples
     --------
     >>> import xnet
@@ -716,6 +789,21 @@ def use_backend(
 
     Without a name it is the current backend in the mode asked for. Around a generator's ``yield``
     the block holds for the caller too, until the generator is finished or closed.
+
+    Parameters
+    ----------
+    backend, reproducible
+        As in `resolve`.
+
+    Yields
+    ------
+    Backend
+        The one that is current within the block.
+
+    Raises
+    ------
+    BackendError
+        As in `resolve`.
 
     Examples
     --------
@@ -794,6 +882,16 @@ def _every_backend(reproducible: bool) -> Iterator[Backend]:
 
 def backend_of(**arrays: Array) -> Backend:
     """The backend that owns all the `arrays`, given by the names that an error should use.
+
+    Parameters
+    ----------
+    **arrays
+        By their names; one at least.
+
+    Returns
+    -------
+    Backend
+        In the mode of the current one.
 
     Raises
     ------

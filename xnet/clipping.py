@@ -14,6 +14,18 @@ def global_norm(backend: Backend, gradients: dict[str, Array]) -> float:
     where the length is neither. In reproducible mode the sums are the exact ones, and added in the
     order of the names: the same bits on every backend.
 
+    Parameters
+    ----------
+    backend
+        Whose arrays they are.
+    gradients
+        float32 or float64, any shapes, by name.
+
+    Returns
+    -------
+    float
+        0 for no gradients; infinite or NaN where one of them is.
+
     Examples
     --------
     >>> import numpy as np
@@ -39,6 +51,20 @@ def clipped(backend: Backend, gradients: dict[str, Array], limit: float) -> dict
 
     Gradients of which one is infinite or NaN are left as they are: the run then says that it has
     diverged.
+
+    Parameters
+    ----------
+    backend
+        Whose arrays they are.
+    gradients
+        float32 or float64, any shapes, by name.
+    limit
+        The length, above 0, that is not exceeded.
+
+    Returns
+    -------
+    dict
+        The very gradients, or scaled ones of their names, shapes and dtypes.
 
     Examples
     --------

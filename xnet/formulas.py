@@ -527,6 +527,16 @@ def check_step(optimizer: Any, results: int) -> None:
 def check(operation: Any) -> None:
     """Raise FormulaError if an operation that backends compile cannot be compiled.
 
+    Parameters
+    ----------
+    operation
+        Of any kind: one that no backend compiles is not looked at.
+
+    Raises
+    ------
+    FormulaError
+        Its formula does what cannot be compiled, or gives a result of another shape than it should.
+
     Examples
     --------
     >>> from xnet.formulas import check

@@ -59,6 +59,11 @@ def numerical_diff(f: Callable[[Any], Any], x: Any, h: float | None = None) -> A
     h
         Step; None for the one that suits x's dtype, `DEFAULT_STEPS`: 1e-4 for a number.
 
+    Returns
+    -------
+    number or Array
+        As f returns them: a number for a number.
+
     Raises
     ------
     ValueError

@@ -39,7 +39,23 @@ class Mul:
     y: Any = None
 
     def forward(self, x: Any, y: Any) -> Any:
-        """X times y."""
+        """X times y.
+
+        Parameters
+        ----------
+        x, y
+            Numbers, or arrays of one shape.
+
+        Returns
+        -------
+        number or Array
+            The product.
+
+        Raises
+        ------
+        ValueError
+            The shapes differ.
+        """
         _check_one_shape(self, x, y)
         self.x, self.y = x, y
         return x * y
@@ -65,7 +81,23 @@ class Add:
     """
 
     def forward(self, x: Any, y: Any) -> Any:
-        """X plus y."""
+        """X plus y.
+
+        Parameters
+        ----------
+        x, y
+            Numbers, or arrays of one shape.
+
+        Returns
+        -------
+        number or Array
+            The sum.
+
+        Raises
+        ------
+        ValueError
+            The shapes differ.
+        """
         _check_one_shape(self, x, y)
         return x + y
 
@@ -198,9 +230,9 @@ class Layer(Computed):
 
         Parameters
         ----------
-        arrays
+        *arrays
             For `Affine` W (D, M) and b (M,): arrays or lists, all float32 or none.
-        settings
+        **settings
             What else the operation takes.
 
         Raises
@@ -285,7 +317,26 @@ class Layer(Computed):
             return out[0, ...] if x.ndim == 1 and rows is not x else out
 
     def forward(self, x: Array) -> Array:
-        """The layer's output, remembering what `backward` needs."""
+        """The layer's output, remembering what `backward` needs.
+
+        Parameters
+        ----------
+        x
+            float32 or float64, (N, D) or one sample (D,); tensors (N, ...) are flattened where the
+            operation has a width.
+
+        Returns
+        -------
+        Array
+            (N, M) or (M,), of x's dtype.
+
+        Raises
+        ------
+        ValueError
+            x has other features, or another dtype, than the layer's parameters.
+        RuntimeError
+            The layer has no parameters yet.
+        """
         operation, backend, rows = self._prepared(x)
         draw = self.owner().draw if self.owner is not None and self.owner() else _draw
         m = Arrays(backend, training=True, state=self.state, draw=draw)
@@ -297,7 +348,25 @@ class Layer(Computed):
             return out[0, ...] if x.ndim == 1 and rows is not x else out
 
     def backward(self, dout: Array) -> Array:
-        """Gradient by the input of the last `forward`; `dout` has the shape of its output."""
+        """Gradient by the input of the last `forward`; `dout` has the shape of its output.
+
+        Parameters
+        ----------
+        dout
+            The gradient by the output.
+
+        Returns
+        -------
+        Array
+            The shape and dtype of that input. `grads` has the gradients by the parameters.
+
+        Raises
+        ------
+        RuntimeError
+            There was no `forward` before.
+        ValueError
+            `dout` has another shape or dtype than the output.
+        """
         if self._memory is None:
             raise RuntimeError(f"{type(self).__name__}: backward was called before forward")
         m, x, rows, out = self._memory
@@ -496,6 +565,25 @@ class LossLayer(Computed):
         """The loss, 0-d, of scores x (C,) or (N, C); labels t as the functions in `losses`.
 
         With `weight` (N,) it is sum(weight * losses) / N.
+
+        Parameters
+        ----------
+        x
+            Scores, (C,) or (N, C).
+        t
+            Labels: class indices () or (N,), or one-hot or targets, the shape of x.
+        weight
+            How often each sample counts, (N,); None for once.
+
+        Returns
+        -------
+        Array
+            0-d, of x's dtype.
+
+        Raises
+        ------
+        ValueError
+            Shapes that do not fit, a label out of range, an empty batch.
         """
         backend, y, t = batch_and_targets(x, t)
         self.check_columns(y.shape[1])
@@ -507,7 +595,23 @@ class LossLayer(Computed):
         return mean
 
     def backward(self, dout: float = 1.0) -> Array:
-        """Gradient by the scores of the last `forward`, in their shape, times `dout`."""
+        """Gradient by the scores of the last `forward`, in their shape, times `dout`.
+
+        Parameters
+        ----------
+        dout
+            The gradient by the loss.
+
+        Returns
+        -------
+        Array
+            The shape and dtype of the scores.
+
+        Raises
+        ------
+        RuntimeError
+            There was no `forward` before.
+        """
         if self.y is None:
             raise RuntimeError(f"{type(self).__name__}: backward was called before forward")
         backend = backend_of(y=self.y)

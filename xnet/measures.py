@@ -21,6 +21,11 @@ def accuracy(y: Array, t: Array, classes: bool = False) -> float:
     classes
         Whether rows of `t` that are not one-hot stand for the class of their largest number.
 
+    Returns
+    -------
+    float
+        From 0 to 1. A sample whose probabilities hold NaN counts as wrong.
+
     Raises
     ------
     ValueError

@@ -179,20 +179,6 @@ class Network:
     backend
         Name or `Backend`; None for the current one. The network stays there until `to`.
 
-    Notes
-    -----
-    The layers become the network's own, and no other's; it trains copies of the arrays they came
-    with. `layers` can be changed like a list: what a network consists of is said by its layers
-    alone, and `params`, saving, hashes and optimizers follow. Many threads may use it: predictions
-    run at once, losses, gradients and steps one after another, for the layers remember.
-
-    What is handed to the methods below and lies on the host is moved to the network's backend and
-    dtype: arrays and tables of any library, and lists; that is the one door. Arrays of another
-    device are an error. What is not in memory is predicted from part by part: see `xnet.rows`.
-
-    `predict`, `scores`, `loss` and `accuracy` predict; `gradient` and `train_step` train. They
-    differ for layers that draw, as `Dropout`, or that look at the whole batch, as `BatchNorm`.
-
     Attributes
     ----------
     schema
@@ -206,6 +192,20 @@ class Network:
     ValueError
         No layers, sizes of neighbouring layers that do not fit, a layer that belongs to another
         network, or an unusable dtype.
+
+    Notes
+    -----
+    The layers become the network's own, and no other's; it trains copies of the arrays they came
+    with. `layers` can be changed like a list: what a network consists of is said by its layers
+    alone, and `params`, saving, hashes and optimizers follow. Many threads may use it: predictions
+    run at once, losses, gradients and steps one after another, for the layers remember.
+
+    What is handed to the methods below and lies on the host is moved to the network's backend and
+    dtype: arrays and tables of any library, and lists; that is the one door. Arrays of another
+    device are an error. What is not in memory is predicted from part by part: see `xnet.rows`.
+
+    `predict`, `scores`, `loss` and `accuracy` predict; `gradient` and `train_step` train. They
+    differ for layers that draw, as `Dropout`, or that look at the whole batch, as `BatchNorm`.
 
     Examples
     --------
@@ -343,6 +343,16 @@ class Network:
 
         A name keeps the network's mode, reproducible or fast; a `Backend` brings its own.
 
+        Parameters
+        ----------
+        backend
+            A name, or a `Backend`.
+
+        Returns
+        -------
+        Network
+            Itself.
+
         Raises
         ------
         BackendError
@@ -458,6 +468,16 @@ class Network:
     def scores(self, x: Any) -> Array:
         """What enters the loss layer: (N, C) from x (N, D), or (C,) from one sample (D,).
 
+        Parameters
+        ----------
+        x
+            (N, D) or one sample (D,); cast to the network's dtype.
+
+        Returns
+        -------
+        Array
+            On the network's backend, of its dtype.
+
         Raises
         ------
         ValueError
@@ -514,6 +534,11 @@ class Network:
             Class indices (N,), or one-hot or targets (N, C); for one sample () or (C,). Of one
             output, (N,) are targets.
 
+        Returns
+        -------
+        float
+            Of the samples' losses the mean.
+
         Raises
         ------
         ValueError
@@ -540,6 +565,11 @@ class Network:
 
         Parameters and errors as in `loss`; a ValueError too where there are no classes: with one
         output, or with a loss for regression and targets that are not one-hot.
+
+        Returns
+        -------
+        float
+            From 0 to 1.
 
         Examples
         --------
@@ -582,6 +612,18 @@ class Network:
 
         With `sample_weight` (N,), real numbers of at least 0, each sample's loss counts so often:
         the loss is sum(sample_weight * losses) / N.
+
+        Parameters
+        ----------
+        x, t
+            As in `loss`.
+        sample_weight
+            How often each sample counts, (N,); None for once.
+
+        Returns
+        -------
+        float, dict
+            The loss, and what `gradient` returns.
 
         Examples
         --------
@@ -741,6 +783,11 @@ class Network:
         """The loss as `gradient` takes it: layers draw, and move their state, as in a step.
 
         Parameters and errors as in `loss`.
+
+        Returns
+        -------
+        float
+            Of the network as it trains.
         """
         with self.turn, self._running():
             x, t = self._batch(x, t)

@@ -142,7 +142,18 @@ class Operation:
         raise NotImplementedError(f"{type(self).__name__} has no backward_parameters")
 
     def initial(self, name: str) -> tuple[float, float]:
-        """Mean and standard deviation of the normal numbers that a parameter begins as."""
+        """Mean and standard deviation of the normal numbers that a parameter begins as.
+
+        Parameters
+        ----------
+        name
+            The parameter's.
+
+        Returns
+        -------
+        tuple of float
+            Mean and standard deviation.
+        """
         return 0.0, 0.0
 
     @property
@@ -186,6 +197,16 @@ def _load_packages() -> None:
 
 def registered() -> dict[str, type[Operation]]:
     """Every operation by name, those of installed packages loaded.
+
+    Returns
+    -------
+    dict
+        `OPERATIONS` itself: what is defined later is in it, too.
+
+    Warns
+    -----
+    UserWarning
+        A package's operations cannot be loaded, and are left out.
 
     Examples
     --------
@@ -393,6 +414,11 @@ class Tanh(Pointwise):
 class LeakyReLU(Pointwise):
     """x where x > 0, slope x elsewhere (Maas, Hannun & Ng 2013).
 
+    Parameters
+    ----------
+    slope
+        The slope below 0.
+
     Examples
     --------
     >>> import numpy as np
@@ -418,6 +444,11 @@ class LeakyReLU(Pointwise):
 
 class ELU(Pointwise):
     """x where x > 0, alpha (exp(x) - 1) elsewhere (Clevert, Unterthiner & Hochreiter 2016).
+
+    Parameters
+    ----------
+    alpha
+        What it falls to, -alpha, far below 0. The slope jumps at 0 unless this is 1.
 
     Examples
     --------
@@ -447,6 +478,11 @@ class ELU(Pointwise):
 
 class SELU(Pointwise):
     """scale times ELU, which keeps mean 0 and variance 1 (Klambauer et al. 2017).
+
+    Parameters
+    ----------
+    alpha, scale
+        The paper's numbers, for which mean 0 and variance 1 is a fixed point.
 
     Examples
     --------
@@ -848,6 +884,11 @@ class AbsoluteError(Loss):
 class Huber(Loss):
     """Squared near the target, absolute beyond `delta` (Huber 1964).
 
+    Parameters
+    ----------
+    delta
+        How far from the target it is squared.
+
     Examples
     --------
     >>> import numpy as np
@@ -872,6 +913,11 @@ class Huber(Loss):
 
 class Hinge(Loss):
     """sum of max(0, margin + x_j - x_t) over the other classes j (Weston & Watkins 1999).
+
+    Parameters
+    ----------
+    margin
+        How far the score of the right class is to be above the others.
 
     Examples
     --------
@@ -954,6 +1000,11 @@ class Focal(Loss):
 
     What is learnt already counts for less. 1 - y is held above 1e-30.
 
+    Parameters
+    ----------
+    gamma
+        How much less counts what is learnt; 0 for the cross-entropy itself.
+
     Examples
     --------
     >>> import numpy as np
@@ -995,6 +1046,16 @@ class Dropout(Operation):
 
     Scaled in training, as is usual, so that predictions need nothing; the book scales those.
 
+    Parameters
+    ----------
+    ratio
+        Share of the numbers that is dropped, in [0, 1).
+
+    Raises
+    ------
+    ValueError
+        A ratio outside [0, 1).
+
     Examples
     --------
     >>> import numpy as np
@@ -1030,6 +1091,11 @@ class Normalization(Operation):
 
     No training moves them, so that nothing of validation or test data gets in. Its place is before
     the first layer; the network then takes what the data hold, and its file says how to scale them.
+
+    Parameters
+    ----------
+    units
+        Columns.
 
     Examples
     --------
@@ -1067,6 +1133,15 @@ class BatchNorm(Normalized):
     """gamma (x - mean) / sqrt(variance + eps) + beta over the batch (§6.3; Ioffe & Szegedy 2015).
 
     Predictions take running means of both, which move by `1 - decay` a training step.
+
+    Parameters
+    ----------
+    units
+        Columns.
+    decay
+        Share of the running means that a training step leaves.
+    eps
+        Added to the variance.
 
     Examples
     --------
@@ -1107,6 +1182,13 @@ class BatchNorm(Normalized):
 
 class LayerNorm(Normalized):
     """gamma (x - mean) / sqrt(variance + eps) + beta along each row (Ba, Kiros & Hinton 2016).
+
+    Parameters
+    ----------
+    units
+        Numbers in a row.
+    eps
+        Added to the variance.
 
     Examples
     --------

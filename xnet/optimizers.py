@@ -131,6 +131,13 @@ class Optimizer:
 
         `grads` has the keys and shapes of `params`, or of some of them.
 
+        Parameters
+        ----------
+        params
+            float32 or float64 arrays by name: a network's `params`, or a dictionary.
+        grads
+            Gradients by the names of parameters, of their shapes and dtypes.
+
         Raises
         ------
         TypeError
@@ -229,6 +236,11 @@ class Optimizer:
 class SGD(Optimizer):
     """Stochastic gradient descent, W - lr g (Robbins & Monro 1951).
 
+    Parameters
+    ----------
+    lr, weight_decay
+        As in `Optimizer`.
+
     Examples
     --------
     >>> import numpy as np
@@ -249,6 +261,13 @@ class SGD(Optimizer):
 
 class Momentum(Optimizer):
     """Classical momentum, v = momentum v - lr g, W + v (Polyak 1964).
+
+    Parameters
+    ----------
+    lr, weight_decay
+        As in `Optimizer`.
+    momentum
+        Share of the last step that is taken again, in [0, 1).
 
     Examples
     --------
@@ -279,6 +298,11 @@ class Nesterov(Momentum):
     The form of Bengio et al. 2013 ("Advances in optimizing recurrent networks", eq. 7), where W
     stands for the point already moved ahead, so that the gradient is needed at W alone.
 
+    Parameters
+    ----------
+    lr, weight_decay, momentum
+        As in `Momentum`.
+
     Examples
     --------
     >>> import numpy as np
@@ -298,6 +322,13 @@ class Nesterov(Momentum):
 
 class AdaGrad(Optimizer):
     """h = h + g^2, W - lr g / (sqrt(h) + eps) (Duchi, Hazan & Singer 2011).
+
+    Parameters
+    ----------
+    lr, weight_decay
+        As in `Optimizer`.
+    eps
+        Added to the root, so that it does not divide by 0.
 
     Examples
     --------
@@ -325,6 +356,15 @@ class RMSProp(Optimizer):
     """h = decay h + (1 - decay) g^2, W - lr g / (sqrt(h) + eps) (Tieleman & Hinton 2012).
 
     The lecture takes a decay of 0.9; 0.99 is the book's default (§6.1).
+
+    Parameters
+    ----------
+    lr, weight_decay
+        As in `Optimizer`.
+    decay
+        Share of the mean square that a step leaves, in [0, 1).
+    eps
+        Added to the root, so that it does not divide by 0.
 
     Examples
     --------
@@ -355,6 +395,12 @@ class Adam(Optimizer):
 
     Parameters
     ----------
+    lr, weight_decay
+        As in `Optimizer`.
+    beta1, beta2
+        Share of the moment of g, and of that of g^2, that a step leaves, in [0, 1).
+    eps
+        Added to the root, so that it does not divide by 0.
     epsilon_hat
         Whether eps is added before the correction, as at the end of their section 2 and in the
         book's code (§6.1.6, with an eps of 1e-7): W - lr sqrt(1 - beta2^n) / (1 - beta1^n)
@@ -397,6 +443,13 @@ class Adam(Optimizer):
 class AdamW(Adam):
     """Adam with decoupled weight decay (Loshchilov & Hutter 2019).
 
+    Parameters
+    ----------
+    lr, beta1, beta2, eps, epsilon_hat
+        As in `Adam`.
+    weight_decay
+        As in `Optimizer`, decoupled.
+
     Examples
     --------
     >>> import numpy as np
@@ -416,6 +469,13 @@ class AdamW(Adam):
 
 class Nadam(Adam):
     """Adam with Nesterov's momentum (Dozat 2016, algorithm 2), beta1 the same at every step.
+
+    Parameters
+    ----------
+    lr, weight_decay, beta1, beta2, eps
+        As in `Adam`.
+    epsilon_hat
+        Of no effect here.
 
     Examples
     --------
@@ -438,6 +498,17 @@ class Nadam(Adam):
 
 class Lion(Optimizer):
     """W - lr sign(beta1 p + (1 - beta1) g), p = beta2 p + (1 - beta2) g (Chen et al. 2023).
+
+    Parameters
+    ----------
+    lr
+        As in `Optimizer`: the size of every step.
+    beta1
+        Share of the remembered gradient in the direction of the step, in [0, 1).
+    beta2
+        Share of it that a step leaves, in [0, 1).
+    weight_decay
+        As in `Optimizer`, decoupled.
 
     Examples
     --------

@@ -21,6 +21,23 @@ __all__ = [
 def weighted_sum(x: Array, w: Array, b: float = 0.0) -> Array:
     """sum(w x) + b, 0-d, for arrays or lists x and w of one shape.
 
+    Parameters
+    ----------
+    x, w
+        Inputs and weights: arrays or lists of one shape.
+    b
+        Bias.
+
+    Returns
+    -------
+    Array
+        0-d, the inputs' dtype where that is floating point, else float64.
+
+    Raises
+    ------
+    ValueError
+        The shapes differ.
+
     Examples
     --------
     >>> import xnet
@@ -44,6 +61,16 @@ def perceptron(x: Array, w: Array, b: float) -> int:
         Inputs and weights: arrays or lists of one shape.
     b
         Bias.
+
+    Returns
+    -------
+    int
+        0 or 1.
+
+    Raises
+    ------
+    ValueError
+        The shapes differ.
 
     Examples
     --------
@@ -71,6 +98,16 @@ def _gate(name: str, *inputs: float) -> int:
 def AND_with_threshold(x1: float, x2: float) -> int:
     """AND by a threshold: 1 if 0.5 x1 + 0.5 x2 > 0.7, else 0 (§2.3.1).
 
+    Parameters
+    ----------
+    x1, x2
+        Inputs, 0 or 1.
+
+    Returns
+    -------
+    int
+        0 or 1.
+
     Examples
     --------
     >>> from xnet.perceptron import AND_with_threshold
@@ -85,6 +122,16 @@ def AND_with_threshold(x1: float, x2: float) -> int:
 def AND(x1: float, x2: float) -> int:
     """1 if both inputs are 1: weights (0.5, 0.5), bias -0.7 (§2.3.3).
 
+    Parameters
+    ----------
+    x1, x2
+        Inputs, 0 or 1.
+
+    Returns
+    -------
+    int
+        0 or 1.
+
     Examples
     --------
     >>> from xnet.perceptron import AND
@@ -96,6 +143,16 @@ def AND(x1: float, x2: float) -> int:
 
 def NAND(x1: float, x2: float) -> int:
     """0 if both inputs are 1: weights (-0.5, -0.5), bias 0.7 (§2.3.3).
+
+    Parameters
+    ----------
+    x1, x2
+        Inputs, 0 or 1.
+
+    Returns
+    -------
+    int
+        0 or 1.
 
     Examples
     --------
@@ -109,6 +166,16 @@ def NAND(x1: float, x2: float) -> int:
 def OR(x1: float, x2: float) -> int:
     """1 if an input is 1: weights (0.5, 0.5), bias -0.2 (§2.3.3).
 
+    Parameters
+    ----------
+    x1, x2
+        Inputs, 0 or 1.
+
+    Returns
+    -------
+    int
+        0 or 1.
+
     Examples
     --------
     >>> from xnet.perceptron import OR
@@ -120,6 +187,16 @@ def OR(x1: float, x2: float) -> int:
 
 def XOR(x1: float, x2: float) -> int:
     """1 if just one input is 1: AND(NAND, OR), two layers, for one cannot do it (§2.5.2).
+
+    Parameters
+    ----------
+    x1, x2
+        Inputs, 0 or 1.
+
+    Returns
+    -------
+    int
+        0 or 1.
 
     Examples
     --------

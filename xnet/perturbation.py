@@ -107,6 +107,20 @@ def memory(samples: int, widths: Sequence[int], itemsize: int = 8) -> int:
     Beside them: eight copies of each layer's output and four of its gradient, a byte for each pair
     of units of the widest layer, and Python's objects.
 
+    Parameters
+    ----------
+    samples
+        In the batch.
+    widths
+        Features of the input, units of each layer, and scores.
+    itemsize
+        Bytes of a number: 8 for float64, 4 for float32.
+
+    Returns
+    -------
+    int
+        Bytes.
+
     Examples
     --------
     >>> import xnet

@@ -96,6 +96,13 @@ def is_plain(layer: Layer) -> bool:
 class Plan:
     """The segments of a network, valid as long as its layers have the same arrays.
 
+    Parameters
+    ----------
+    backend
+        What takes the runs.
+    layers, loss
+        The network's.
+
     Attributes
     ----------
     segments

@@ -23,6 +23,11 @@ def processors() -> int:
 def num_threads() -> int:
     """How many threads compute at most: what was set, else one for each processor.
 
+    Returns
+    -------
+    int
+        At least 1.
+
     Examples
     --------
     >>> import xnet

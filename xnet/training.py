@@ -86,7 +86,18 @@ class History:
         return "R²" if self.train_r2 else "accuracy"
 
     def taken(self, part: str) -> list[float]:
-        """What was taken on a part of the data: "train", "validation" or "test"."""
+        """What was taken on a part of the data: "train", "validation" or "test".
+
+        Parameters
+        ----------
+        part
+            The name of that part.
+
+        Returns
+        -------
+        list of float
+            Accuracies or R², at `epoch_ends`; of the test data one where validation data chose.
+        """
         return getattr(self, f"{part}_{'r2' if self.train_r2 else 'accuracy'}")
 
     def __repr__(self) -> str:
@@ -120,10 +131,32 @@ class Callback:
     """
 
     def on_step(self, training: "Training") -> bool | None:
-        """A step is done: ``training.history.loss[-1]`` is the loss before it."""
+        """A step is done: ``training.history.loss[-1]`` is the loss before it.
+
+        Parameters
+        ----------
+        training
+            The run.
+
+        Returns
+        -------
+        bool or None
+            Whether the run is to stop.
+        """
 
     def on_epoch(self, training: "Training") -> bool | None:
-        """An epoch is over, and its accuracies or R² are in the history."""
+        """An epoch is over, and its accuracies or R² are in the history.
+
+        Parameters
+        ----------
+        training
+            The run.
+
+        Returns
+        -------
+        bool or None
+            Whether the run is to stop.
+        """
 
 
 def train(
@@ -432,7 +465,20 @@ class Training:
         whole
             Whether they are the whole run's, of which some may be done already.
 
-        What it returns, and errors, as in `train`.
+        Returns
+        -------
+        History
+            The run's, of all calls.
+
+        Raises
+        ------
+        ValueError
+            `epochs` and `iterations` were both given, or one is no count.
+        CheckpointError
+            The run that is resumed was to have another length, which its schedule counts on; or
+            the folder cannot be written to.
+        WeightsError
+            The network cannot be saved.
 
         Examples
         --------
