@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-__all__ = ["Array", "Backend", "BackendInfo", "Gradients", "Run", "assign", "backend_of"]
+__all__ = ["Array", "Backend", "BackendInfo", "Run", "assign", "backend_of"]
 __all__ += ["backends", "get_backend", "resolve", "set_backend", "use_backend"]
 
 Array: TypeAlias = Any

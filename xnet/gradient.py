@@ -1,9 +1,10 @@
 """Numerical differentiation (§4.3), gradients and gradient descent by it (§4.4).
 
-A central difference (f(x + h) - f(x - h)) / 2h is wrong by about h^2 |f'''| / 6, for it cuts a
-series, and by about u |f| / h, for f is rounded to a unit of u (Nocedal & Wright, Numerical
-Optimization, §8.1). The sum is least near h = (3 u |f| / |f'''|)^(1/3), the cube root of u where
-f and its derivatives are of one size (Numerical Recipes, §5.7): 5e-6 in float64, 4e-3 in float32.
+A central difference (f(x + h) - f(x - h)) / 2h is wrong by about ``h^2 |f'''| / 6``, for it cuts a
+series, and by about ``u |f| / h``, for f is rounded to a unit of u (Nocedal & Wright, Numerical
+Optimization, §8.1). The sum is least near ``h = (3 u |f| / |f'''|)^(1/3)``, the cube root of u
+where f and its derivatives are of one size (Numerical Recipes, §5.7): 5e-6 in float64, 4e-3 in
+float32.
 """
 
 import itertools
@@ -30,8 +31,8 @@ __all__ = [
 ]
 
 DEFAULT_STEPS = {"float64": 1e-4, "float32": 5e-3}
-"""h where none is given: the notes' own in float64, where it leaves f's rounding, 1e-12 |f|, far
-below the truncation, 2e-9 |f'''|; in float32 the cube root of the rounding, as above."""
+"""h where none is given: the notes' own in float64, where it leaves f's rounding, ``1e-12 |f|``,
+far below the truncation, ``2e-9 |f'''|``; in float32 the cube root of the rounding, as above."""
 
 SMALLEST_FLOAT32_STEP = 1e-3
 """With a smaller h, the rounding of f in float32 (6e-8 f / h) leaves fewer than four digits."""

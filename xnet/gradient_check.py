@@ -342,10 +342,15 @@ def gradient_check(
 def differences(
     network: Differentiable, x: Any, t: Any, h: float | None = None
 ) -> dict[str, Array]:
-    """|backpropagation - numerical gradient| of every element, in float64, by parameter.
+    """How far backpropagation and the numerical gradient are apart, element by element.
 
     What `gradient_check` sums up, for one step h: parameters and errors as there. Samples that lie
     at a kink are left out.
+
+    Returns
+    -------
+    dict
+        Absolute differences, float64, of the names and shapes of `Network.gradient`.
 
     Examples
     --------

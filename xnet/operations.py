@@ -40,7 +40,7 @@ OPERATIONS: dict[str, type["Operation"]] = {}
 
 @dataclass_transform(frozen_default=True, eq_default=False)
 class Operation:
-    """y = forward(m, x, *parameters), and the gradients by x and by each parameter.
+    """``y = forward(m, x, *parameters)``, and the gradients by x and by each parameter.
 
     A class's annotated attributes are its settings, as a frozen dataclass's are; what is a
     `ClassVar` is a fact about it. A class is registered under its name.
@@ -509,7 +509,9 @@ class SELU(Pointwise):
 
 
 class Softplus(Pointwise):
-    """log(1 + exp(x)), a smooth ReLU (Dugas et al. 2001), as max(x, 0) + log(1 + exp(-|x|)).
+    """log(1 + exp(x)), a smooth ReLU (Dugas et al. 2001).
+
+    It is computed as ``max(x, 0) + log(1 + exp(-|x|))``, which cannot overflow.
 
     Examples
     --------
@@ -657,7 +659,7 @@ class Mish(Pointwise):
         return dout * (t + x * ((1 - t) * (1 + t) * sigmoid(m, x)))
 
     def gate(self, m: Maths, x: Value) -> Value:
-        """tanh(log(1 + e^x)): with z = e^-|x| (1 + 2 z) / (1 + 2 z + 2 z^2), and its mirror."""
+        """tanh(log(1 + e^x)): with ``z = e^-|x|`` (1 + 2 z) / (1 + 2 z + 2 z^2), and its mirror."""
         z = m.exp(-m.abs(x))
         up, down = 1 + 2 * z, z * (z + 2)
         return m.where(x >= 0, up / (up + 2 * (z * z)), down / (down + 2))
@@ -859,7 +861,7 @@ class IdentityWithLoss(Loss):
 
 
 class AbsoluteError(Loss):
-    """The sum of |x - t| of each row; its slope jumps where they are equal.
+    """The sum of ``|x - t|`` of each row; its slope jumps where they are equal.
 
     Examples
     --------
