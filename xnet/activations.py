@@ -12,6 +12,10 @@ from xnet.arguments import as_floats, taken
 from xnet.backend import Array
 from xnet.operations import OPERATIONS, Operation, Softmax
 
+__all__ = ["identity", "softmax", "step"]
+_OWN = [cls for cls in OPERATIONS.values() if cls.__module__ == Operation.__module__]
+__all__ += [cls.__name__.lower() for cls in _OWN if cls.fuses == "pointwise"]
+
 
 def step(x: Array) -> Array:
     """Step function (§3.2.2): 1 where x > 0, else 0.
@@ -25,6 +29,12 @@ def step(x: Array) -> Array:
     -------
     Array
         int64, the shape of x.
+
+    Examples
+    --------
+    >>> import xnet
+    >>> xnet.activations.step([-1.0, 1.0, 2.0]).tolist()
+    [0, 1, 1]
     """
     backend, x = taken(x=x)
     with backend.running():
@@ -32,7 +42,24 @@ def step(x: Array) -> Array:
 
 
 def identity(x: Array) -> Array:
-    """x itself, the output function of a regression (§3.5.2)."""
+    """x itself, the output function of a regression (§3.5.2).
+
+    Parameters
+    ----------
+    x
+        Real numbers, any shape, any dtype.
+
+    Returns
+    -------
+    Array
+        x as the backend's array.
+
+    Examples
+    --------
+    >>> import xnet
+    >>> xnet.activations.identity([0.3, -2.0]).tolist()
+    [0.3, -2.0]
+    """
     return taken(x=x)[1]
 
 
@@ -54,6 +81,15 @@ def softmax(x: Array) -> Array:
     ------
     ValueError
         x is 0-d, or has no classes.
+
+    Examples
+    --------
+    >>> import xnet
+    >>> y = xnet.activations.softmax([0.3, 2.9, 4.0])
+    >>> y.round(8).tolist(), round(y.sum().item(), 8)
+    ([0.01821127, 0.24519181, 0.73659691], 1.0)
+    >>> xnet.activations.softmax([1010.0, 1000.0, 990.0]).round(8).tolist()
+    [0.9999546, 4.54e-05, 0.0]
     """
     backend, x = taken(x=x)
     if x.ndim == 0 or x.shape[-1] == 0:

@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 
     import numpy as np
 
+__all__ = ["Array", "Backend", "BackendInfo", "Run", "assign", "backend_of"]
+__all__ += ["backends", "get_backend", "resolve", "set_backend", "use_backend"]
+
 Array: TypeAlias = Any
 """An array of any backend's library. The libraries share no static type, so none is claimed."""
 
@@ -56,6 +59,15 @@ class Run:
         The arrays that each of them takes after its input.
     prepared
         For the backend to keep what it makes of them.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xnet
+    >>> from xnet.operations import ReLU, Sigmoid
+    >>> run = xnet.backend.Run([ReLU(), Sigmoid()], [(), ()])
+    >>> xnet.resolve("numpy").forward(run, np.array([[-1.0, 0.0]])).tolist()
+    [[0.5, 0.5]]
     """
 
     operations: list[Operation]
@@ -76,6 +88,23 @@ def assign(places: Iterable[tuple[Any, Any, Any]], *calls: tuple[Any, ...]) -> N
 
     After them the calls, each a function written in C and its arguments. All is one call in C:
     between two of its assignments Python hears no signal.
+
+    Parameters
+    ----------
+    places
+        Containers, keys and values: ``(W, ..., new)`` writes to an array, and
+        ``(params, name, new)`` to a dictionary.
+    *calls
+        Functions and their arguments, each a tuple.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from xnet.backend import assign
+    >>> W, steps = np.zeros(2), {}
+    >>> assign([(W, ..., [1.0, 2.0]), (steps, "W", 1)])
+    >>> W.tolist(), steps
+    ([1.0, 2.0], {'W': 1})
     """
     assignments = [(operator.setitem, *place) for place in places]
     deque(starmap(operator.call, [*assignments, *calls]), maxlen=0)
@@ -94,6 +123,18 @@ class Backend:
         Index of the device, for a backend whose `device_count` is not 0.
     reproducible
         Whether operations give the same bits on every backend.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xnet
+    >>> class Own(xnet.Backend):
+    ...     name, xp = "own", np
+    ...     def owns(self, array):
+    ...         return isinstance(array, np.ndarray)
+    >>> with xnet.use_backend(Own()) as backend:
+    ...     print(backend, xnet.activations.relu([-1.0, 2.0]).tolist())
+    <backend own> [0.0, 2.0]
     """
 
     name: ClassVar[str]
@@ -143,10 +184,34 @@ class Backend:
         This and `to_numpy` are the only ways across devices. No copy is made of an array that
         is here already and has the dtype asked for.
 
+        Parameters
+        ----------
+        values
+            What is to be an array here.
+        dtype
+            A dtype, or its name; None for the one that `values` have.
+        name
+            What errors call it.
+
+        Returns
+        -------
+        Array
+            On this backend's device.
+
         Raises
         ------
         TypeError, ValueError
             What holds no real numbers, or masked ones, by its `name`: see `xnet.arrays`.
+
+        Examples
+        --------
+        >>> import xnet
+        >>> xnet.resolve("numpy").asarray([[1, 2], [3, 4]], "float32").dtype.name
+        'float32'
+        >>> xnet.resolve("numpy").asarray([1j], name="x")
+        Traceback (most recent call last):
+            ...
+        TypeError: x is complex128, expected real numbers: take .real, or abs of it
         """
         values = arrived(self, values, name)
         owner = self if self.owns(values) else owner_of(values, name)
@@ -449,7 +514,24 @@ class Backend:
 
 @dataclass(frozen=True)
 class BackendInfo:
-    """One registered backend: its name, whether it works here, and if not, why and what helps."""
+    """One registered backend: its name, whether it works here, and if not, why and what helps.
+
+    Attributes
+    ----------
+    name
+        By which it is registered and selected.
+    usable
+        Whether it can run here.
+    reason
+        Why not, and what would help; None where it can.
+
+    Examples
+    --------
+    >>> import xnet
+    >>> info = xnet.backends()[0]
+    >>> info.name, info.usable, info.reason
+    ('numpy', True, None)
+    """
 
     name: str
     usable: bool
@@ -500,7 +582,25 @@ def _why_unusable(name: str) -> str | None:
 
 
 def backends() -> list[BackendInfo]:
-    """Every registered backend, with whether it is usable here and why not."""
+    """Every registered backend, with whether it is usable here and why not.
+
+    Returns
+    -------
+    list of BackendInfo
+        The reference, numpy, first, the others in the order of their names.
+
+    Raises
+    ------
+    BackendError
+        None is registered, for xnet is not installed; or two packages take one name.
+
+    Examples
+    --------
+    >>> import xnet
+    >>> known = [info.name for info in xnet.backends()]
+    >>> [name in known for name in ("numpy", "numba", "cupy")]
+    [True, True, True]
+    """
     reasons = {name: _why_unusable(name) for name in _registry()}
     return notebook.Backends(BackendInfo(n, why is None, why) for n, why in reasons.items())
 
@@ -542,11 +642,26 @@ def resolve(backend: "str | Backend | None" = None, reproducible: bool | None = 
         None keeps a `Backend`'s own mode, and for a name the current one: that of
         `get_backend`, which XNET_REPRODUCIBLE sets from outside.
 
+    Returns
+    -------
+    Backend
+        The one instance for that name, device and mode.
+
     Raises
     ------
     BackendError
         Unknown name (the near miss is suggested), or not usable here (with what would help); in
         reproducible mode also one whose arithmetic is not IEEE 754's: see `xnet.arithmetic`.
+
+    Examples
+    --------
+    >>> import xnet
+    >>> xnet.resolve("numpy", reproducible=True)
+    <backend numpy reproducible>
+    >>> xnet.resolve("nunpy")
+    Traceback (most recent call last):
+        ...
+    xnet.errors.BackendError: unknown backend 'nunpy'; did you mean 'numpy'? ...
     """
     return sound(_chosen(get_backend() if backend is None else backend, reproducible))
 
@@ -600,6 +715,23 @@ def get_backend() -> Backend:
 
     That of the innermost `use_backend` block, else the process's own (`set_backend`), else the
     one XNET_BACKEND names, else numpy. The environment is read when it is first needed.
+
+    Returns
+    -------
+    Backend
+        What is used where no argument names one.
+
+    Raises
+    ------
+    BackendError
+        The environment names one that is unknown or cannot be used here, or no mode.
+
+    Examples
+    --------
+    >>> import xnet
+    >>> with xnet.use_backend("numpy", reproducible=True):
+    ...     print(xnet.get_backend())
+    <backend numpy reproducible>
     """
     global _default
     current = _of_block() or _default
@@ -616,7 +748,31 @@ def get_backend() -> Backend:
 
 
 def set_backend(backend: str | Backend, reproducible: bool | None = None) -> Backend:
-    """Make `backend` the process's own, wherever no `use_backend` block says otherwise."""
+    """Make `backend` the process's own, wherever no `use_backend` block says otherwise.
+
+    Parameters
+    ----------
+    backend, reproducible
+        As in `resolve`, but None names no backend here.
+
+    Returns
+    -------
+    Backend
+        The one that is the process's own now.
+
+    Raises
+    ------
+    BackendError
+        As in `resolve`; the process's own stays what it was.
+    TypeError
+        It is neither a name nor a `Backend`.
+
+    Examples
+    --------
+    >>> import xnet
+    >>> xnet.set_backend("numpy", reproducible=False)
+    <backend numpy>
+    """
     global _default
     if not isinstance(backend, str | Backend):  # pyright: ignore[reportUnnecessaryIsInstance]
         # None would make the current block's backend the process's.
@@ -633,6 +789,28 @@ def use_backend(
 
     Without a name it is the current backend in the mode asked for. Around a generator's ``yield``
     the block holds for the caller too, until the generator is finished or closed.
+
+    Parameters
+    ----------
+    backend, reproducible
+        As in `resolve`.
+
+    Yields
+    ------
+    Backend
+        The one that is current within the block.
+
+    Raises
+    ------
+    BackendError
+        As in `resolve`.
+
+    Examples
+    --------
+    >>> import xnet
+    >>> with xnet.use_backend("numpy", reproducible=True) as backend:
+    ...     print(backend, xnet.activations.sigmoid([1.0]).tolist())
+    <backend numpy reproducible> [0.7310585786300049]
     """
     block = Current(resolve(backend, reproducible))
     token = _current.set(block)
@@ -705,12 +883,33 @@ def _every_backend(reproducible: bool) -> Iterator[Backend]:
 def backend_of(**arrays: Array) -> Backend:
     """The backend that owns all the `arrays`, given by the names that an error should use.
 
+    Parameters
+    ----------
+    **arrays
+        By their names; one at least.
+
+    Returns
+    -------
+    Backend
+        In the mode of the current one.
+
     Raises
     ------
     BackendError
         The arrays live on two devices.
     TypeError
         One of them is no backend's array.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from xnet.backend import backend_of
+    >>> backend_of(x=np.ones(3), t=np.zeros(3))
+    <backend numpy>
+    >>> backend_of(x="one")
+    Traceback (most recent call last):
+        ...
+    TypeError: x is a str, expected an array of a usable backend ...
     """
     current = get_backend()
     if all(map(current.owns, arrays.values())):

@@ -12,14 +12,31 @@ import linecache
 import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, TypeAlias, cast
+
+__all__ = ["FormulaError", "check"]
 
 Array: TypeAlias = Any
 
 
 class FormulaError(TypeError):
-    """A formula does what only a computation on arrays could: it cannot be compiled."""
+    """A formula does what only a computation on arrays could: it cannot be compiled.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from xnet.formulas import check
+    >>> from xnet.operations import Pointwise
+    >>> class Squashed(Pointwise, abstract=True):
+    ...     def forward(self, m, x):
+    ...         return np.tanh(x)
+    >>> check(Squashed())
+    Traceback (most recent call last):
+        ...
+    xnet.formulas.FormulaError: ... calls NumPy's tanh; use m's own functions
+    """
 
 
 NUMBERS = (int, float)
@@ -342,11 +359,7 @@ class Trace(Mathematics):
 
     def __getattr__(self, name: str) -> Any:
         if name in self.functions:
-
-            def call(*arguments: Any) -> Any:
-                return _combined(name, *arguments)
-
-            return call
+            return partial(_combined, name)
         _Symbol()._refuse(  # pyright: ignore[reportPrivateUsage]
             f"asks for m.{name}",
             f"a formula that is to be compiled may use {', '.join(self.functions)}, where, "
@@ -512,7 +525,33 @@ def check_step(optimizer: Any, results: int) -> None:
 
 
 def check(operation: Any) -> None:
-    """Raise FormulaError if an operation that backends compile cannot be compiled."""
+    """Raise FormulaError if an operation that backends compile cannot be compiled.
+
+    Parameters
+    ----------
+    operation
+        Of any kind: one that no backend compiles is not looked at.
+
+    Raises
+    ------
+    FormulaError
+        Its formula does what cannot be compiled, or gives a result of another shape than it should.
+
+    Examples
+    --------
+    >>> from xnet.formulas import check
+    >>> from xnet.operations import Pointwise, ReLU
+    >>> class Half(Pointwise, abstract=True):
+    ...     def forward(self, m, x):
+    ...         return m.sum(x) / 2
+    ...     def backward(self, m, dout, x, y):
+    ...         return dout / 2
+    >>> check(ReLU())
+    >>> check(Half())
+    Traceback (most recent call last):
+        ...
+    xnet.formulas.FormulaError: Half: a formula of single numbers asks for m.sum, ...
+    """
     if operation.fuses not in (None, "product") and not operation.parameters:
         _check(operation)
 
@@ -577,8 +616,7 @@ def _shared(results: tuple[Any, ...]) -> tuple[Any, ...]:
                 for a in arguments
             ),
         )
-        new = known.setdefault(key, Node(node.operator, arguments, node.varies))
-        same[id(node)] = new
+        same[id(node)] = known.setdefault(key, Node(node.operator, arguments, node.varies))
     return tuple(map(of, results))
 
 
@@ -665,8 +703,7 @@ def lines(language: type[Python], formula: Formula) -> tuple[list[str], list[str
             names[id(node)] = node.arguments[0]
             continue
         text = spelled(language, formula, node, names)
-        name = f"v{len(written)}"
-        names[id(node)] = name
+        name = names[id(node)] = f"v{len(written)}"
         form = language.truth if node.operator in TRUTHS else language.assign
         written.append(form.format(name=name, text=text))
     return written, [_named(language, formula, result, names) for result in formula.results]

@@ -1,9 +1,10 @@
 """Numerical differentiation (§4.3), gradients and gradient descent by it (§4.4).
 
-A central difference (f(x + h) - f(x - h)) / 2h is wrong by about h^2 |f'''| / 6, for it cuts a
-series, and by about u |f| / h, for f is rounded to a unit of u (Nocedal & Wright, Numerical
-Optimization, §8.1). The sum is least near h = (3 u |f| / |f'''|)^(1/3), the cube root of u where
-f and its derivatives are of one size (Numerical Recipes, §5.7): 5e-6 in float64, 4e-3 in float32.
+A central difference (f(x + h) - f(x - h)) / 2h is wrong by about ``h^2 |f'''| / 6``, for it cuts a
+series, and by about ``u |f| / h``, for f is rounded to a unit of u (Nocedal & Wright, Numerical
+Optimization, §8.1). The sum is least near ``h = (3 u |f| / |f'''|)^(1/3)``, the cube root of u
+where f and its derivatives are of one size (Numerical Recipes, §5.7): 5e-6 in float64, 4e-3 in
+float32.
 """
 
 import itertools
@@ -21,9 +22,17 @@ from xnet.errors import RoundingWarning
 from xnet.losses import batch_and_targets
 from xnet.operations import Loss
 
+__all__ = [
+    "DEFAULT_STEPS",
+    "gradient_descent",
+    "numerical_diff",
+    "numerical_gradient",
+    "partial_derivative",
+]
+
 DEFAULT_STEPS = {"float64": 1e-4, "float32": 5e-3}
-"""h where none is given: the notes' own in float64, where it leaves f's rounding, 1e-12 |f|, far
-below the truncation, 2e-9 |f'''|; in float32 the cube root of the rounding, as above."""
+"""h where none is given: the notes' own in float64, where it leaves f's rounding, ``1e-12 |f|``,
+far below the truncation, ``2e-9 |f'''|``; in float32 the cube root of the rounding, as above."""
 
 SMALLEST_FLOAT32_STEP = 1e-3
 """With a smaller h, the rounding of f in float32 (6e-8 f / h) leaves fewer than four digits."""
@@ -51,6 +60,11 @@ def numerical_diff(f: Callable[[Any], Any], x: Any, h: float | None = None) -> A
     h
         Step; None for the one that suits x's dtype, `DEFAULT_STEPS`: 1e-4 for a number.
 
+    Returns
+    -------
+    number or Array
+        As f returns them: a number for a number.
+
     Raises
     ------
     ValueError
@@ -61,6 +75,14 @@ def numerical_diff(f: Callable[[Any], Any], x: Any, h: float | None = None) -> A
     RoundingWarning
         x + h or x - h is rounded to something else, x itself at worst; or rounding drowns
         f(x + h) - f(x - h), as in `numerical_gradient`.
+
+    Examples
+    --------
+    >>> import xnet
+    >>> def f(x):
+    ...     return 0.01 * x * x + 0.1 * x
+    >>> round(xnet.numerical_diff(f, 5.0), 8), round(xnet.numerical_diff(f, 10.0), 8)
+    (0.2, 0.3)
     """
     dtype = dtype_name(getattr(x, "dtype", "float64"))
     h = checked_step(h, dtype if dtype == "float32" else "float64")
@@ -150,6 +172,17 @@ def numerical_gradient(
     Notes
     -----
     Memory: seven arrays of the shape of x, in a loop; two stacks; or a copy of x for each thread.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xnet
+    >>> x = np.array([3.0, 4.0])
+    >>> xnet.numerical_gradient(lambda x: (x * x).sum(), x).round(6).tolist()
+    [6.0, 8.0]
+    >>> stacked = xnet.numerical_gradient(lambda x: (x * x).sum(axis=1), x, method="stacked")
+    >>> stacked.round(6).tolist()
+    [6.0, 8.0]
     """
     backend = backend_of(x=x)
     h = checked_step(h, dtype_name(x.dtype))
@@ -197,6 +230,14 @@ def partial_derivative(
         x has no such element.
     ValueError, TypeError
         As `numerical_gradient`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xnet
+    >>> x = np.array([3.0, 4.0])
+    >>> round(xnet.partial_derivative(lambda x: (x * x).sum(), x, 1).item(), 6)
+    8.0
     """
     backend = backend_of(x=x)
     h = checked_step(h, dtype_name(x.dtype))
@@ -535,6 +576,17 @@ def gradient_descent(
     ------
     ValueError, TypeError
         As `numerical_gradient`; or `step_num` is negative.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xnet
+    >>> path = []
+    >>> x = xnet.gradient_descent(lambda x: (x * x).sum(), np.array([-3.0, 4.0]), 0.1, 10, path)
+    >>> x.round(4).tolist()
+    [-0.3221, 0.4295]
+    >>> [x.round(4).tolist() for x in path[:3]]
+    [[-3.0, 4.0], [-2.4, 3.2], [-1.92, 2.56]]
     """
     if step_num < 0:
         raise ValueError(f"step_num is {step_num}, expected 0 or more")

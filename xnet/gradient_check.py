@@ -48,6 +48,8 @@ from xnet.errors import KinkWarning, RoundingWarning
 from xnet.gradient import GOLDEN, Index, checked_step, unlike
 from xnet.losses import batch_and_targets
 
+__all__ = ["GradientCheck", "ParameterCheck", "Verdict", "differences", "gradient_check"]
+
 STEPS = (1e-4, 1e-6, 1e-2, 1e-5, 1e-3)
 """The notes' own; one that crosses few kinks; one that rounding hardly shows of; and between."""
 
@@ -68,7 +70,15 @@ BENDS = 4
 
 
 class Verdict(StrEnum):
-    """What a check found."""
+    """What a check found.
+
+    Examples
+    --------
+    >>> import xnet
+    >>> net = xnet.TwoLayerNet(2, 3, 2, weight_init_std=1.0, seed=0)
+    >>> xnet.gradient_check(net, [[0.0, 1.0], [1.0, 0.0]], [0, 1]).verdict.value
+    'agrees'
+    """
 
     AGREES = "agrees"
     WRONG = "wrong"
@@ -129,6 +139,14 @@ class ParameterCheck:
     """Backpropagation against the numerical gradient for one parameter.
 
     The errors are of all elements, each by the step that says most of it.
+
+    Examples
+    --------
+    >>> import xnet
+    >>> net = xnet.TwoLayerNet(2, 3, 2, weight_init_std=1.0, seed=0)
+    >>> found = xnet.gradient_check(net, [[0.0, 1.0], [1.0, 0.0]], [0, 1]).parameters["W1"]
+    >>> found.shape, found.passed, abs(found.backprop - found.numerical) <= found.tolerance
+    ((2, 3), True, True)
     """
 
     name: str
@@ -157,7 +175,18 @@ class ParameterCheck:
 
 @dataclass(frozen=True)
 class GradientCheck(Mapping[str, float]):
-    """What `gradient_check` found; as a mapping, the mean absolute difference by parameter."""
+    """What `gradient_check` found; as a mapping, the mean absolute difference by parameter.
+
+    Examples
+    --------
+    >>> import xnet
+    >>> net = xnet.TwoLayerNet(2, 3, 2, weight_init_std=1.0, seed=0)
+    >>> found = xnet.gradient_check(net, [[0.0, 1.0], [1.0, 0.0]], [0, 1])
+    >>> {name: difference < 1e-8 for name, difference in found.items()}
+    {'W1': True, 'b1': True, 'W2': True, 'b2': True}
+    >>> print(str(found).splitlines()[-1])
+    backpropagation agrees with the numerical gradient (h=0.0001)
+    """
 
     parameters: dict[str, ParameterCheck]
     left_out: tuple[int, ...]
@@ -266,6 +295,14 @@ def gradient_check(
     -----
     KinkWarning
         Samples are left out: they lie at a kink, as ReLU's at 0, where the loss has no derivative.
+
+    Examples
+    --------
+    >>> import xnet
+    >>> net = xnet.TwoLayerNet(2, 3, 2, weight_init_std=1.0, seed=0)
+    >>> found = xnet.gradient_check(net, [[0.0, 1.0], [1.0, 0.0]], [0, 1])
+    >>> found.passed, list(found)
+    (True, ['W1', 'b1', 'W2', 'b2'])
     """
     steps = STEPS if h is None else (checked_step(h),)
     checked = _in_float64(network)
@@ -305,10 +342,24 @@ def gradient_check(
 def differences(
     network: Differentiable, x: Any, t: Any, h: float | None = None
 ) -> dict[str, Array]:
-    """|backpropagation - numerical gradient| of every element, in float64, by parameter.
+    """How far backpropagation and the numerical gradient are apart, element by element.
 
     What `gradient_check` sums up, for one step h: parameters and errors as there. Samples that lie
     at a kink are left out.
+
+    Returns
+    -------
+    dict
+        Absolute differences, float64, of the names and shapes of `Network.gradient`.
+
+    Examples
+    --------
+    >>> import xnet
+    >>> from xnet.gradient_check import differences
+    >>> net = xnet.TwoLayerNet(2, 3, 2, weight_init_std=1.0, seed=0)
+    >>> found = differences(net, [[0.0, 1.0], [1.0, 0.0]], [0, 1])
+    >>> found["W1"].shape, bool(found["W1"].max() < 1e-8)
+    ((2, 3), True)
     """
     checked = _in_float64(network)
     with checked.held():

@@ -19,15 +19,43 @@ from xnet.formulas import Arrays, check
 from xnet.losses import batch_and_targets
 from xnet.operations import OPERATIONS, Loss, Operation, registered
 
+__all__ = ["Add", "Layer", "LossLayer", "Mul", *OPERATIONS]  # pyright: ignore
+
 
 class Mul:
-    """Product of two numbers or arrays of one shape (§5.4.1)."""
+    """Product of two numbers or arrays of one shape (§5.4.1).
+
+    Examples
+    --------
+    >>> import xnet
+    >>> apples = xnet.layers.Mul()
+    >>> apples.forward(100, 2)
+    200
+    >>> apples.backward(1.1)
+    (2.2, 110.00000000000001)
+    """
 
     x: Any = None
     y: Any = None
 
     def forward(self, x: Any, y: Any) -> Any:
-        """X times y."""
+        """X times y.
+
+        Parameters
+        ----------
+        x, y
+            Numbers, or arrays of one shape.
+
+        Returns
+        -------
+        number or Array
+            The product.
+
+        Raises
+        ------
+        ValueError
+            The shapes differ.
+        """
         _check_one_shape(self, x, y)
         self.x, self.y = x, y
         return x * y
@@ -40,10 +68,36 @@ class Mul:
 
 
 class Add:
-    """Sum of two numbers or arrays of one shape (§5.4.2)."""
+    """Sum of two numbers or arrays of one shape (§5.4.2).
+
+    Examples
+    --------
+    >>> import xnet
+    >>> both = xnet.layers.Add()
+    >>> both.forward(200.0, 450.0)
+    650.0
+    >>> both.backward(1.1)
+    (1.1, 1.1)
+    """
 
     def forward(self, x: Any, y: Any) -> Any:
-        """X plus y."""
+        """X plus y.
+
+        Parameters
+        ----------
+        x, y
+            Numbers, or arrays of one shape.
+
+        Returns
+        -------
+        number or Array
+            The sum.
+
+        Raises
+        ------
+        ValueError
+            The shapes differ.
+        """
         _check_one_shape(self, x, y)
         return x + y
 
@@ -101,6 +155,20 @@ class Layer(Computed):
         what training leaves for predictions. ``layer.W`` and ``layer.dW`` read and write them.
     trainable
         Whether training changes the parameters; a frozen layer's stay as they are.
+
+    Examples
+    --------
+    >>> import xnet
+    >>> class Doubled(xnet.layers.Layer):
+    ...     def __call__(self, x):
+    ...         return 2 * x
+    ...     def forward(self, x):
+    ...         return 2 * x
+    ...     def backward(self, dout):
+    ...         return 2 * dout
+    >>> affine = xnet.layers.Affine.from_params([[1.0, 0.0], [0.0, 1.0]], [0.0, 0.5])
+    >>> xnet.Network([affine, Doubled()]).scores([1.0, 3.0]).tolist()
+    [2.0, 7.0]
     """
 
     params: dict[str, Array]
@@ -162,9 +230,9 @@ class Layer(Computed):
 
         Parameters
         ----------
-        arrays
+        *arrays
             For `Affine` W (D, M) and b (M,): arrays or lists, all float32 or none.
-        settings
+        **settings
             What else the operation takes.
 
         Raises
@@ -173,6 +241,14 @@ class Layer(Computed):
             Another number of arrays than the operation has parameters, or no real numbers.
         ValueError
             Shapes or dtypes that do not fit each other.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import xnet
+        >>> layer = xnet.layers.Affine.from_params([[1.0, 3.0], [2.0, 4.0]], [0.1, 0.2])
+        >>> layer, layer(np.array([1.0, 0.5])).round(8).tolist()
+        (Affine(2, 2), [2.1, 5.2])
         """
         name, made = cls.__name__, cls.operation_class
         if made is None or len(arrays) != len(made.parameters):
@@ -241,7 +317,26 @@ class Layer(Computed):
             return out[0, ...] if x.ndim == 1 and rows is not x else out
 
     def forward(self, x: Array) -> Array:
-        """The layer's output, remembering what `backward` needs."""
+        """The layer's output, remembering what `backward` needs.
+
+        Parameters
+        ----------
+        x
+            float32 or float64, (N, D) or one sample (D,); tensors (N, ...) are flattened where the
+            operation has a width.
+
+        Returns
+        -------
+        Array
+            (N, M) or (M,), of x's dtype.
+
+        Raises
+        ------
+        ValueError
+            x has other features, or another dtype, than the layer's parameters.
+        RuntimeError
+            The layer has no parameters yet.
+        """
         operation, backend, rows = self._prepared(x)
         draw = self.owner().draw if self.owner is not None and self.owner() else _draw
         m = Arrays(backend, training=True, state=self.state, draw=draw)
@@ -253,7 +348,25 @@ class Layer(Computed):
             return out[0, ...] if x.ndim == 1 and rows is not x else out
 
     def backward(self, dout: Array) -> Array:
-        """Gradient by the input of the last `forward`; `dout` has the shape of its output."""
+        """Gradient by the input of the last `forward`; `dout` has the shape of its output.
+
+        Parameters
+        ----------
+        dout
+            The gradient by the output.
+
+        Returns
+        -------
+        Array
+            The shape and dtype of that input. `grads` has the gradients by the parameters.
+
+        Raises
+        ------
+        RuntimeError
+            There was no `forward` before.
+        ValueError
+            `dout` has another shape or dtype than the output.
+        """
         if self._memory is None:
             raise RuntimeError(f"{type(self).__name__}: backward was called before forward")
         m, x, rows, out = self._memory
@@ -382,6 +495,17 @@ class LossLayer(Computed):
 
     Called with the scores alone it gives what the network predicts. A class of one's own that
     computes something else overrides `__call__`, `forward` and `backward`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xnet
+    >>> end = xnet.layers.SoftmaxWithLoss()
+    >>> x, t = np.array([[0.3, 2.9, 4.0]]), np.array([2])
+    >>> end(x).round(8).tolist()
+    [[0.01821127, 0.24519181, 0.73659691]]
+    >>> round(end.forward(x, t).item(), 8), end.backward().round(8).tolist()
+    (0.30571446, [[0.01821127, 0.24519181, -0.26340309]])
     """
 
     y: Array = None
@@ -441,6 +565,25 @@ class LossLayer(Computed):
         """The loss, 0-d, of scores x (C,) or (N, C); labels t as the functions in `losses`.
 
         With `weight` (N,) it is sum(weight * losses) / N.
+
+        Parameters
+        ----------
+        x
+            Scores, (C,) or (N, C).
+        t
+            Labels: class indices () or (N,), or one-hot or targets, the shape of x.
+        weight
+            How often each sample counts, (N,); None for once.
+
+        Returns
+        -------
+        Array
+            0-d, of x's dtype.
+
+        Raises
+        ------
+        ValueError
+            Shapes that do not fit, a label out of range, an empty batch.
         """
         backend, y, t = batch_and_targets(x, t)
         self.check_columns(y.shape[1])
@@ -452,7 +595,23 @@ class LossLayer(Computed):
         return mean
 
     def backward(self, dout: float = 1.0) -> Array:
-        """Gradient by the scores of the last `forward`, in their shape, times `dout`."""
+        """Gradient by the scores of the last `forward`, in their shape, times `dout`.
+
+        Parameters
+        ----------
+        dout
+            The gradient by the loss.
+
+        Returns
+        -------
+        Array
+            The shape and dtype of the scores.
+
+        Raises
+        ------
+        RuntimeError
+            There was no `forward` before.
+        """
         if self.y is None:
             raise RuntimeError(f"{type(self).__name__}: backward was called before forward")
         backend = backend_of(y=self.y)

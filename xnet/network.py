@@ -33,6 +33,8 @@ from xnet.optimizers import Optimizer
 from xnet.plan import Part, Plan, door, is_plain, outputs
 from xnet.rows import staying
 
+__all__ = ["Layers", "Network", "Parameters", "TwoLayerNet"]
+
 
 class Parameters(MutableMapping[str, Array]):
     """A network's live parameters by name: W1, b1, W2, ..., whatever its layers are by now.
@@ -40,6 +42,16 @@ class Parameters(MutableMapping[str, Array]):
     A name's number counts the layers that have a parameter of that name. Setting one gives it those
     numbers: they are written to the layer's own array or, where a backend's arrays cannot be
     written, replace it. Shape, dtype and device stay what they were.
+
+    Examples
+    --------
+    >>> import xnet
+    >>> net = xnet.TwoLayerNet(2, 3, 2)
+    >>> net.params
+    Parameters({'W1': (2, 3), 'b1': (3,), 'W2': (3, 2), 'b2': (2,)})
+    >>> net.params["b1"] = net.backend.xp.ones(3)
+    >>> net.layers[0].b.tolist()
+    [1.0, 1.0, 1.0]
     """
 
     def __init__(self, network: "Network", kind: str = "params") -> None:
@@ -103,6 +115,15 @@ class Layers(MutableSequence[Layer]):
     """A network's layers. Whatever is put here becomes the network's, or the attempt is refused.
 
     An operation stands for its layer. What is put in place of another keeps the sizes around it.
+
+    Examples
+    --------
+    >>> import xnet
+    >>> net = xnet.TwoLayerNet(2, 3, 2)
+    >>> net.layers[1] = xnet.layers.ReLU()
+    >>> net.layers.insert(2, xnet.layers.Dropout(0.2))
+    >>> net.layers
+    [Affine(2, 3), ReLU(), Dropout(0.2), Affine(3, 2)]
     """
 
     def __init__(self, network: "Network") -> None:
@@ -158,6 +179,20 @@ class Network:
     backend
         Name or `Backend`; None for the current one. The network stays there until `to`.
 
+    Attributes
+    ----------
+    schema
+        What the data are called that it was trained on, a `xnet.schema.Schema`: its file keeps it.
+        None where nobody said so.
+
+    Raises
+    ------
+    BackendError
+        The backend is unknown or unusable.
+    ValueError
+        No layers, sizes of neighbouring layers that do not fit, a layer that belongs to another
+        network, or an unusable dtype.
+
     Notes
     -----
     The layers become the network's own, and no other's; it trains copies of the arrays they came
@@ -172,19 +207,18 @@ class Network:
     `predict`, `scores`, `loss` and `accuracy` predict; `gradient` and `train_step` train. They
     differ for layers that draw, as `Dropout`, or that look at the whole batch, as `BatchNorm`.
 
-    Attributes
-    ----------
-    schema
-        What the data are called that it was trained on, a `xnet.schema.Schema`: its file keeps it.
-        None where nobody said so.
-
-    Raises
-    ------
-    BackendError
-        The backend is unknown or unusable.
-    ValueError
-        No layers, sizes of neighbouring layers that do not fit, a layer that belongs to another
-        network, or an unusable dtype.
+    Examples
+    --------
+    >>> import xnet
+    >>> from xnet.layers import Affine, IdentityWithLoss, Sigmoid
+    >>> first = Affine.from_params([[0.1, 0.3, 0.5], [0.2, 0.4, 0.6]], [0.1, 0.2, 0.3])
+    >>> second = Affine.from_params([[0.1, 0.4], [0.2, 0.5], [0.3, 0.6]], [0.1, 0.2])
+    >>> third = Affine.from_params([[0.1, 0.3], [0.2, 0.4]], [0.1, 0.2])
+    >>> net = xnet.Network([first, Sigmoid(), second, Sigmoid(), third], IdentityWithLoss())
+    >>> net.predict([1.0, 0.5]).round(8).tolist()
+    [0.31682708, 0.69627909]
+    >>> list(net.params)
+    ['W1', 'b1', 'W2', 'b2', 'W3', 'b3']
     """
 
     schema: Any = None
@@ -309,10 +343,27 @@ class Network:
 
         A name keeps the network's mode, reproducible or fast; a `Backend` brings its own.
 
+        Parameters
+        ----------
+        backend
+            A name, or a `Backend`.
+
+        Returns
+        -------
+        Network
+            Itself.
+
         Raises
         ------
         BackendError
             The backend is unknown or unusable; the network stays where it was.
+
+        Examples
+        --------
+        >>> import xnet
+        >>> net = xnet.TwoLayerNet(2, 3, 2)
+        >>> net.to(xnet.resolve("numpy", reproducible=True)).backend
+        <backend numpy reproducible>
         """
         mode = None if isinstance(backend, Backend) else self.backend.reproducible
         target = resolve(backend, mode)
@@ -401,11 +452,31 @@ class Network:
             x holds no real numbers.
         BackendError
             x is on another device.
+
+        Examples
+        --------
+        >>> import xnet
+        >>> affine = xnet.layers.Affine.from_params([[1.0, 0.0], [0.0, 1.0]], [0.0, 0.5])
+        >>> net = xnet.Network([affine])
+        >>> net.predict([0.3, 2.4]).round(8).tolist()
+        [0.06913842, 0.93086158]
+        >>> net.predict([[0.3, 2.4], [4.0, 0.0]]).argmax(axis=1).tolist()
+        [1, 0]
         """
         return self._evaluate(x, predicts=True)
 
     def scores(self, x: Any) -> Array:
         """What enters the loss layer: (N, C) from x (N, D), or (C,) from one sample (D,).
+
+        Parameters
+        ----------
+        x
+            (N, D) or one sample (D,); cast to the network's dtype.
+
+        Returns
+        -------
+        Array
+            On the network's backend, of its dtype.
 
         Raises
         ------
@@ -413,6 +484,13 @@ class Network:
             x does not have the features that the first layer expects.
         BackendError
             x is on another device.
+
+        Examples
+        --------
+        >>> import xnet
+        >>> affine = xnet.layers.Affine.from_params([[1.0, 0.0], [0.0, 1.0]], [0.0, 0.5])
+        >>> xnet.Network([affine]).scores([[0.3, 2.4], [4.0, 0.0]]).round(8).tolist()
+        [[0.3, 2.9], [4.0, 0.5]]
         """
         return self._evaluate(x, predicts=False)
 
@@ -456,12 +534,27 @@ class Network:
             Class indices (N,), or one-hot or targets (N, C); for one sample () or (C,). Of one
             output, (N,) are targets.
 
+        Returns
+        -------
+        float
+            Of the samples' losses the mean.
+
         Raises
         ------
         ValueError
             Shapes that do not fit, a label out of range, an empty batch.
         BackendError
             An array on another device.
+
+        Examples
+        --------
+        >>> import xnet
+        >>> affine = xnet.layers.Affine.from_params([[1.0, 0.0], [0.0, 1.0]], [0.0, 0.5])
+        >>> net = xnet.Network([affine])
+        >>> round(net.loss([[0.3, 2.4], [4.0, 0.0]], [1, 0]), 8)
+        0.05069756
+        >>> round(net.loss([[0.3, 2.4], [4.0, 0.0]], [[0, 1], [1, 0]]), 8)
+        0.05069756
         """
         with self.turn, self._running():
             x, t = self._batch(x, t, whole=False)
@@ -472,6 +565,19 @@ class Network:
 
         Parameters and errors as in `loss`; a ValueError too where there are no classes: with one
         output, or with a loss for regression and targets that are not one-hot.
+
+        Returns
+        -------
+        float
+            From 0 to 1.
+
+        Examples
+        --------
+        >>> import xnet
+        >>> affine = xnet.layers.Affine.from_params([[1.0, 0.0], [0.0, 1.0]], [0.0, 0.5])
+        >>> net = xnet.Network([affine])
+        >>> net.accuracy([[0.3, 2.4], [4.0, 0.0], [1.0, 0.0], [0.0, 1.0]], [1, 0, 1, 1])
+        0.75
         """
         with self._running():
             x, t = self._batch(x, t, whole=False)
@@ -488,6 +594,14 @@ class Network:
         -------
         dict
             The keys and shapes of `params`, less those of frozen layers.
+
+        Examples
+        --------
+        >>> import xnet
+        >>> W = [[-0.78391423, -0.0493546, 1.01982955], [-0.1693144, -0.82591994, -0.70009164]]
+        >>> net = xnet.Network([xnet.layers.Affine.from_params(W, [0.0, 0.0, 0.0])])
+        >>> net.gradient([0.6, 0.9], [0, 0, 1])["W1"].round(8).tolist()
+        [[0.16255976, 0.13988721, -0.30244697], [0.24383964, 0.20983082, -0.45367046]]
         """
         return self.loss_and_gradient(x, t)[1]
 
@@ -498,6 +612,26 @@ class Network:
 
         With `sample_weight` (N,), real numbers of at least 0, each sample's loss counts so often:
         the loss is sum(sample_weight * losses) / N.
+
+        Parameters
+        ----------
+        x, t
+            As in `loss`.
+        sample_weight
+            How often each sample counts, (N,); None for once.
+
+        Returns
+        -------
+        float, dict
+            The loss, and what `gradient` returns.
+
+        Examples
+        --------
+        >>> import xnet
+        >>> net = xnet.TwoLayerNet(2, 3, 2)
+        >>> loss, gradients = net.loss_and_gradient([[0.0, 1.0], [1.0, 0.0]], [0, 1])
+        >>> round(loss, 4), {name: g.shape for name, g in gradients.items()}
+        (0.6931, {'W1': (2, 3), 'b1': (3,), 'W2': (3, 2), 'b2': (2,)})
         """
         with self.turn, self._running():
             x, t = self._batch(x, t)
@@ -530,9 +664,8 @@ class Network:
 
     def _targets(self, plan: Plan, x: Array, t: Array) -> Array:
         """The targets (N, C) as the loss takes them."""
-        loss, classes = plan.loss, plan.outputs
-        targets = targets_for(self.backend, t, (x.shape[0], classes or 0), x.dtype)
-        return targets if loss is None else loss.targets(self.backend.maths, targets)
+        targets = targets_for(self.backend, t, (x.shape[0], plan.outputs or 0), x.dtype)
+        return targets if plan.loss is None else plan.loss.targets(self.backend.maths, targets)
 
     def _gradients(self) -> dict[str, Array]:
         """What the layers' last `backward` found, by the parameters' names; of frozen ones none."""
@@ -568,6 +701,15 @@ class Network:
         ------
         ValueError, BackendError
             As in `loss`.
+
+        Examples
+        --------
+        >>> import xnet
+        >>> net, optimizer = xnet.TwoLayerNet(2, 3, 2, seed=0), xnet.optimizers.SGD(lr=1.0)
+        >>> x, t = [[0.0, 1.0], [1.0, 0.0]], [0, 1]
+        >>> losses = [net.train_step(x, t, optimizer) for _ in range(200)]
+        >>> round(losses[0], 3), losses[-1] < 0.1
+        (0.693, True)
         """
         with self.turn:  # the whole step
             plan = self._planned()
@@ -615,6 +757,18 @@ class Network:
         """Block in which training always computes one function: the same draws, and no state moves.
 
         So `gradient` and differences of losses are of the same thing, whatever its layers draw.
+
+        Examples
+        --------
+        >>> import xnet
+        >>> from xnet.layers import Affine, Dropout
+        >>> net = xnet.Network([Affine(2, 50, "he"), Dropout(0.5), Affine(50, 2, "he")])
+        >>> x, t = [[0.0, 1.0], [1.0, 0.0]], [0, 1]
+        >>> with net.held():
+        ...     net.training_loss(x, t) == net.training_loss(x, t)
+        True
+        >>> net.training_loss(x, t) == net.training_loss(x, t)
+        False
         """
         before, state = self._held, self.draws and self.draws.state
         self._held = before or state or {}
@@ -629,6 +783,11 @@ class Network:
         """The loss as `gradient` takes it: layers draw, and move their state, as in a step.
 
         Parameters and errors as in `loss`.
+
+        Returns
+        -------
+        float
+            Of the network as it trains.
         """
         with self.turn, self._running():
             x, t = self._batch(x, t)
@@ -681,6 +840,14 @@ class Network:
         -----
         NaiveGradientWarning
             No method was named, and a layer or loss does not allow incremental.
+
+        Examples
+        --------
+        >>> import xnet
+        >>> W = [[-0.78391423, -0.0493546, 1.01982955], [-0.1693144, -0.82591994, -0.70009164]]
+        >>> net = xnet.Network([xnet.layers.Affine.from_params(W, [0.0, 0.0, 0.0])])
+        >>> net.numerical_gradient([0.6, 0.9], [0, 0, 1])["W1"].round(6).tolist()
+        [[0.16256, 0.139887, -0.302447], [0.24384, 0.209831, -0.45367]]
         """
         if method not in (None, "naive", "incremental"):
             raise ValueError(f"method is {method!r}, expected 'naive', 'incremental' or None")
@@ -760,6 +927,15 @@ class TwoLayerNet(Network):
     ------
     ValueError
         A size below 1, or an unknown name.
+
+    Examples
+    --------
+    >>> import xnet
+    >>> net = xnet.TwoLayerNet(784, 50, 10, seed=0)
+    >>> net.params
+    Parameters({'W1': (784, 50), 'b1': (50,), 'W2': (50, 10), 'b2': (10,)})
+    >>> net.predict([0.0] * 784).round(2).tolist()
+    [0.09, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.11, 0.1]
     """
 
     def __init__(

@@ -40,7 +40,7 @@ OPERATIONS: dict[str, type["Operation"]] = {}
 
 @dataclass_transform(frozen_default=True, eq_default=False)
 class Operation:
-    """y = forward(m, x, *parameters), and the gradients by x and by each parameter.
+    """``y = forward(m, x, *parameters)``, and the gradients by x and by each parameter.
 
     A class's annotated attributes are its settings, as a frozen dataclass's are; what is a
     `ClassVar` is a fact about it. A class is registered under its name.
@@ -63,6 +63,23 @@ class Operation:
     parts_backward
         Whether `backward_parameters` gives what `backward` gives by the parameters: it stands in
         the same class as that, or in one derived from it.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xnet
+    >>> from xnet.operations import Operation
+    >>> class Roll(Operation, abstract=True):
+    ...     shift: int = 1
+    ...     def forward(self, m, x):
+    ...         return np.roll(x, self.shift, axis=1)
+    ...     def backward(self, m, dout, x, y):
+    ...         return np.roll(dout, -self.shift, axis=1)
+    >>> layer = xnet.layers.Layer.of(Roll(2))
+    >>> layer.forward(np.array([[1.0, 2.0, 3.0]])).tolist()
+    [[2.0, 3.0, 1.0]]
+    >>> layer.backward(np.array([[1.0, 0.0, 0.0]])).tolist()
+    [[0.0, 1.0, 0.0]]
     """
 
     fuses: ClassVar[str | None] = None
@@ -125,7 +142,18 @@ class Operation:
         raise NotImplementedError(f"{type(self).__name__} has no backward_parameters")
 
     def initial(self, name: str) -> tuple[float, float]:
-        """Mean and standard deviation of the normal numbers that a parameter begins as."""
+        """Mean and standard deviation of the normal numbers that a parameter begins as.
+
+        Parameters
+        ----------
+        name
+            The parameter's.
+
+        Returns
+        -------
+        tuple of float
+            Mean and standard deviation.
+        """
         return 0.0, 0.0
 
     @property
@@ -168,7 +196,24 @@ def _load_packages() -> None:
 
 
 def registered() -> dict[str, type[Operation]]:
-    """Every operation by name, those of installed packages loaded."""
+    """Every operation by name, those of installed packages loaded.
+
+    Returns
+    -------
+    dict
+        `OPERATIONS` itself: what is defined later is in it, too.
+
+    Warns
+    -----
+    UserWarning
+        A package's operations cannot be loaded, and are left out.
+
+    Examples
+    --------
+    >>> import xnet
+    >>> xnet.operations.registered()["ReLU"]
+    <class 'xnet.operations.ReLU'>
+    """
     _load_packages()
     return OPERATIONS
 
@@ -195,6 +240,21 @@ class Affine(Operation):
     ------
     ValueError
         A size below 1, or an unknown `weight_init_std`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xnet
+    >>> W, b = [[1.0, 3.0, 5.0], [2.0, 4.0, 6.0]], [0.1, 0.2, 0.3]
+    >>> layer = xnet.layers.Affine.from_params(W, b)
+    >>> layer.forward(np.array([[1.0, 0.5]])).round(8).tolist()
+    [[2.1, 5.2, 8.3]]
+    >>> layer.backward(np.array([[1.0, 1.0, 1.0]])).tolist()
+    [[9.0, 12.0]]
+    >>> layer.dW.tolist(), layer.db.tolist()
+    ([[1.0, 1.0, 1.0], [0.5, 0.5, 0.5]], [1.0, 1.0, 1.0])
+    >>> [xnet.operations.Affine(50, 10, std).initial("W") for std in (0.01, "he")]
+    [(0.0, 0.01), (0.0, 0.2)]
     """
 
     inputs: int
@@ -244,7 +304,24 @@ class Affine(Operation):
 
 
 class Pointwise(Operation, abstract=True):
-    """A formula of single numbers: y = forward(m, x), dx = backward(m, dout, x, y)."""
+    """A formula of single numbers: y = forward(m, x), dx = backward(m, dout, x, y).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xnet
+    >>> from xnet.operations import Pointwise
+    >>> class Square(Pointwise, abstract=True):
+    ...     def forward(self, m, x):
+    ...         return x * x
+    ...     def backward(self, m, dout, x, y):
+    ...         return dout * 2 * x
+    >>> layer = xnet.layers.Layer.of(Square())
+    >>> layer.forward(np.array([1.0, -3.0])).tolist()
+    [1.0, 9.0]
+    >>> layer.backward(np.array([1.0, 1.0])).tolist()
+    [2.0, -6.0]
+    """
 
     fuses = "pointwise"
 
@@ -256,11 +333,6 @@ def sigmoid(m: Maths, x: Value) -> Value:
     return m.where(x >= 0, y, z * y)
 
 
-def softplus(m: Maths, x: Value) -> Value:
-    """log(1 + exp(x)), as max(x, 0) + log(1 + exp(-|x|))."""
-    return m.maximum(x, 0) + m.log1p(m.exp(-m.abs(x)))
-
-
 def tanh(m: Maths, x: Value) -> Value:
     """-z / (2 + z) with z = exp(-2|x|) - 1, and the sign of x: exact near 0, no overflow."""
     z = m.expm1(-2 * m.abs(x))
@@ -269,7 +341,20 @@ def tanh(m: Maths, x: Value) -> Value:
 
 
 class Sigmoid(Pointwise):
-    """Sigmoid 1 / (1 + exp(-x)) (§3.2.4, §5.5.2)."""
+    """Sigmoid 1 / (1 + exp(-x)) (§3.2.4, §5.5.2).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xnet
+    >>> x = np.array([-1.0, 0.0, 2.0])
+    >>> xnet.activations.sigmoid(x).round(8).tolist()
+    [0.26894142, 0.5, 0.88079708]
+    >>> layer = xnet.layers.Sigmoid()
+    >>> y = layer.forward(x)
+    >>> layer.backward(np.ones_like(x)).round(8).tolist()
+    [0.19661193, 0.25, 0.10499359]
+    """
 
     def forward(self, m: Maths, x: Value) -> Value:
         return sigmoid(m, x)
@@ -279,7 +364,20 @@ class Sigmoid(Pointwise):
 
 
 class ReLU(Pointwise):
-    """Rectified linear unit max(0, x) (§3.2.7, §5.5.1); NaN stays NaN."""
+    """Rectified linear unit max(0, x) (§3.2.7, §5.5.1); NaN stays NaN.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xnet
+    >>> x = np.array([-2.0, 0.0, 3.0])
+    >>> xnet.activations.relu(x).round(8).tolist()
+    [0.0, 0.0, 3.0]
+    >>> layer = xnet.layers.ReLU()
+    >>> y = layer.forward(x)
+    >>> layer.backward(np.ones_like(x)).round(8).tolist()
+    [0.0, 0.0, 1.0]
+    """
 
     kinks = (0.0,)
 
@@ -291,7 +389,20 @@ class ReLU(Pointwise):
 
 
 class Tanh(Pointwise):
-    """Hyperbolic tangent."""
+    """Hyperbolic tangent.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xnet
+    >>> x = np.array([-1.0, 0.0, 2.0])
+    >>> xnet.activations.tanh(x).round(8).tolist()
+    [-0.76159416, 0.0, 0.96402758]
+    >>> layer = xnet.layers.Tanh()
+    >>> y = layer.forward(x)
+    >>> layer.backward(np.ones_like(x)).round(8).tolist()
+    [0.41997434, 1.0, 0.07065082]
+    """
 
     def forward(self, m: Maths, x: Value) -> Value:
         return tanh(m, x)
@@ -301,7 +412,25 @@ class Tanh(Pointwise):
 
 
 class LeakyReLU(Pointwise):
-    """x where x > 0, slope x elsewhere (Maas, Hannun & Ng 2013)."""
+    """x where x > 0, slope x elsewhere (Maas, Hannun & Ng 2013).
+
+    Parameters
+    ----------
+    slope
+        The slope below 0.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xnet
+    >>> x = np.array([-2.0, 0.5])
+    >>> xnet.activations.leakyrelu(x, slope=0.1).round(8).tolist()
+    [-0.2, 0.5]
+    >>> layer = xnet.layers.LeakyReLU(slope=0.1)
+    >>> y = layer.forward(x)
+    >>> layer.backward(np.ones_like(x)).round(8).tolist()
+    [0.1, 1.0]
+    """
 
     slope: float = 0.01
     kinks = (0.0,)
@@ -314,7 +443,25 @@ class LeakyReLU(Pointwise):
 
 
 class ELU(Pointwise):
-    """x where x > 0, alpha (exp(x) - 1) elsewhere (Clevert, Unterthiner & Hochreiter 2016)."""
+    """x where x > 0, alpha (exp(x) - 1) elsewhere (Clevert, Unterthiner & Hochreiter 2016).
+
+    Parameters
+    ----------
+    alpha
+        What it falls to, -alpha, far below 0. The slope jumps at 0 unless this is 1.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xnet
+    >>> x = np.array([-1.0, 0.5])
+    >>> xnet.activations.elu(x).round(8).tolist()
+    [-0.63212056, 0.5]
+    >>> layer = xnet.layers.ELU()
+    >>> y = layer.forward(x)
+    >>> layer.backward(np.ones_like(x)).round(8).tolist()
+    [0.36787944, 1.0]
+    """
 
     alpha: float = 1.0
 
@@ -330,7 +477,25 @@ class ELU(Pointwise):
 
 
 class SELU(Pointwise):
-    """scale times ELU, which keeps mean 0 and variance 1 (Klambauer et al. 2017)."""
+    """scale times ELU, which keeps mean 0 and variance 1 (Klambauer et al. 2017).
+
+    Parameters
+    ----------
+    alpha, scale
+        The paper's numbers, for which mean 0 and variance 1 is a fixed point.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xnet
+    >>> x = np.array([-1.0, 0.5])
+    >>> xnet.activations.selu(x).round(8).tolist()
+    [-1.11133074, 0.52535049]
+    >>> layer = xnet.layers.SELU()
+    >>> y = layer.forward(x)
+    >>> layer.backward(np.ones_like(x)).round(8).tolist()
+    [0.6467686, 1.05070099]
+    """
 
     alpha: float = 1.6732632423543772
     scale: float = 1.0507009873554805
@@ -344,17 +509,45 @@ class SELU(Pointwise):
 
 
 class Softplus(Pointwise):
-    """log(1 + exp(x)), a smooth ReLU (Dugas et al. 2001)."""
+    """log(1 + exp(x)), a smooth ReLU (Dugas et al. 2001).
+
+    It is computed as ``max(x, 0) + log(1 + exp(-|x|))``, which cannot overflow.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xnet
+    >>> x = np.array([-1.0, 0.0, 2.0])
+    >>> xnet.activations.softplus(x).round(8).tolist()
+    [0.31326169, 0.69314718, 2.12692801]
+    >>> layer = xnet.layers.Softplus()
+    >>> y = layer.forward(x)
+    >>> layer.backward(np.ones_like(x)).round(8).tolist()
+    [0.26894142, 0.5, 0.88079708]
+    """
 
     def forward(self, m: Maths, x: Value) -> Value:
-        return softplus(m, x)
+        return m.maximum(x, 0) + m.log1p(m.exp(-m.abs(x)))
 
     def backward(self, m: Maths, dout: Value, x: Value, y: Value) -> Value:
         return dout * -m.expm1(-y)
 
 
 class SiLU(Pointwise):
-    """x sigmoid(x), also called swish (Elfwing, Uchibe & Doya 2018)."""
+    """x sigmoid(x), also called swish (Elfwing, Uchibe & Doya 2018).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xnet
+    >>> x = np.array([-1.0, 0.0, 2.0])
+    >>> xnet.activations.silu(x).round(8).tolist()
+    [-0.26894142, 0.0, 1.76159416]
+    >>> layer = xnet.layers.SiLU()
+    >>> y = layer.forward(x)
+    >>> layer.backward(np.ones_like(x)).round(8).tolist()
+    [0.07232949, 0.5, 1.09078425]
+    """
 
     def forward(self, m: Maths, x: Value) -> Value:
         return x * sigmoid(m, x)
@@ -368,6 +561,18 @@ class GELU(Pointwise):
     """x Phi(x) in the form with tanh (Hendrycks & Gimpel 2016).
 
     Their x (1 + tanh(v)) / 2 with v = sqrt(2 / pi) (x + 0.044715 x^3) is x sigmoid(2 v).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xnet
+    >>> x = np.array([-1.0, 0.0, 2.0])
+    >>> xnet.activations.gelu(x).round(8).tolist()
+    [-0.15880801, 0.0, 1.95459769]
+    >>> layer = xnet.layers.GELU()
+    >>> y = layer.forward(x)
+    >>> layer.backward(np.ones_like(x)).round(8).tolist()
+    [-0.08296408, 0.5, 1.08609926]
     """
 
     def forward(self, m: Maths, x: Value) -> Value:
@@ -381,7 +586,20 @@ class GELU(Pointwise):
 
 
 class HardSigmoid(Pointwise):
-    """The line x / 6 + 1/2, kept within 0 and 1."""
+    """The line x / 6 + 1/2, kept within 0 and 1.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xnet
+    >>> x = np.array([-4.0, 0.0, 1.5])
+    >>> xnet.activations.hardsigmoid(x).round(8).tolist()
+    [0.0, 0.5, 0.75]
+    >>> layer = xnet.layers.HardSigmoid()
+    >>> y = layer.forward(x)
+    >>> layer.backward(np.ones_like(x)).round(8).tolist()
+    [0.0, 0.16666667, 0.16666667]
+    """
 
     kinks = (-3.0, 3.0)
 
@@ -393,7 +611,20 @@ class HardSigmoid(Pointwise):
 
 
 class HardTanh(Pointwise):
-    """x, kept within -1 and 1 (Collobert 2004)."""
+    """x, kept within -1 and 1 (Collobert 2004).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xnet
+    >>> x = np.array([-1.5, 0.25, 2.0])
+    >>> xnet.activations.hardtanh(x).round(8).tolist()
+    [-1.0, 0.25, 1.0]
+    >>> layer = xnet.layers.HardTanh()
+    >>> y = layer.forward(x)
+    >>> layer.backward(np.ones_like(x)).round(8).tolist()
+    [0.0, 1.0, 0.0]
+    """
 
     kinks = (-1.0, 1.0)
 
@@ -405,7 +636,20 @@ class HardTanh(Pointwise):
 
 
 class Mish(Pointwise):
-    """x tanh(softplus(x)) (Misra 2019)."""
+    """x tanh(softplus(x)) (Misra 2019).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xnet
+    >>> x = np.array([-1.0, 0.0, 2.0])
+    >>> xnet.activations.mish(x).round(8).tolist()
+    [-0.30340146, 0.0, 1.94395896]
+    >>> layer = xnet.layers.Mish()
+    >>> y = layer.forward(x)
+    >>> layer.backward(np.ones_like(x)).round(8).tolist()
+    [0.05921676, 0.6, 1.06931793]
+    """
 
     def forward(self, m: Maths, x: Value) -> Value:
         return x * self.gate(m, x)
@@ -415,7 +659,7 @@ class Mish(Pointwise):
         return dout * (t + x * ((1 - t) * (1 + t) * sigmoid(m, x)))
 
     def gate(self, m: Maths, x: Value) -> Value:
-        """tanh(log(1 + e^x)): with z = e^-|x| (1 + 2 z) / (1 + 2 z + 2 z^2), and its mirror."""
+        """tanh(log(1 + e^x)): with ``z = e^-|x|`` (1 + 2 z) / (1 + 2 z + 2 z^2), and its mirror."""
         z = m.exp(-m.abs(x))
         up, down = 1 + 2 * z, z * (z + 2)
         return m.where(x >= 0, up / (up + 2 * (z * z)), down / (down + 2))
@@ -425,7 +669,24 @@ class Mish(Pointwise):
 
 
 class Rows(Operation, abstract=True):
-    """A formula along each row: y = forward(m, x), dx = backward(m, dout, x, y)."""
+    """A formula along each row: y = forward(m, x), dx = backward(m, dout, x, y).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xnet
+    >>> from xnet.operations import Rows
+    >>> class Centred(Rows, abstract=True):
+    ...     def forward(self, m, x):
+    ...         return x - m.sum(x) / m.width(x)
+    ...     def backward(self, m, dout, x, y):
+    ...         return dout - m.sum(dout) / m.width(dout)
+    >>> layer = xnet.layers.Layer.of(Centred())
+    >>> layer.forward(np.array([[1.0, 2.0, 6.0]])).tolist()
+    [[-2.0, -1.0, 3.0]]
+    >>> layer.backward(np.array([[3.0, 0.0, 0.0]])).tolist()
+    [[2.0, -1.0, -1.0]]
+    """
 
     fuses = "rows"
 
@@ -448,7 +709,18 @@ def log_softmax_slope(m: Maths, x: Value, t: Value) -> Value:
 
 
 class Softmax(Rows):
-    """Softmax of each row (§3.5.3)."""
+    """Softmax of each row (§3.5.3).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xnet
+    >>> layer = xnet.layers.Softmax()
+    >>> layer.forward(np.array([[0.3, 2.9, 4.0]])).round(8).tolist()
+    [[0.01821127, 0.24519181, 0.73659691]]
+    >>> layer.backward(np.array([[1.0, 0.0, 0.0]])).round(8).tolist()
+    [[0.01787962, -0.00446526, -0.01341437]]
+    """
 
     def forward(self, m: Maths, x: Value) -> Value:
         return softmax(m, x)
@@ -470,6 +742,23 @@ class Loss(Operation, abstract=True):
     ----------
     classes
         Whether the columns are the scores of classes, of which the largest is meant.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xnet
+    >>> from xnet.operations import Loss
+    >>> class Quartic(Loss, abstract=True):
+    ...     classes = False
+    ...     def forward(self, m, x, t):
+    ...         return m.sum((x - t) * (x - t) * (x - t) * (x - t)) / 4
+    ...     def backward(self, m, x, t):
+    ...         return (x - t) * (x - t) * (x - t)
+    >>> layer = xnet.layers.LossLayer.of(Quartic())
+    >>> layer.forward(np.array([[2.0], [5.0]]), np.array([[0.0], [4.0]])).item()
+    2.125
+    >>> layer.backward().tolist()
+    [[4.0], [0.5]]
     """
 
     fuses = "loss"
@@ -497,6 +786,16 @@ class SoftmaxWithLoss(Loss):
     class_weights
         A factor for the loss of each class; None for 1. The mean is over the samples, weighted or
         not.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xnet
+    >>> layer = xnet.layers.SoftmaxWithLoss()
+    >>> round(layer.forward(np.array([[0.3, 2.9, 4.0]]), np.array([2])).item(), 8)
+    0.30571446
+    >>> layer.backward().round(8).tolist()
+    [[0.01821127, 0.24519181, -0.26340309]]
     """
 
     label_smoothing: float = 0.0
@@ -538,7 +837,18 @@ class SoftmaxWithLoss(Loss):
 
 
 class IdentityWithLoss(Loss):
-    """Half the squared error of each row, for regression: sum((x - t)^2) / 2 (§3.5.2, §4.2.1)."""
+    """Half the squared error of each row, for regression: sum((x - t)^2) / 2 (§3.5.2, §4.2.1).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xnet
+    >>> layer = xnet.layers.IdentityWithLoss()
+    >>> layer.forward(np.array([[1.0, 2.0]]), np.array([[0.0, 4.0]])).item()
+    2.5
+    >>> layer.backward().tolist()
+    [[1.0, -2.0]]
+    """
 
     classes = False
 
@@ -551,7 +861,18 @@ class IdentityWithLoss(Loss):
 
 
 class AbsoluteError(Loss):
-    """The sum of |x - t| of each row; its slope jumps where they are equal."""
+    """The sum of ``|x - t|`` of each row; its slope jumps where they are equal.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xnet
+    >>> layer = xnet.layers.AbsoluteError()
+    >>> layer.forward(np.array([[1.0, 2.0]]), np.array([[0.0, 4.0]])).item()
+    3.0
+    >>> layer.backward().tolist()
+    [[1.0, -1.0]]
+    """
 
     classes = False
 
@@ -563,7 +884,23 @@ class AbsoluteError(Loss):
 
 
 class Huber(Loss):
-    """Squared near the target, absolute beyond `delta` (Huber 1964)."""
+    """Squared near the target, absolute beyond `delta` (Huber 1964).
+
+    Parameters
+    ----------
+    delta
+        How far from the target it is squared.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xnet
+    >>> layer = xnet.layers.Huber(delta=1.0)
+    >>> layer.forward(np.array([[0.5, 0.0]]), np.array([[0.0, 3.0]])).item()
+    2.625
+    >>> layer.backward().tolist()
+    [[0.5, -1.0]]
+    """
 
     delta: float = 1.0
     classes = False
@@ -577,7 +914,23 @@ class Huber(Loss):
 
 
 class Hinge(Loss):
-    """sum of max(0, margin + x_j - x_t) over the other classes j (Weston & Watkins 1999)."""
+    """sum of max(0, margin + x_j - x_t) over the other classes j (Weston & Watkins 1999).
+
+    Parameters
+    ----------
+    margin
+        How far the score of the right class is to be above the others.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xnet
+    >>> layer = xnet.layers.Hinge()
+    >>> layer.forward(np.array([[2.0, 1.5, -1.0]]), np.array([0])).item()
+    0.5
+    >>> layer.backward().tolist()
+    [[-1.0, 1.0, 0.0]]
+    """
 
     margin: float = 1.0
 
@@ -595,6 +948,16 @@ class BinaryCrossEntropy(Loss):
     """Of each score x with sigmoid(x) and a target t of 0 to 1, summed along the row.
 
     -t log y - (1 - t) log(1 - y) for y = sigmoid(x), as softplus(x) - t x: it never vanishes.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xnet
+    >>> layer = xnet.layers.BinaryCrossEntropy()
+    >>> round(layer.forward(np.array([[0.0], [2.0]]), np.array([0.0, 1.0])).item(), 8)
+    0.4100376
+    >>> layer.backward().round(8).tolist()
+    [[0.25], [-0.05960146]]
     """
 
     classes = False
@@ -610,7 +973,18 @@ class BinaryCrossEntropy(Loss):
 
 
 class KullbackLeibler(Loss):
-    """sum(t log(t / softmax(x))) of each row, for targets that are probabilities."""
+    """sum(t log(t / softmax(x))) of each row, for targets that are probabilities.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xnet
+    >>> layer = xnet.layers.KullbackLeibler()
+    >>> round(layer.forward(np.array([[0.0, 0.0]]), np.array([[0.25, 0.75]])).item(), 8)
+    0.13081204
+    >>> layer.backward().round(8).tolist()
+    [[0.25, -0.25]]
+    """
 
     def predict(self, m: Maths, x: Value) -> Value:
         return softmax(m, x)
@@ -627,6 +1001,20 @@ class Focal(Loss):
     """Cross-entropy of the softmax with (1 - y)^gamma for a weight (Lin et al. 2017).
 
     What is learnt already counts for less. 1 - y is held above 1e-30.
+
+    Parameters
+    ----------
+    gamma
+        How much less counts what is learnt; 0 for the cross-entropy itself.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xnet
+    >>> layer = xnet.layers.Focal(gamma=2.0)
+    >>> x, t = np.array([[0.0, 0.0], [3.0, 0.0]]), np.array([0, 0])
+    >>> [round(layer.forward(row, label).item(), 8) for row, label in zip(x, t)]
+    [0.1732868, 0.00010928]
     """
 
     gamma: float = 2.0
@@ -659,6 +1047,27 @@ class Dropout(Operation):
     """x kept with probability 1 - ratio and scaled by 1 / (1 - ratio), in training alone (§6.4.3).
 
     Scaled in training, as is usual, so that predictions need nothing; the book scales those.
+
+    Parameters
+    ----------
+    ratio
+        Share of the numbers that is dropped, in [0, 1).
+
+    Raises
+    ------
+    ValueError
+        A ratio outside [0, 1).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xnet
+    >>> layer = xnet.layers.Dropout(ratio=0.5)
+    >>> x = np.ones((1, 1000))
+    >>> layer(x).tolist() == x.tolist()
+    True
+    >>> set(layer.forward(x).ravel().tolist()) == {0.0, 2.0}
+    True
     """
 
     ratio: float = 0.5
@@ -684,6 +1093,20 @@ class Normalization(Operation):
 
     No training moves them, so that nothing of validation or test data gets in. Its place is before
     the first layer; the network then takes what the data hold, and its file says how to scale them.
+
+    Parameters
+    ----------
+    units
+        Columns.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xnet
+    >>> layer = xnet.layers.Normalization(2)
+    >>> layer.state.update(mean=np.array([1.0, 10.0]), std=np.array([2.0, 5.0]))
+    >>> layer(np.array([[3.0, 0.0]])).tolist()
+    [[1.0, -2.0]]
     """
 
     units: int
@@ -712,6 +1135,26 @@ class BatchNorm(Normalized):
     """gamma (x - mean) / sqrt(variance + eps) + beta over the batch (§6.3; Ioffe & Szegedy 2015).
 
     Predictions take running means of both, which move by `1 - decay` a training step.
+
+    Parameters
+    ----------
+    units
+        Columns.
+    decay
+        Share of the running means that a training step leaves.
+    eps
+        Added to the variance.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xnet
+    >>> layer = xnet.layers.BatchNorm.from_params([1.0, 2.0], [0.0, 3.0])
+    >>> layer.initialize(0, "float64", xnet.resolve("numpy"))
+    >>> layer.forward(np.array([[1.0, -1.0], [3.0, 1.0]])).round(3).tolist()
+    [[-1.0, 1.0], [1.0, 5.0]]
+    >>> {name: array.round(3).tolist() for name, array in layer.state.items()}
+    {'mean': [0.2, 0.0], 'variance': [1.0, 1.0]}
     """
 
     decay: float = 0.9
@@ -740,7 +1183,23 @@ class BatchNorm(Normalized):
 
 
 class LayerNorm(Normalized):
-    """gamma (x - mean) / sqrt(variance + eps) + beta along each row (Ba, Kiros & Hinton 2016)."""
+    """gamma (x - mean) / sqrt(variance + eps) + beta along each row (Ba, Kiros & Hinton 2016).
+
+    Parameters
+    ----------
+    units
+        Numbers in a row.
+    eps
+        Added to the variance.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xnet
+    >>> layer = xnet.layers.LayerNorm.from_params([1.0, 1.0, 1.0], [0.0, 0.0, 0.5])
+    >>> layer.forward(np.array([[1.0, 2.0, 3.0]])).round(3).tolist()
+    [[-1.225, 0.0, 1.725]]
+    """
 
     eps: float = 1e-5
 
@@ -758,3 +1217,6 @@ class LayerNorm(Normalized):
         d = x - m.sum(x) / m.width(x)
         std = m.sqrt(m.sum(d * d) / m.width(x) + self.eps)
         return d / std, std
+
+
+__all__ = ["Loss", "Operation", "Pointwise", "Rows", "registered", *OPERATIONS]  # pyright: ignore

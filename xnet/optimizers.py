@@ -54,6 +54,19 @@ class Optimizer:
     ------
     ValueError
         A negative or infinite setting, or a fraction outside [0, 1).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from xnet.optimizers import Optimizer
+    >>> class SignDescent(Optimizer):
+    ...     lr: float = 0.1
+    ...     def step(self, m, n, W, g):
+    ...         return W - self.lr * m.where(g > 0, 1, m.where(g < 0, -1, g))
+    >>> params = {"W": np.array([1.0, -2.0])}
+    >>> SignDescent().update(params, {"W": np.array([0.5, -8.0])})
+    >>> params["W"].round(8).tolist()
+    [0.9, -1.9]
     """
 
     lr: float = 0.01
@@ -118,6 +131,13 @@ class Optimizer:
 
         `grads` has the keys and shapes of `params`, or of some of them.
 
+        Parameters
+        ----------
+        params
+            float32 or float64 arrays by name: a network's `params`, or a dictionary.
+        grads
+            Gradients by the names of parameters, of their shapes and dtypes.
+
         Raises
         ------
         TypeError
@@ -126,6 +146,15 @@ class Optimizer:
             A gradient that has not its parameter's shape and dtype.
         BackendError
             Parameter, gradient and what is remembered of it live on different devices.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from xnet.optimizers import SGD
+        >>> params = {"W": np.array([1.0, -2.0]), "b": np.array([0.5])}
+        >>> SGD(lr=0.1, weight_decay=0.5).update(params, {"W": np.array([1.0, 1.0])})
+        >>> {name: W.round(8).tolist() for name, W in params.items()}
+        {'W': [0.85, -2.0], 'b': [0.5]}
         """
         current = get_backend()
         of: Any = params
@@ -205,7 +234,24 @@ class Optimizer:
 
 
 class SGD(Optimizer):
-    """Stochastic gradient descent, W - lr g (Robbins & Monro 1951)."""
+    """Stochastic gradient descent, W - lr g (Robbins & Monro 1951).
+
+    Parameters
+    ----------
+    lr, weight_decay
+        As in `Optimizer`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xnet
+    >>> optimizer, params = xnet.optimizers.SGD(lr=0.1), {"W": np.array([1.0, -2.0])}
+    >>> for g in ([0.5, -1.0], [-0.25, -1.0]):
+    ...     optimizer.update(params, {"W": np.array(g)})
+    ...     print(params["W"].round(6).tolist())
+    [0.95, -1.9]
+    [0.975, -1.8]
+    """
 
     lr: float = 0.01
 
@@ -214,7 +260,26 @@ class SGD(Optimizer):
 
 
 class Momentum(Optimizer):
-    """Classical momentum, v = momentum v - lr g, W + v (Polyak 1964)."""
+    """Classical momentum, v = momentum v - lr g, W + v (Polyak 1964).
+
+    Parameters
+    ----------
+    lr, weight_decay
+        As in `Optimizer`.
+    momentum
+        Share of the last step that is taken again, in [0, 1).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xnet
+    >>> optimizer, params = xnet.optimizers.Momentum(lr=0.1), {"W": np.array([1.0, -2.0])}
+    >>> for g in ([0.5, -1.0], [-0.25, -1.0]):
+    ...     optimizer.update(params, {"W": np.array(g)})
+    ...     print(params["W"].round(6).tolist())
+    [0.95, -1.9]
+    [0.93, -1.71]
+    """
 
     lr: float = 0.01
     momentum: float = 0.9
@@ -232,6 +297,22 @@ class Nesterov(Momentum):
 
     The form of Bengio et al. 2013 ("Advances in optimizing recurrent networks", eq. 7), where W
     stands for the point already moved ahead, so that the gradient is needed at W alone.
+
+    Parameters
+    ----------
+    lr, weight_decay, momentum
+        As in `Momentum`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xnet
+    >>> optimizer, params = xnet.optimizers.Nesterov(lr=0.1), {"W": np.array([1.0, -2.0])}
+    >>> for g in ([0.5, -1.0], [-0.25, -1.0]):
+    ...     optimizer.update(params, {"W": np.array(g)})
+    ...     print(params["W"].round(6).tolist())
+    [0.905, -1.81]
+    [0.912, -1.539]
     """
 
     def step(self, m: Maths, n: Any, W: Value, g: Value, v: Value) -> Any:
@@ -240,7 +321,26 @@ class Nesterov(Momentum):
 
 
 class AdaGrad(Optimizer):
-    """h = h + g^2, W - lr g / (sqrt(h) + eps) (Duchi, Hazan & Singer 2011)."""
+    """h = h + g^2, W - lr g / (sqrt(h) + eps) (Duchi, Hazan & Singer 2011).
+
+    Parameters
+    ----------
+    lr, weight_decay
+        As in `Optimizer`.
+    eps
+        Added to the root, so that it does not divide by 0.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xnet
+    >>> optimizer, params = xnet.optimizers.AdaGrad(lr=0.1), {"W": np.array([1.0, -2.0])}
+    >>> for g in ([0.5, -1.0], [-0.25, -1.0]):
+    ...     optimizer.update(params, {"W": np.array(g)})
+    ...     print(params["W"].round(6).tolist())
+    [0.9, -1.9]
+    [0.944721, -1.829289]
+    """
 
     lr: float = 0.01
     eps: float = 1e-7
@@ -256,6 +356,26 @@ class RMSProp(Optimizer):
     """h = decay h + (1 - decay) g^2, W - lr g / (sqrt(h) + eps) (Tieleman & Hinton 2012).
 
     The lecture takes a decay of 0.9; 0.99 is the book's default (§6.1).
+
+    Parameters
+    ----------
+    lr, weight_decay
+        As in `Optimizer`.
+    decay
+        Share of the mean square that a step leaves, in [0, 1).
+    eps
+        Added to the root, so that it does not divide by 0.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xnet
+    >>> optimizer, params = xnet.optimizers.RMSProp(lr=0.1), {"W": np.array([1.0, -2.0])}
+    >>> for g in ([0.5, -1.0], [-0.25, -1.0]):
+    ...     optimizer.update(params, {"W": np.array(g)})
+    ...     print(params["W"].round(6).tolist())
+    [2e-06, -1.000001]
+    [0.449014, -0.29112]
     """
 
     lr: float = 0.01
@@ -275,10 +395,27 @@ class Adam(Optimizer):
 
     Parameters
     ----------
+    lr, weight_decay
+        As in `Optimizer`.
+    beta1, beta2
+        Share of the moment of g, and of that of g^2, that a step leaves, in [0, 1).
+    eps
+        Added to the root, so that it does not divide by 0.
     epsilon_hat
         Whether eps is added before the correction, as at the end of their section 2 and in the
         book's code (§6.1.6, with an eps of 1e-7): W - lr sqrt(1 - beta2^n) / (1 - beta1^n)
         p / (sqrt(q) + eps).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xnet
+    >>> optimizer, params = xnet.optimizers.Adam(lr=0.1), {"W": np.array([1.0, -2.0])}
+    >>> for g in ([0.5, -1.0], [-0.25, -1.0]):
+    ...     optimizer.update(params, {"W": np.array(g)})
+    ...     print(params["W"].round(6).tolist())
+    [0.9, -1.9]
+    [0.873366, -1.8]
     """
 
     lr: float = 0.001
@@ -304,7 +441,26 @@ class Adam(Optimizer):
 
 
 class AdamW(Adam):
-    """Adam with decoupled weight decay (Loshchilov & Hutter 2019)."""
+    """Adam with decoupled weight decay (Loshchilov & Hutter 2019).
+
+    Parameters
+    ----------
+    lr, beta1, beta2, eps, epsilon_hat
+        As in `Adam`.
+    weight_decay
+        As in `Optimizer`, decoupled.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xnet
+    >>> optimizer, params = xnet.optimizers.AdamW(lr=0.1), {"W": np.array([1.0, -2.0])}
+    >>> for g in ([0.5, -1.0], [-0.25, -1.0]):
+    ...     optimizer.update(params, {"W": np.array(g)})
+    ...     print(params["W"].round(6).tolist())
+    [0.899, -1.898]
+    [0.871467, -1.796102]
+    """
 
     weight_decay: float | None = dataclasses.field(default=0.01, kw_only=True)
 
@@ -312,7 +468,26 @@ class AdamW(Adam):
 
 
 class Nadam(Adam):
-    """Adam with Nesterov's momentum (Dozat 2016, algorithm 2), beta1 the same at every step."""
+    """Adam with Nesterov's momentum (Dozat 2016, algorithm 2), beta1 the same at every step.
+
+    Parameters
+    ----------
+    lr, weight_decay, beta1, beta2, eps
+        As in `Adam`.
+    epsilon_hat
+        Of no effect here.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xnet
+    >>> optimizer, params = xnet.optimizers.Nadam(lr=0.1), {"W": np.array([1.0, -2.0])}
+    >>> for g in ([0.5, -1.0], [-0.25, -1.0]):
+    ...     optimizer.update(params, {"W": np.array(g)})
+    ...     print(params["W"].round(6).tolist())
+    [0.852632, -1.852632]
+    [0.869118, -1.7369]
+    """
 
     def step(self, m: Maths, n: Any, W: Value, g: Value, p: Value, q: Value) -> Any:
         p, q, c1, c2 = self.moments(m, n, g, p, q)
@@ -322,7 +497,30 @@ class Nadam(Adam):
 
 
 class Lion(Optimizer):
-    """W - lr sign(beta1 p + (1 - beta1) g), p = beta2 p + (1 - beta2) g (Chen et al. 2023)."""
+    """W - lr sign(beta1 p + (1 - beta1) g), p = beta2 p + (1 - beta2) g (Chen et al. 2023).
+
+    Parameters
+    ----------
+    lr
+        As in `Optimizer`: the size of every step.
+    beta1
+        Share of the remembered gradient in the direction of the step, in [0, 1).
+    beta2
+        Share of it that a step leaves, in [0, 1).
+    weight_decay
+        As in `Optimizer`, decoupled.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xnet
+    >>> optimizer, params = xnet.optimizers.Lion(lr=0.1), {"W": np.array([1.0, -2.0])}
+    >>> for g in ([0.5, -1.0], [-0.25, -1.0]):
+    ...     optimizer.update(params, {"W": np.array(g)})
+    ...     print(params["W"].round(6).tolist())
+    [0.9, -1.9]
+    [1.0, -1.8]
+    """
 
     lr: float = 1e-4
     beta1: float = 0.9
@@ -336,3 +534,6 @@ class Lion(Optimizer):
         c = self.beta1 * p + (1 - self.beta1) * g
         sign = m.where(c > 0, 1, m.where(c < 0, -1, c))
         return W - self.lr * sign, self.beta2 * p + (1 - self.beta2) * g
+
+
+__all__ = ["OPTIMIZERS", "Optimizer", *(cls.__name__ for cls in OPTIMIZERS.values())]  # pyright: ignore

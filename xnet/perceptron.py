@@ -6,9 +6,44 @@ from typing import Final
 from xnet.arguments import as_floats, taken
 from xnet.backend import Array, get_backend
 
+__all__ = [
+    "AND",
+    "GATES",
+    "NAND",
+    "OR",
+    "XOR",
+    "AND_with_threshold",
+    "perceptron",
+    "weighted_sum",
+]
+
 
 def weighted_sum(x: Array, w: Array, b: float = 0.0) -> Array:
-    """sum(w x) + b, 0-d, for arrays or lists x and w of one shape."""
+    """sum(w x) + b, 0-d, for arrays or lists x and w of one shape.
+
+    Parameters
+    ----------
+    x, w
+        Inputs and weights: arrays or lists of one shape.
+    b
+        Bias.
+
+    Returns
+    -------
+    Array
+        0-d, the inputs' dtype where that is floating point, else float64.
+
+    Raises
+    ------
+    ValueError
+        The shapes differ.
+
+    Examples
+    --------
+    >>> import xnet
+    >>> round(xnet.perceptron.weighted_sum([0, 1], [0.5, 0.5], -0.7).item(), 8)
+    -0.2
+    """
     backend, x, w = taken(x=x, w=w)
     x, w = as_floats(backend, x), as_floats(backend, w)
     if tuple(x.shape) != tuple(w.shape):
@@ -26,6 +61,22 @@ def perceptron(x: Array, w: Array, b: float) -> int:
         Inputs and weights: arrays or lists of one shape.
     b
         Bias.
+
+    Returns
+    -------
+    int
+        0 or 1.
+
+    Raises
+    ------
+    ValueError
+        The shapes differ.
+
+    Examples
+    --------
+    >>> import xnet
+    >>> [xnet.perceptron.perceptron(x, [0.5, 0.5], -0.7) for x in ([0, 1], [1, 1])]
+    [0, 1]
     """
     return int(weighted_sum(x, w, b) > 0)
 
@@ -45,27 +96,112 @@ def _gate(name: str, *inputs: float) -> int:
 
 
 def AND_with_threshold(x1: float, x2: float) -> int:
-    """AND by a threshold: 1 if 0.5 x1 + 0.5 x2 > 0.7, else 0 (§2.3.1)."""
+    """AND by a threshold: 1 if 0.5 x1 + 0.5 x2 > 0.7, else 0 (§2.3.1).
+
+    Parameters
+    ----------
+    x1, x2
+        Inputs, 0 or 1.
+
+    Returns
+    -------
+    int
+        0 or 1.
+
+    Examples
+    --------
+    >>> from xnet.perceptron import AND_with_threshold
+    >>> [AND_with_threshold(x1, x2) for x1, x2 in ((0, 0), (1, 0), (0, 1), (1, 1))]
+    [0, 0, 0, 1]
+    """
     backend = get_backend()
     x = backend.asarray([float(x1), float(x2)])
     return int(weighted_sum(x, backend.asarray([0.5, 0.5])) > 0.7)
 
 
 def AND(x1: float, x2: float) -> int:
-    """1 if both inputs are 1: weights (0.5, 0.5), bias -0.7 (§2.3.3)."""
+    """1 if both inputs are 1: weights (0.5, 0.5), bias -0.7 (§2.3.3).
+
+    Parameters
+    ----------
+    x1, x2
+        Inputs, 0 or 1.
+
+    Returns
+    -------
+    int
+        0 or 1.
+
+    Examples
+    --------
+    >>> from xnet.perceptron import AND
+    >>> [AND(x1, x2) for x1, x2 in ((0, 0), (1, 0), (0, 1), (1, 1))]
+    [0, 0, 0, 1]
+    """
     return _gate("AND", x1, x2)
 
 
 def NAND(x1: float, x2: float) -> int:
-    """0 if both inputs are 1: weights (-0.5, -0.5), bias 0.7 (§2.3.3)."""
+    """0 if both inputs are 1: weights (-0.5, -0.5), bias 0.7 (§2.3.3).
+
+    Parameters
+    ----------
+    x1, x2
+        Inputs, 0 or 1.
+
+    Returns
+    -------
+    int
+        0 or 1.
+
+    Examples
+    --------
+    >>> from xnet.perceptron import NAND
+    >>> [NAND(x1, x2) for x1, x2 in ((0, 0), (1, 0), (0, 1), (1, 1))]
+    [1, 1, 1, 0]
+    """
     return _gate("NAND", x1, x2)
 
 
 def OR(x1: float, x2: float) -> int:
-    """1 if an input is 1: weights (0.5, 0.5), bias -0.2 (§2.3.3)."""
+    """1 if an input is 1: weights (0.5, 0.5), bias -0.2 (§2.3.3).
+
+    Parameters
+    ----------
+    x1, x2
+        Inputs, 0 or 1.
+
+    Returns
+    -------
+    int
+        0 or 1.
+
+    Examples
+    --------
+    >>> from xnet.perceptron import OR
+    >>> [OR(x1, x2) for x1, x2 in ((0, 0), (1, 0), (0, 1), (1, 1))]
+    [0, 1, 1, 1]
+    """
     return _gate("OR", x1, x2)
 
 
 def XOR(x1: float, x2: float) -> int:
-    """1 if just one input is 1: AND(NAND, OR), two layers, for one cannot do it (§2.5.2)."""
+    """1 if just one input is 1: AND(NAND, OR), two layers, for one cannot do it (§2.5.2).
+
+    Parameters
+    ----------
+    x1, x2
+        Inputs, 0 or 1.
+
+    Returns
+    -------
+    int
+        0 or 1.
+
+    Examples
+    --------
+    >>> from xnet.perceptron import XOR
+    >>> [XOR(x1, x2) for x1, x2 in ((0, 0), (1, 0), (0, 1), (1, 1))]
+    [0, 1, 1, 0]
+    """
     return AND(NAND(x1, x2), OR(x1, x2))

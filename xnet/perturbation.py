@@ -11,6 +11,8 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Any
 
+__all__ = ["LARGEST_STACK", "memory"]
+
 LARGEST_STACK = 1 << 21
 """Numbers, at most, in a stack of perturbed arrays: 16 MiB in float64."""
 
@@ -104,6 +106,26 @@ def memory(samples: int, widths: Sequence[int], itemsize: int = 8) -> int:
     a time: a layer's input and output and what an activation, or the softmax, makes on the way.
     Beside them: eight copies of each layer's output and four of its gradient, a byte for each pair
     of units of the widest layer, and Python's objects.
+
+    Parameters
+    ----------
+    samples
+        In the batch.
+    widths
+        Features of the input, units of each layer, and scores.
+    itemsize
+        Bytes of a number: 8 for float64, 4 for float32.
+
+    Returns
+    -------
+    int
+        Bytes.
+
+    Examples
+    --------
+    >>> import xnet
+    >>> xnet.perturbation.memory(100, [784, 50, 10])
+    14737152
     """
     columns = [
         (width, 2 * samples * max(widths[k + 1 :], default=width))

@@ -8,6 +8,8 @@ from xnet.backend import Array, Backend, Gradients, Run
 from xnet.layers import Layer, LossLayer, check_gradient, numbered
 from xnet.operations import Loss
 
+__all__ = ["Part", "Plan"]
+
 
 class Part:
     """A run, with the layers that it is made of; it is asked as a layer is.
@@ -20,6 +22,15 @@ class Part:
         What it is made of.
     first
         Whether it begins the network, so that nobody asks for the gradient by its input.
+
+    Examples
+    --------
+    >>> import xnet
+    >>> from xnet.plan import Part, Plan
+    >>> net = xnet.TwoLayerNet(2, 3, 2, backend="numpy")
+    >>> plan = Plan(net.backend, list(net.layers), net.loss_layer)
+    >>> [segment.layers for segment in plan.segments if isinstance(segment, Part)]
+    [[Affine(2, 3), Sigmoid(), Affine(3, 2)]]
     """
 
     def __init__(self, backend: Backend, layers: Sequence[Layer], first: bool) -> None:
@@ -85,6 +96,13 @@ def is_plain(layer: Layer) -> bool:
 class Plan:
     """The segments of a network, valid as long as its layers have the same arrays.
 
+    Parameters
+    ----------
+    backend
+        What takes the runs.
+    layers, loss
+        The network's.
+
     Attributes
     ----------
     segments
@@ -97,6 +115,18 @@ class Plan:
         Where the parameters are, and their names, as the network numbers them.
     loss
         The loss as the backend takes it; None if the loss layer computes otherwise.
+
+    Examples
+    --------
+    >>> import xnet
+    >>> from xnet.layers import Affine, Dropout, ReLU
+    >>> from xnet.plan import Plan
+    >>> net = xnet.Network([Affine(4, 3), ReLU(), Dropout(0.2), Affine(3, 2)], backend="numpy")
+    >>> for segment in Plan(net.backend, list(net.layers), net.loss_layer).segments:
+    ...     print(getattr(segment, "layers", segment))
+    [Affine(4, 3), ReLU()]
+    Dropout(0.2)
+    [Affine(3, 2)]
     """
 
     def __init__(self, backend: Backend, layers: Sequence[Layer], loss: LossLayer) -> None:

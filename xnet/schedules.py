@@ -14,13 +14,25 @@ from typing import TYPE_CHECKING, Any, ClassVar, dataclass_transform
 if TYPE_CHECKING:
     from xnet.training import History
 
+__all__ = ["SCHEDULES", "Cosine", "Plateau", "Schedule", "Step", "Warmup"]
+
 SCHEDULES: dict[str, type["Schedule"]] = {}
 """Every schedule by its name in lower case."""
 
 
 @dataclass_transform(frozen_default=True)
 class Schedule:
-    """Base: a class's annotated attributes are its settings."""
+    """Base: a class's annotated attributes are its settings.
+
+    Examples
+    --------
+    >>> import xnet
+    >>> class Halving(xnet.schedules.Schedule):
+    ...     def factor(self, n, total, history):
+    ...         return 0.5 ** n
+    >>> [Halving().factor(n, 10, xnet.History()) for n in range(4)]
+    [1.0, 0.5, 0.25, 0.125]
+    """
 
     each_step: ClassVar[bool] = True
     """Whether the factor changes within an epoch."""
@@ -78,6 +90,13 @@ class Step(Schedule):
         Steps between two drops.
     drop
         From 0 to 1.
+
+    Examples
+    --------
+    >>> import xnet
+    >>> schedule = xnet.schedules.Step(every=2, drop=0.5)
+    >>> [schedule.factor(n, 6, xnet.History()) for n in range(6)]
+    [1.0, 1.0, 0.5, 0.5, 0.25, 0.25]
     """
 
     every: int
@@ -104,6 +123,13 @@ class Cosine(Schedule):
         When `end` is reached, which stays; None for the whole run's.
     end
         The last factor, from 0 to 1.
+
+    Examples
+    --------
+    >>> import xnet
+    >>> schedule = xnet.schedules.Cosine()
+    >>> [round(schedule.factor(n, 4, xnet.History()), 8) for n in range(5)]
+    [1.0, 0.85355339, 0.5, 0.14644661, 0.0]
     """
 
     steps: int | None = None
@@ -131,6 +157,13 @@ class Warmup(Schedule):
         When the whole rate is reached.
     then
         Another schedule, whose factor counts from the first step on; None for 1.
+
+    Examples
+    --------
+    >>> import xnet
+    >>> schedule = xnet.schedules.Warmup(4, then=xnet.schedules.Step(every=5, drop=0.5))
+    >>> [schedule.factor(n, 8, xnet.History()) for n in range(7)]
+    [0.25, 0.5, 0.75, 1.0, 1.0, 0.5, 0.5]
     """
 
     steps: int
@@ -161,6 +194,15 @@ class Plateau(Schedule):
         From 0 to 1.
     least
         Below this factor it does not go.
+
+    Examples
+    --------
+    >>> import xnet
+    >>> schedule = xnet.schedules.Plateau(patience=2, drop=0.5)
+    >>> accuracies = [0.7, 0.8, 0.8, 0.75, 0.9]
+    >>> histories = [xnet.History(validation_accuracy=accuracies[:n]) for n in range(1, 6)]
+    >>> [schedule.factor(n, 5, history) for n, history in enumerate(histories)]
+    [1.0, 1.0, 1.0, 0.5, 0.5]
     """
 
     patience: int = 10

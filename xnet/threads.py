@@ -9,6 +9,8 @@ import os
 from importlib import import_module
 from typing import Any
 
+__all__ = ["num_threads", "set_num_threads"]
+
 _chosen: int | None = None
 
 
@@ -19,7 +21,22 @@ def processors() -> int:
 
 
 def num_threads() -> int:
-    """How many threads compute at most: what was set, else one for each processor."""
+    """How many threads compute at most: what was set, else one for each processor.
+
+    Returns
+    -------
+    int
+        At least 1.
+
+    Examples
+    --------
+    >>> import xnet
+    >>> before = xnet.num_threads()
+    >>> _ = xnet.set_num_threads(1)
+    >>> xnet.num_threads()
+    1
+    >>> _ = xnet.set_num_threads(before)
+    """
     return processors() if _chosen is None else _chosen
 
 
@@ -45,6 +62,15 @@ def set_num_threads(count: int) -> int:
         `count` is not a whole number.
     ValueError
         `count` is below 1.
+
+    Examples
+    --------
+    >>> import xnet
+    >>> before = xnet.num_threads()
+    >>> xnet.set_num_threads(1), xnet.num_threads()
+    (1, 1)
+    >>> xnet.set_num_threads(before) == before
+    True
     """
     global _chosen
     try:

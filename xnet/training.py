@@ -27,6 +27,8 @@ from xnet.random import Generator as Draws
 from xnet.samples import Samples, check_length, minibatches
 from xnet.schedules import Schedule
 
+__all__ = ["Callback", "History", "Training", "train"]
+
 
 @dataclass(repr=False)
 class History:
@@ -35,6 +37,18 @@ class History:
     After each epoch, and when a call ends within one: accuracies where classes are learnt, R² where
     not (`r_squared`), on what there is. With validation data the test data are looked at once, when
     the call ends: one number, of the network that it ends with.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xnet
+    >>> x, t = np.array([[0.0], [1.0]] * 50), np.array([0, 1] * 50)
+    >>> net = xnet.TwoLayerNet(1, 4, 2, weight_init_std=1.0)
+    >>> history = xnet.train(net, x, t, x, t, epochs=3, batch_size=10, progress=False)
+    >>> history.iterations, history.epoch_ends, history.stopped
+    (30, [10, 20, 30], 'finished')
+    >>> len(history.loss), len(history.train_accuracy), history.metric
+    (30, 3, 'accuracy')
     """
 
     loss: list[float] = field(default_factory=list[float])
@@ -72,7 +86,18 @@ class History:
         return "R²" if self.train_r2 else "accuracy"
 
     def taken(self, part: str) -> list[float]:
-        """What was taken on a part of the data: "train", "validation" or "test"."""
+        """What was taken on a part of the data: "train", "validation" or "test".
+
+        Parameters
+        ----------
+        part
+            The name of that part.
+
+        Returns
+        -------
+        list of float
+            Accuracies or R², at `epoch_ends`; of the test data one where validation data chose.
+        """
         return getattr(self, f"{part}_{'r2' if self.train_r2 else 'accuracy'}")
 
     def __repr__(self) -> str:
@@ -88,13 +113,50 @@ class Callback:
     `optimizer` are the live ones. What they return says whether the run is to stop, as "stopped";
     what they raise ends it with that error, after a whole step. A run that is resumed tells of the
     steps from the checkpoint on.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xnet
+    >>> from xnet.training import Callback
+    >>> class UntilGood(Callback):
+    ...     def on_step(self, training):
+    ...         return training.history.loss[-1] < 0.1
+    >>> x, t = np.array([[0.0], [1.0]] * 50), np.array([0, 1] * 50)
+    >>> net, told = xnet.TwoLayerNet(1, 4, 2, weight_init_std=1.0), [UntilGood()]
+    >>> sgd = xnet.optimizers.SGD(lr=1.0)
+    >>> history = xnet.train(net, x, t, optimizer=sgd, epochs=99, callbacks=told, progress=False)
+    >>> history.stopped, history.loss[-2] >= 0.1 > history.loss[-1]
+    ('stopped', True)
     """
 
     def on_step(self, training: "Training") -> bool | None:
-        """A step is done: ``training.history.loss[-1]`` is the loss before it."""
+        """A step is done: ``training.history.loss[-1]`` is the loss before it.
+
+        Parameters
+        ----------
+        training
+            The run.
+
+        Returns
+        -------
+        bool or None
+            Whether the run is to stop.
+        """
 
     def on_epoch(self, training: "Training") -> bool | None:
-        """An epoch is over, and its accuracies or R² are in the history."""
+        """An epoch is over, and its accuracies or R² are in the history.
+
+        Parameters
+        ----------
+        training
+            The run.
+
+        Returns
+        -------
+        bool or None
+            Whether the run is to stop.
+        """
 
 
 def train(
@@ -214,6 +276,16 @@ def train(
     -----
     CheckpointWarning
         The last checkpoint is damaged; the run goes on from the one before it.
+
+    Examples
+    --------
+    >>> import xnet
+    >>> (x, t), (x_test, t_test) = xnet.datasets.load_digits()
+    >>> net = xnet.TwoLayerNet(64, 10, 10, weight_init_std="xavier")
+    >>> adam = xnet.optimizers.Adam(lr=0.02)
+    >>> history = xnet.train(net, x, t, x_test, t_test, optimizer=adam, epochs=5, progress=False)
+    >>> history.iterations, len(history.test_accuracy), history.test_accuracy[-1] > 0.85
+    (75, 5, True)
     """
     training = Training(
         network,
@@ -251,6 +323,15 @@ class Training:
     ----------
     history
         What all calls recorded.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xnet
+    >>> x, t = np.array([[0.0], [1.0]] * 50), np.array([0, 1] * 50)
+    >>> run = xnet.Training(xnet.TwoLayerNet(1, 4, 2), x, t, batch_size=10)
+    >>> run.run(iterations=4, progress=False).iterations, run.run(progress=False).iterations
+    (4, 14)
     """
 
     def __init__(
@@ -384,7 +465,32 @@ class Training:
         whole
             Whether they are the whole run's, of which some may be done already.
 
-        What it returns, and errors, as in `train`.
+        Returns
+        -------
+        History
+            The run's, of all calls.
+
+        Raises
+        ------
+        ValueError
+            `epochs` and `iterations` were both given, or one is no count.
+        CheckpointError
+            The run that is resumed was to have another length, which its schedule counts on; or
+            the folder cannot be written to.
+        WeightsError
+            The network cannot be saved.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import xnet
+        >>> x, t = np.array([[0.0], [1.0]] * 50), np.array([0, 1] * 50)
+        >>> nets = [xnet.TwoLayerNet(1, 4, 2, backend="numpy") for _ in range(2)]
+        >>> parts, whole = (xnet.Training(net, x, t, batch_size=10) for net in nets)
+        >>> for n in (3, 4):
+        ...     history = parts.run(iterations=n, progress=False)
+        >>> history.loss == whole.run(iterations=7, progress=False).loss
+        True
         """
         history = self.history
         more = _total_iterations(epochs, iterations, self._iterations_per_epoch)
