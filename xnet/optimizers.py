@@ -239,7 +239,7 @@ class SGD(Optimizer):
     Parameters
     ----------
     lr, weight_decay
-        As in `Optimizer`.
+        As in `Optimizer`; 0.01 and none by default.
 
     Examples
     --------
@@ -265,9 +265,9 @@ class Momentum(Optimizer):
     Parameters
     ----------
     lr, weight_decay
-        As in `Optimizer`.
+        As in `Optimizer`; 0.01 and none by default.
     momentum
-        Share of the last step that is taken again, in [0, 1).
+        Share of the last step that is taken again, in [0, 1); 0.9 by default.
 
     Examples
     --------
@@ -301,7 +301,7 @@ class Nesterov(Momentum):
     Parameters
     ----------
     lr, weight_decay, momentum
-        As in `Momentum`.
+        As in `Momentum`, and by default what they are there.
 
     Examples
     --------
@@ -326,9 +326,9 @@ class AdaGrad(Optimizer):
     Parameters
     ----------
     lr, weight_decay
-        As in `Optimizer`.
+        As in `Optimizer`; 0.01 and none by default.
     eps
-        Added to the root, so that it does not divide by 0.
+        Added to the root, so that it does not divide by 0; 1e-7 by default.
 
     Examples
     --------
@@ -360,11 +360,11 @@ class RMSProp(Optimizer):
     Parameters
     ----------
     lr, weight_decay
-        As in `Optimizer`.
+        As in `Optimizer`; 0.01 and none by default.
     decay
-        Share of the mean square that a step leaves, in [0, 1).
+        Share of the mean square that a step leaves, in [0, 1); 0.99 by default.
     eps
-        Added to the root, so that it does not divide by 0.
+        Added to the root, so that it does not divide by 0; 1e-7 by default.
 
     Examples
     --------
@@ -396,15 +396,16 @@ class Adam(Optimizer):
     Parameters
     ----------
     lr, weight_decay
-        As in `Optimizer`.
+        As in `Optimizer`; 0.001 and none by default.
     beta1, beta2
-        Share of the moment of g, and of that of g^2, that a step leaves, in [0, 1).
+        Share of the moment of g, and of that of g^2, that a step leaves, in [0, 1); 0.9 and 0.999
+        by default.
     eps
-        Added to the root, so that it does not divide by 0.
+        Added to the root, so that it does not divide by 0; 1e-8 by default.
     epsilon_hat
         Whether eps is added before the correction, as at the end of their section 2 and in the
         book's code (§6.1.6, with an eps of 1e-7): W - lr sqrt(1 - beta2^n) / (1 - beta1^n)
-        p / (sqrt(q) + eps).
+        p / (sqrt(q) + eps). It is not by default.
 
     Examples
     --------
@@ -446,9 +447,9 @@ class AdamW(Adam):
     Parameters
     ----------
     lr, beta1, beta2, eps, epsilon_hat
-        As in `Adam`.
+        As in `Adam`, and by default what they are there.
     weight_decay
-        As in `Optimizer`, decoupled.
+        As in `Optimizer`, decoupled; 0.01 by default.
 
     Examples
     --------
@@ -473,7 +474,7 @@ class Nadam(Adam):
     Parameters
     ----------
     lr, weight_decay, beta1, beta2, eps
-        As in `Adam`.
+        As in `Adam`, and by default what they are there.
     epsilon_hat
         Of no effect here.
 
@@ -502,13 +503,13 @@ class Lion(Optimizer):
     Parameters
     ----------
     lr
-        As in `Optimizer`: the size of every step.
+        As in `Optimizer`: the size of every step; 1e-4 by default.
     beta1
-        Share of the remembered gradient in the direction of the step, in [0, 1).
+        Share of the remembered gradient in the direction of the step, in [0, 1); 0.9 by default.
     beta2
-        Share of it that a step leaves, in [0, 1).
+        Share of it that a step leaves, in [0, 1); 0.99 by default.
     weight_decay
-        As in `Optimizer`, decoupled.
+        As in `Optimizer`, decoupled; none by default.
 
     Examples
     --------
