@@ -5,6 +5,8 @@ What it shows is computed while it is built: every figure that a page names is d
 what the package says is public, and that of the command from the command.
 """
 
+import importlib
+import pkgutil
 import re
 import shutil
 import subprocess
@@ -108,10 +110,14 @@ numpydoc_class_members_toctree = False
 
 
 def public() -> tuple[list[str], list[str]]:
-    """The names that `xnet` itself has, and its modules."""
-    found = {name: getattr(xnet, name) for name in sorted(xnet.__all__)}
-    modules = [name for name, value in found.items() if isinstance(value, ModuleType)]
-    return [name for name in found if name not in modules], modules
+    """The names that `xnet` itself has, and the modules that have more."""
+    names = [n for n in xnet.__all__ if not isinstance(getattr(xnet, n), ModuleType)]
+    modules: list[str] = []
+    for found in pkgutil.walk_packages(xnet.__path__, "xnet."):
+        own = getattr(importlib.import_module(found.name), "__all__", ())
+        if set(own) - set(names) and found.name.removeprefix("xnet.") not in names:
+            modules.append(found.name)
+    return sorted(names), sorted(modules)
 
 
 def write_reference() -> None:
@@ -123,7 +129,7 @@ def write_reference() -> None:
         *(f"   xnet.{name}" for name in names),
         "",
         ".. autosummary::\n   :toctree: api\n   :template: autosummary/module.rst\n",
-        *(f"   xnet.{name}" for name in modules),
+        *(f"   {name}" for name in modules),
         "```\n",
     ]
     (HERE / "reference" / "api.md").write_text("# The library\n\n" + "\n".join(listed))
@@ -277,9 +283,15 @@ def prepare(app: Sphinx, config: Any) -> None:
     draw_figures()
 
 
+def skip_requests(app: Sphinx, what: str, name: str, obj: Any, skip: bool, options: Any) -> Any:
+    """Leave out the methods that scikit-learn gives every estimator by itself."""
+    return True if re.fullmatch(r"set_\w+_request", name) else None
+
+
 def setup(app: Sphinx) -> None:
     """Called by Sphinx."""
     app.connect("config-inited", prepare, priority=1)
+    app.connect("autodoc-skip-member", skip_requests)
     app.add_transform(LightAndDark)
     app.add_transform(LinkPage)
     app.add_html_math_renderer("mathml", (inline_mathml, None), (block_mathml, None))
