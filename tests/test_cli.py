@@ -624,6 +624,7 @@ SMALL = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_odd_values_of_every_option_end_in_no_traceback(monkeypatch, run, trained, command):
     """Whatever is given, a result, a line or a box; a row of them, drawn anew for each option."""
@@ -1204,6 +1205,7 @@ def test_parity(good, monkeypatch):
     assert max(map(len, printed.splitlines())) <= 80
 
 
+@pytest.mark.slow
 def test_parity_of_numpy_alone(good, run, bad, tmp_path, few_trials, monkeypatch):
     """With the hashes that come with xnet, where they are of the same steps and seed."""
     alone = "parity", "--backend", "numpy", "--dtype", "float64"

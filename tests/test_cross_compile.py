@@ -18,6 +18,8 @@ from xnet_numba.kept import Kept
 
 from xnet import exact
 
+pytestmark = pytest.mark.slow
+
 FUSED = (
     "xnet_numba.products.dense_tiles (float64, ",
     "xnet_numba.products.chosen.<locals>.chosen_of_slices (",
@@ -34,7 +36,6 @@ def found():
     return json.loads(done.stdout)
 
 
-@pytest.mark.slow
 def test_nothing_is_fused_in_reproducible_mode(found):
     kernels = found["reproducible_mode"]
     wrong = [k for k in kernels if any(k["fused"].values()) and not k["name"].startswith(FUSED)]

@@ -512,6 +512,7 @@ def test_a_gradient_that_is_drawn_is_wrong_for_all_that_it_moves(rng, size):
     assert gradient_check(net, x, t).verdict == WRONG
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("samples", [100, 200])
 def test_kinks_that_a_step_crosses_are_no_alarm(backend, samples):
     """Of the digits, ReLU: most seeds have samples within 1e-4 of a kink."""

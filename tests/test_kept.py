@@ -297,6 +297,7 @@ print(kept.folder())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("missing", "where"),
     [

@@ -665,6 +665,7 @@ print(peak_memory())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
 def test_memory_does_not_grow_with_a_table(tmp_path, rng, kind):
     """A file of four times as many rows, and hardly more memory."""

@@ -60,6 +60,7 @@ def widths_of_networks(draw):
     return widths
 
 
+@pytest.mark.slow
 @given(
     widths=widths_of_networks(),
     activations=st.lists(st.sampled_from([None, *ACTIVATIONS]), min_size=5, max_size=5),

@@ -261,6 +261,7 @@ def test_a_digit_drawn_by_the_mouse_is_recognised(page, digit):
     said(page, "Nothing is drawn")
 
 
+@pytest.mark.slow
 def test_another_network_and_another_backend_answer(page):
     draw(page, STROKES[0])
     said(page, r"It is a 0, by .* \(numpy\)")
@@ -280,6 +281,7 @@ def test_a_digit_is_drawn_by_the_keyboard_alone(page):
     said(page, "It is a 1")
 
 
+@pytest.mark.slow
 def test_tabs_do_not_disturb_each_other(page, browser, address):
     with browser.new_context() as other:
         second = other.new_page()

@@ -286,6 +286,7 @@ def test_what_is_wrong_with_a_parquet_file_is_said(tmp_path, monkeypatch):
 # -- memory
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux says RssAnon")
 def test_memory_does_not_grow_with_the_data(tmp_path):
     """78 MB of bytes are 314 MB in float32; see benchmarks/larger_than_memory.py for ten times."""

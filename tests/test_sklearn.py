@@ -61,6 +61,7 @@ def test_a_pipeline_of_tables_and_texts(tables):
         model[-1].predict(data.data.rename(columns=str.upper))
 
 
+@pytest.mark.slow
 def test_a_search_by_two_processes(iris):
     grid = {"hidden_layer_sizes": [(), (8,)], "activation": ["relu", "tanh"]}
     search = GridSearchCV(XNetClassifier(**QUICK), grid, n_jobs=2, cv=3).fit(*iris)

@@ -768,6 +768,7 @@ def test_divergence_ends_the_run_without_a_warning(backend, dtype, loss, data):
     assert all(map(math.isfinite, history.loss[:-1]))
 
 
+@pytest.mark.slow
 def test_a_network_that_is_confidently_wrong_learns(backend, data):
     """The notes' -log(y + 1e-7) has no slope there: its loss would stay at 16.1 (§4.2.2)."""
     x, t = data
