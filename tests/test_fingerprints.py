@@ -166,6 +166,7 @@ def test_the_published_hashes_are_those_of_this_version():
     assert found.keys() == saved.found.keys()
 
 
+@pytest.mark.slow
 def test_the_inputs_come_from_no_functions_of_the_platform(few, tmp_path):
     """Another BLAS kernel, one thread, and NumPy's plainest loops: the same of everything."""
     code = (

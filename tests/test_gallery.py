@@ -55,6 +55,7 @@ def test_every_figure_has_its_script_and_no_other_is_there():
     assert SCRIPTS.keys() == PLOTS.keys()
 
 
+@pytest.mark.slow
 def test_every_script_draws_its_figure(tmp_path):
     kept = {k: v for k, v in os.environ.items() if not k.startswith("XNET_")}
     command = [sys.executable, "-W", "error", __file__, json.dumps(SCRIPTS, default=str)]

@@ -468,6 +468,7 @@ def test_a_kink_behind_a_normalization_that_hardly_sees_biases_move_together():
     assert check.verdict == AGREES
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [1.5 * FINEST, 2.0])
 def test_one_element_off_is_caught(rng, share):
     net = Altered([Affine(5, 6, 0.7), ReLU(), Affine(6, 3, 0.7)], seed=2)

@@ -273,6 +273,7 @@ def test_what_is_not_published_is_left_to_the_command(browser):
     page.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "said"),
     [
@@ -301,6 +302,7 @@ def test_a_changed_constant_is_found_where_it_first_counts(browser, tmp_path, nu
     page.close()
 
 
+@pytest.mark.slow
 def test_other_digits_are_said_to_be_others(browser, tmp_path):
     for name in ("index.html", "page_data.js", "xnet.js"):
         shutil.copy(PAGE / name, tmp_path / name)
@@ -316,6 +318,7 @@ def test_other_digits_are_said_to_be_others(browser, tmp_path):
     page.close()
 
 
+@pytest.mark.slow
 def test_a_training_can_be_stopped(browser):
     page = opened(browser, PAGE)
     page.fill("[name=epochs]", "1000")

@@ -712,6 +712,7 @@ def test_repr(backend):
 # -- learning
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reproducible", [False, True])
 def test_a_confidently_wrong_network_learns(backend, reproducible):
     """Every sample is surely taken for a 0: where log(y + 1e-7) has no slope, log softmax has."""

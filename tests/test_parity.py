@@ -316,6 +316,7 @@ def test_threads_and_processors_do_not_matter(runs, what):
     assert len(values) == 1
 
 
+@pytest.mark.slow
 def test_threads_or_processors_would_matter(runs):
     """In fast mode: or the test above could not fail."""
     libraries = np.__config__.show(mode="dicts")["Build Dependencies"]["blas"]["name"]

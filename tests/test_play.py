@@ -314,6 +314,7 @@ def test_training_is_started_and_stopped_and_the_boundary_moves(page, address):
     said(page, "Step 1:")
 
 
+@pytest.mark.slow
 def test_a_run_that_diverges_says_so_and_stops(page, address):
     opened(page, f"{address}/train")
     choose(page, "Optimizer", "SGD")

@@ -91,6 +91,7 @@ def without_animation(made):
     return made._fig
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PLOTS)
 def test_everything_can_be_read(name, material):
     """At both widths: no text overlaps another, leaves the figure, or is small."""

@@ -159,6 +159,7 @@ with xnet.use_backend("numba", reproducible=True) as backend:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="says not what memory it uses")
 def test_where_there_is_no_memory_for_the_slices_of_many_rows():
     """192 rows at a time take 614 MB. What compiled code raises there nobody hears."""

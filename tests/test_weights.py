@@ -1111,6 +1111,7 @@ def test_array_over_raw_memory_cannot_be_made(tmp_path):
     load_in_a_child(tmp_path, [b"\x80\x04" + NDARRAY + objects + b"\x85R."])
 
 
+@pytest.mark.slow
 def test_pickles_with_flipped_bits(tmp_path):
     content = bytearray(pickle.dumps(ARRAYS["float64"], 3))
     flipped = []
@@ -1122,6 +1123,7 @@ def test_pickles_with_flipped_bits(tmp_path):
     load_in_a_child(tmp_path, flipped)
 
 
+@pytest.mark.slow
 def test_pickles_with_altered_bytes(tmp_path, rng):
     altered = []
     for _ in range(3000):
