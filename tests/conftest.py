@@ -271,7 +271,7 @@ def pytest_configure_node(node):
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config, items):
-    """Of each test so many cases that each value of each parameter is in one, and `MOST` of them."""
+    """Of each test at most `MOST` cases, such that each value of a parameter is in one of them."""
     if config.option.every_case:
         return
     kept, seen, counts = [], set(), Counter()
@@ -294,7 +294,7 @@ def pytest_report_header(config):
     said = [f"no tests on {info.name}: {info.reason}" for info in xnet.backends() if info.reason]
     if not config.option.every_case:
         said.append(
-            "a sample of the cases, each value of each parameter once if it can be; all: --every-case"
+            "a sample of the cases, each value of a parameter once if it can be; all: --every-case"
         )
     return said
 
