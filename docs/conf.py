@@ -95,6 +95,7 @@ html_theme_options: dict[str, Any] = {
 
 # -- the reference
 
+default_role = "py:obj"  # what stands between single backticks in a docstring
 autosummary_generate = True
 autosummary_ignore_module_all = False
 autosummary_imported_members = True
@@ -136,6 +137,7 @@ def write_reference() -> None:
     shown = [sys.executable, "-m", "typer", "xnet.tools.cli", "utils", "docs", "--name", "xnet"]
     text = subprocess.run(shown, capture_output=True, text=True, check=True).stdout
     text = re.sub(r"^# .*$", "# The command", text, count=1, flags=re.MULTILINE)
+    text = re.sub(r"\[/?bold\]", "`", text)  # of its examples, as the terminal shows them
     (HERE / "reference" / "command.md").write_text(text)
 
 
