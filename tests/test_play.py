@@ -7,13 +7,16 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
 from conftest import require_tool
+from typer.testing import CliRunner
 
 import xnet
 from xnet import datasets, plotting, weights
+from xnet.tools import cli
 from xnet.tools.play.classifier import GRID, REACH, Classifier, Settings
 from xnet.tools.play.points import PROBLEMS
 from xnet.tools.play.sheet import SIDE, Sheet, answer
@@ -93,6 +96,12 @@ def test_strokes_are_taken_back():
     assert sheet.strokes == []
 
 
+def test_a_sheet_is_full_some_time():
+    sheet = drawn([[(k % SIDE, k % 7) for k in range(20_000)]])
+    sheet.begin(5, 5)
+    assert [len(stroke) for stroke in sheet.strokes] == [10_000]
+
+
 def test_nothing_is_made_of_an_empty_sheet(reader):
     assert answer(reader, Sheet().ink) is None
 
@@ -138,6 +147,16 @@ def test_a_learning_rate_too_large_ends_in_no_number():
     assert found.diverged
     found.advance(seconds=60, steps=50)  # and it stays there
     assert found.steps < 50
+
+
+def test_steps_of_two_threads_are_taken_in_turn():
+    found = Classifier(Settings())
+    threads = [threading.Thread(target=found.advance, args=(60, 20)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found.steps == 80
 
 
 @pytest.mark.parametrize(
@@ -333,11 +352,35 @@ def test_a_page_of_elsewhere_cannot_ask_by_a_name_that_leads_here(browser, addre
         assert other.request.get(address).status == 200
 
 
-def test_a_file_that_is_no_network_is_refused_in_a_line(tmp_path):
+@pytest.mark.parametrize(
+    ("sizes", "says"),
+    [
+        (None, "neither a safetensors file"),
+        ((64, 5, 7), "the network gives 7 numbers, expected one a digit"),
+        ((10, 5, 10), "the network takes 10 features"),
+    ],
+)
+def test_a_file_that_reads_no_digits_is_refused_in_a_line(tmp_path, sizes, says):
+    pytest.importorskip("nicegui", reason=NO_PAGE)
     file = tmp_path / "no.safetensors"
-    file.write_bytes(b"nothing")
-    command = [sys.executable, "-m", "xnet_command", "play", "--no-browser", str(file)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert "neither a safetensors file" in done.stderr
-    assert "Traceback" not in done.stderr
+    if sizes is None:
+        file.write_bytes(b"nothing")
+    else:
+        weights.save(xnet.TwoLayerNet(*sizes), file)
+    done = CliRunner().invoke(cli.app, ["play", "--no-browser", str(file)])
+    assert done.exit_code != 0
+    assert says in str(done.exception)
+
+
+def test_networks_of_one_name_are_told_apart(tmp_path, monkeypatch):
+    pages = pytest.importorskip("xnet.tools.play.pages", reason=NO_PAGE)
+    files = [tmp_path / folder / "mine.safetensors" for folder in "ab"]
+    for file in files:
+        file.parent.mkdir()
+        weights.save(xnet.TwoLayerNet(64, 5, 10), file)
+    served = []
+    monkeypatch.setattr(pages, "serve", lambda networks, *_: served.append(list(networks)))
+    for given in (files, files[:1]):
+        done = CliRunner().invoke(cli.app, ["play", *map(str, given)])
+        assert done.exit_code == 0, done.output
+    assert served == [["digits", *map(str, files)], ["digits", "mine.safetensors"]]

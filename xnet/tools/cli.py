@@ -10,6 +10,7 @@ import sys
 import textwrap
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
 from enum import StrEnum
@@ -27,7 +28,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 import xnet
-from xnet import datasets, plotting, random, testing, weights
+from xnet import datasets, plan, plotting, random, testing, weights
 from xnet.arithmetic import unchecked
 from xnet.backend import Backend, backends, get_backend, resolve, use_backend
 from xnet.errors import (
@@ -1162,9 +1163,10 @@ def play(
     for package in ("nicegui", "PIL"):
         if find_spec(package) is None:
             raise ImportError('xnet play needs NiceGUI: pip install "xnet-nn[play]"')
-    networks = {"digits, trained here": _digits_network} | {
-        file.name: _digit_reader(file) for file in files or ()
-    }
+    named = Counter(file.name for file in files or ())
+    networks: dict[str, Callable[[str], Network]] = {"digits": _digits_network}
+    for file in files or ():
+        networks[file.name if named[file.name] == 1 else str(file)] = _digit_reader(file)
     from xnet.tools.play import pages
 
     chosen = resolve(backend)
@@ -1185,6 +1187,8 @@ def _digit_reader(file: Path) -> Callable[[str], Network]:
     def load(backend: str) -> Network:
         network = _load(file, resolve(backend))
         _dataset_for(network)
+        if (found := plan.outputs(network.layers)) != 10:
+            raise ValueError(f"{file}: the network gives {found} numbers, expected one a digit")
         return network
 
     load("numpy")

@@ -1,6 +1,7 @@
 """A small classifier of points in the plane, trained a little at a time."""
 
 import math
+import threading
 import time
 from dataclasses import dataclass
 from itertools import pairwise
@@ -77,7 +78,7 @@ class Classifier:
             layers += [Affine(inputs, outputs, "xavier"), registered()[settings.activation]()]
         layers.append(Affine(settings.width, 2, "xavier"))
         self.network = xnet.Network(layers, seed=seed, backend=settings.backend)
-        self._until = _Until()
+        self._until, self._turn = _Until(), threading.Lock()
         optimizer = OPTIMIZERS[settings.optimizer](settings.learning_rate)
         self.run = Training(
             self.network,
@@ -105,8 +106,9 @@ class Classifier:
 
     def advance(self, seconds: float = 0.1, steps: int | None = None) -> None:
         """Train for so long, or for so many steps if these are fewer; one at least."""
-        self._until.end, self._until.steps = time.monotonic() + seconds, steps or -1
-        self.run.run(epochs=1_000_000, progress=False)
+        with self._turn:
+            self._until.end, self._until.steps = time.monotonic() + seconds, steps or -1
+            self.run.run(epochs=1_000_000, progress=False)
 
     @property
     def loss(self) -> float:

@@ -5,6 +5,7 @@ import io
 import math
 import socket
 from collections.abc import Callable, Mapping
+from functools import cache
 from html import escape
 from typing import Any
 
@@ -196,7 +197,7 @@ class DrawPage:
     def __init__(self, networks: Mapping[str, Callable[[str], Network]], backend: str) -> None:
         self.networks, self.backend = networks, backend
         self.name = next(iter(networks))
-        self.network = networks[self.name](backend)
+        self.network = networks[self.name](backend)  # which `serve` has loaded
         self.sheet = Sheet()
         self.pen: list[float] | None = None
         self.down = self.changed = False
@@ -284,17 +285,19 @@ class DrawPage:
         self.down = False
         self._draw()
 
-    def _choose_network(self, event: Any) -> None:
+    async def _choose_network(self, event: Any) -> None:
         self.name = event.value
-        self._load()
+        await self._load()
 
-    def _choose_backend(self, event: Any) -> None:
+    async def _choose_backend(self, event: Any) -> None:
         self.backend = event.value
-        self._load()
+        await self._load()
 
-    def _load(self) -> None:
-        self.network = self.networks[self.name](self.backend)
-        self.changed = True
+    async def _load(self) -> None:
+        chosen = self.name, self.backend
+        network: Any = await run.io_bound(self.networks[self.name], self.backend)
+        if chosen == (self.name, self.backend):  # nothing else was chosen meanwhile
+            self.network, self.changed = network, True
 
     def _draw(self) -> None:
         """The strokes, and the pen where the keyboard moves it."""
@@ -369,8 +372,8 @@ class TrainPage:
                     choice(label, options, value, self._setting(name))
                 numbers: list[tuple[str, str, float, int, float, Callable[[Any], Any]]] = [
                     ("learning_rate", "Learning rate", 1e-4, 100, 0.01, float),
-                    ("width", "Units in a layer", 1, 64, 1, int),
-                    ("hidden_layers", "Hidden layers", 1, 3, 1, int),
+                    ("width", "Units in a layer", 1, 64, 1, round),
+                    ("hidden_layers", "Hidden layers", 1, 3, 1, round),
                 ]
                 for name, label, low, high, step, kind in numbers:
                     ui.number(
@@ -379,6 +382,7 @@ class TrainPage:
                         min=low,
                         max=high,
                         step=step,
+                        precision=0 if step == 1 else None,
                         on_change=self._setting(name, kind),
                     ).props("dense outlined")
                 self.speed = ui.number(
@@ -413,22 +417,30 @@ class TrainPage:
         self._show()
 
     def _start_or_stop(self) -> None:
-        self.going = not self.going
-        self.button.text = "Stop" if self.going else "Start"
+        self._let_go(not self.going)
+
+    def _let_go(self, going: bool) -> None:
+        """Train from now on, or do not; what changes four times a second is not announced."""
+        self.going = going
+        self.button.text = "Stop" if going else "Start"
+        self.said.props(f"aria-live={'off' if going else 'polite'}")
 
     async def _one_step(self) -> None:
-        await run.io_bound(self.classifier.advance, 60.0, 1)
-        self._show()
+        self._let_go(False)
+        classifier = self.classifier
+        await run.io_bound(classifier.advance, 60.0, 1)
+        if classifier is self.classifier:
+            self._show()
 
     async def _go_on(self) -> None:
         if not self.going:
             return
         classifier = self.classifier
         await run.io_bound(classifier.advance, 0.2, int(self.speed.value or 1))
-        if classifier is self.classifier:
+        if classifier is self.classifier:  # which a change of settings replaces
             self._show()
-        if classifier.diverged:
-            self._start_or_stop()
+            if classifier.diverged:
+                self._let_go(False)
 
     def _show(self) -> None:
         classifier = self.classifier
@@ -465,7 +477,8 @@ def serve(
     Parameters
     ----------
     networks
-        What makes each network on a backend of a name, by the name that is shown; one at least.
+        What gives each network on a backend of a name, by the name that is shown; one at least.
+        Each is asked once for each backend, and all pages use what it gave.
     backend
         That it begins with.
     port
@@ -473,9 +486,11 @@ def serve(
     browser
         Whether to open one.
     """
+    kept = {name: cache(load) for name, load in networks.items()}
+    next(iter(kept.values()))(backend)
     # A page of elsewhere whose name leads here by DNS asks for its own name.
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])
-    ui.page("/")(lambda: DrawPage(networks, backend) and None)
+    ui.page("/")(lambda: DrawPage(kept, backend) and None)
     ui.page("/train")(lambda: TrainPage(backend) and None)
     ui.run(
         host=HOST,

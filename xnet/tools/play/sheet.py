@@ -16,6 +16,9 @@ SIDE = 280
 PEN = 16.0
 """Half the width of a stroke, in pixels: about the data sets' own."""
 
+MOST = 10_000
+"""Points of a sheet: beyond, the pen draws no more."""
+
 Floats = NDArray[np.float32]
 Point = tuple[float, float]
 
@@ -28,12 +31,16 @@ class Sheet:
 
     def begin(self, x: float, y: float) -> None:
         """Put the pen down."""
-        self.strokes.append([within(x, y)])
+        if self._has_room():
+            self.strokes.append([within(x, y)])
 
     def draw(self, x: float, y: float) -> None:
         """Move the pen that is down."""
-        if self.strokes:
+        if self.strokes and self._has_room():
             self.strokes[-1].append(within(x, y))
+
+    def _has_room(self) -> bool:
+        return sum(map(len, self.strokes)) < MOST
 
     def undo(self) -> None:
         """Take the last stroke away."""
