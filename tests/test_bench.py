@@ -166,7 +166,8 @@ def test_nothing_is_timed_on_a_handicapped_numpy(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(f"import sys; sys.path.append({str(FOLDER)!r}); {code}")
     handicaps = ["OPENBLAS_CORETYPE", "NPY_DISABLE_CPU_FEATURES", "NUMBA_OPT", "XLA_FLAGS"]
-    environment = bench.os.environ | dict.fromkeys(handicaps, "")
+    environment = dict(bench.os.environ) | dict.fromkeys(handicaps, "")
+    environment.pop("PYTEST_ADDOPTS", None)  # options of these tests, which the suite has not
     run = {"env": environment, "capture_output": True, "text": True, "check": False}
     done = subprocess.run([sys.executable, script], **run)
     assert done.returncode == 0

@@ -117,7 +117,7 @@ def data(page, request):
     for fixture in [name for name, needed in read.items() if needed]:
         request.getfixturevalue(fixture)
     folder = os.environ.get("XNET_DATA_DIR")
-    return {"XNET_DATA_DIR": folder} if folder and any(read.values()) else {}
+    return {"XNET_DATA_DIR": str(Path(folder).absolute())} if folder and any(read.values()) else {}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
