@@ -1,15 +1,24 @@
 """Whether every link within the built site leads somewhere: python .ci/site_links.py site.
 
-Nor may a page fetch anything from elsewhere: a script, a font, a style, a picture.
+Nor may a page fetch from elsewhere what its elements and style sheets name: scripts, fonts, styles,
+pictures.
 """
 
+import re
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urldefrag
 
-FETCHED = {"script": "src", "img": "src", "link": "href", "iframe": "src", "source": "srcset"}
+FETCHED = {
+    **dict.fromkeys(("script", "img", "iframe", "video", "audio", "source", "embed"), "src"),
+    "link": "href",
+    "object": "data",
+}
 """What a browser loads by itself."""
+
+ELSEWHERE = re.compile(r"(?:url\(|@import)\s*[\"']?(?:https?:)?//[^\s\"')]*")
+"""What style sheets load."""
 
 
 class Page(HTMLParser):
@@ -49,6 +58,9 @@ def wrong(root: Path) -> list[str]:
             known = pages.get(target)
             if not target.exists() or (place and known and unquote(place) not in known.places):
                 found.append(f"{path.relative_to(root)} leads to {link}")
+    for sheet in [*root.rglob("*.css"), *pages]:
+        named = ELSEWHERE.findall(sheet.read_text())
+        found += [f"{sheet.relative_to(root)} fetches {each}" for each in named]
     return found
 
 

@@ -183,15 +183,15 @@ def write_inventories() -> None:
 
 def draw_figures() -> None:
     """Those that pages show, as they are written by `xnet plot`."""
-    FIGURES.mkdir(exist_ok=True)
+    shutil.rmtree(FIGURES, ignore_errors=True)
+    FIGURES.mkdir()
     text = "".join(page.read_text() for page in HERE.rglob("*.md"))
     material = Material()
     for name in set(re.findall(r"_figures/([\w-]+)\.svg", text)):
         for dark in False, True:
             path = FIGURES / f"{name}{'-dark' * dark}.svg"
-            if not path.exists():
-                with plotting.look(dark=dark, width=700):
-                    plotting.save(plotting.plots()[name].draw(material), path)
+            with plotting.look(dark=dark, width=700):
+                plotting.save(plotting.plots()[name].draw(material), path)
 
 
 class LightAndDark(SphinxTransform):

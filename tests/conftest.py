@@ -271,7 +271,7 @@ def pytest_configure_node(node):
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config, items):
-    """Of each test at most `MOST` cases, such that each value of a parameter is in one of them."""
+    """Of each test so many cases that each value of a parameter is in one, at most `MOST`."""
     if config.option.every_case:
         return
     kept, seen, counts = [], set(), Counter()

@@ -165,6 +165,17 @@ def test_bytes_are_those_that_the_text_says(rng):
         assert found.numbers.nbytes == product * 36 * np.dtype(dtype).itemsize
         found = partials.sum_scale(x, 0).partial(x)
         assert found.numbers.nbytes == total * 6 * np.dtype(dtype).itemsize
+    for dtype, terms, more in (("float32", 2**14, 4), ("float64", 2**17, 3)):
+        for count, times in ((terms, 2), (terms + 1, more)):
+            size = np.dtype(dtype).itemsize
+            assert exact.sum_slices(count, dtype)[0] * 8 == times * size
+
+
+def test_a_product_may_be_only_so_long():
+    for dtype in ("float32", "float64"):
+        assert exact.product_slices(2**47, dtype)[1] == 1
+        with pytest.raises(ValueError, match="at most 2\\^47"):
+            exact.product_slices(2**48, dtype)
 
 
 def test_a_divisor_divides_before_rounding(rng):
@@ -201,6 +212,10 @@ def test_what_does_not_fit_is_refused_by_name():
         scale.received(np.ones(3))
     with pytest.raises(ValueError, match=r"agreed: maxima have shape \(3,\), expected \(4,\)"):
         scale.agreed(np.ones(3), 4)
+    with pytest.raises(ValueError, match="maxima hold NaN"):
+        scale.agreed(np.full(4, np.nan), 4)
+    with pytest.raises(ValueError, match="terms are -1"):
+        scale.agreed(np.ones(4), -1)
     with pytest.raises(ValueError, match="merged: scales is empty"):
         partials.merged([])
     with pytest.raises(ValueError, match="added: partials is empty"):

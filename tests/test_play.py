@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -55,13 +56,13 @@ def drawn(strokes):
 
 @pytest.mark.parametrize("digit", STROKES)
 def test_a_drawn_digit_is_recognised(reader, digit):
-    found = answer(reader, drawn(STROKES[digit]).ink)
+    found = answer(reader, drawn(STROKES[digit]))
     assert found.digit == digit
     assert found.probabilities.sum() == pytest.approx(1)
 
 
 def test_the_answer_shows_what_the_network_sees_and_what_its_layers_say(reader):
-    found = answer(reader, drawn(STROKES[0]).ink)
+    found = answer(reader, drawn(STROKES[0]))
     assert [name for name, _ in found.steps] == [
         "drawn",
         "cut to the ink",
@@ -97,13 +98,19 @@ def test_strokes_are_taken_back():
 
 
 def test_a_sheet_is_full_some_time():
-    sheet = drawn([[(k % SIDE, k % 7) for k in range(20_000)]])
+    sheet = drawn([[(7 * k % SIDE, 50) for k in range(20_000)]])
     sheet.begin(5, 5)
-    assert [len(stroke) for stroke in sheet.strokes] == [10_000]
+    assert [len(stroke) for stroke in sheet.strokes] == [2_000]
+
+
+def test_the_pen_draws_when_it_has_moved():
+    assert drawn([[(50 + k / 10, 50) for k in range(100)]]).strokes == [
+        [(50 + k, 50) for k in (0, 2, 4, 6, 8)]
+    ]
 
 
 def test_nothing_is_made_of_an_empty_sheet(reader):
-    assert answer(reader, Sheet().ink) is None
+    assert answer(reader, Sheet()) is None
 
 
 # -- the classifier
@@ -370,6 +377,28 @@ def test_a_file_that_reads_no_digits_is_refused_in_a_line(tmp_path, sizes, says)
     done = CliRunner().invoke(cli.app, ["play", "--no-browser", str(file)])
     assert done.exit_code != 0
     assert says in str(done.exception)
+
+
+def test_what_predicts_no_probabilities_is_refused(tmp_path):
+    pytest.importorskip("nicegui", reason=NO_PAGE)
+    net = xnet.TwoLayerNet(64, 5, 10)
+    net.loss_layer = xnet.layers.BinaryCrossEntropy()
+    weights.save(net, tmp_path / "no.safetensors")
+    done = CliRunner().invoke(cli.app, ["play", "--no-browser", str(tmp_path / "no.safetensors")])
+    assert "no probabilities" in str(done.exception)
+
+
+def test_a_port_that_is_taken_is_said_in_a_line():
+    pytest.importorskip("nicegui", reason=NO_PAGE)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        command = [sys.executable, "-m", "xnet_command", "play", "--no-browser", "--port", port]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.count("\n") == 1
+    assert f"port {port} of 127.0.0.1" in done.stderr
 
 
 def test_networks_of_one_name_are_told_apart(tmp_path, monkeypatch):

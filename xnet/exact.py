@@ -135,12 +135,14 @@ def product_slices(contracted: int, dtype: str) -> tuple[int, int]:
     """How many slices a product over `contracted` terms takes, and of how many bits each.
 
     The fewest that keep `ACCURATE_BITS`: two for float32 up to a length of 2^21, three for
-    float64 up to 6,553.
+    float64 up to 6,553. A length above 2^47 is a ValueError.
     """
     slices = 2
     while True:
         most = math.ceil(contracted * (slices + 2) / 4)
         bits = (53 - (most - 1).bit_length()) // 2
+        if bits < 1:
+            raise ValueError(f"a product over {contracted:,} terms is too long, at most 2^47 are")
         if slices * bits >= ACCURATE_BITS[dtype]:
             return slices, bits
         slices += 1

@@ -18,14 +18,13 @@ slices, which `exact.product_slices` chooses so that this stays within 2^53: S i
 to K = 2^21, 3 for float64 up to 6,553, and more beyond. A sum of n terms has slices of
 53 - ceil(log2 n) bits, and as many as that takes (`exact.sum_slices`). Both depend on the whole's
 length alone: not on how many parts there are, nor how long each is; with ever longer wholes there
-are more slices, never inexact ones. A product so takes K up to 2^49 or so, when slices of a bit
-would be left.
+are more slices, never inexact ones. A product so takes K up to 2^47, where slices have one bit.
 
 **How much is sent?** S float64 numbers for each number of the result. Of a product these are 4
-times the bytes of the result for float32 and 3 times for float64, of a sum of up to 2^29 float32
-numbers twice, of float64 ones 2 times up to 2^17. Before them go N + M maxima for a product (N, M),
-or one for each sum. Where a whole holds infinities or NaN, three counts more for each number say
-what they make of it.
+times the bytes of the result for float32 and 3 times for float64; of a sum twice, up to 2^14 terms
+in float32 and 2^17 in float64, and for longer ones 4 times and 3 times. Before them go N + M maxima
+for a product (N, M), or one for each sum. Where a whole holds infinities or NaN, three counts more
+for each number say what they make of it.
 
 Examples
 --------
@@ -134,6 +133,8 @@ class Scale:
         if maxima.shape != self.maxima.shape:
             shapes = f"{tuple(maxima.shape)}, expected {tuple(self.maxima.shape)}"
             raise ValueError(f"agreed: maxima have shape {shapes}")
+        if terms < 0 or not bool(self.backend.xp.all(maxima >= 0)):
+            raise ValueError(f"agreed: terms are {terms}, or maxima hold NaN or what is below 0")
         return replace(self, maxima=self.backend.asarray(maxima, "float64"), terms=int(terms))
 
     def partial(self, a: Array, b: Array | None = None) -> "Partial":

@@ -1170,9 +1170,9 @@ def play(
     from xnet.tools.play import pages
 
     chosen = resolve(backend)
-    port = port or pages.free_port()
+    port = pages.free_port(port)
     print(f"http://{pages.HOST}:{port} until Ctrl-C", flush=True)
-    pages.serve(networks, chosen.name, port, browser)
+    pages.serve(networks, backend or chosen.name, port, browser)
 
 
 def _digits_network(backend: str) -> Network:
@@ -1189,6 +1189,9 @@ def _digit_reader(file: Path) -> Callable[[str], Network]:
         _dataset_for(network)
         if (found := plan.outputs(network.layers)) != 10:
             raise ValueError(f"{file}: the network gives {found} numbers, expected one a digit")
+        said = network.backend.to_numpy(network.predict(np.zeros(network.inputs or 0)))
+        if not abs(said.sum() - 1) < 1e-3:
+            raise ValueError(f"{file}: what the network predicts are no probabilities")
         return network
 
     load("numpy")

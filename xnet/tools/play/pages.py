@@ -5,18 +5,19 @@ import io
 import math
 import socket
 from collections.abc import Callable, Mapping
-from functools import cache
+from functools import cache, partial
 from html import escape
 from typing import Any
 
 import numpy as np
-from nicegui import app, run
+from nicegui import app, core, run
 from nicegui import ui as nicegui_ui
 from numpy.typing import NDArray
 from PIL import Image
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from xnet.backend import backends
+from xnet.errors import XnetError
 from xnet.network import Network
 from xnet.operations import registered
 from xnet.optimizers import OPTIMIZERS
@@ -186,9 +187,10 @@ def button(label: str, pressed: Any) -> Any:
     return ui.button(label, on_click=pressed).props("no-caps")
 
 
-def usable() -> list[str]:
-    """The backends that can compute here."""
-    return [info.name for info in backends() if info.usable]
+def usable(chosen: str) -> list[str]:
+    """The backends that can compute here, and the one that was chosen, such as cupy:1."""
+    found = [info.name for info in backends() if info.usable]
+    return found if chosen in found else [chosen, *found]
 
 
 class DrawPage:
@@ -210,7 +212,7 @@ class DrawPage:
             )
             with ui.element("div").classes("controls"):
                 choice("Network", list(networks), self.name, self._choose_network)
-                choice("Backend", usable(), backend, self._choose_backend)
+                choice("Backend", usable(backend), backend, self._choose_backend)
             with ui.element("div").classes("panels"):
                 with ui.element("section"):
                     ui.html("<h2>Sheet</h2>", sanitize=False)
@@ -245,6 +247,8 @@ class DrawPage:
         if kind == "pointerdown":
             self.down, self.pen = True, None
             self.sheet.begin(x, y)
+        elif self.pen is not None:  # the keyboard has it
+            return
         elif kind in ("pointerup", "pointerleave"):
             self.down = False
         elif self.down and event.buttons:
@@ -295,7 +299,11 @@ class DrawPage:
 
     async def _load(self) -> None:
         chosen = self.name, self.backend
-        network: Any = await run.io_bound(self.networks[self.name], self.backend)
+        try:
+            network: Any = await run.io_bound(self.networks[self.name], self.backend)
+        except (XnetError, ValueError, OSError) as error:  # a file that is gone, say
+            ui.notify(str(error), type="negative")
+            return
         if chosen == (self.name, self.backend):  # nothing else was chosen meanwhile
             self.network, self.changed = network, True
 
@@ -319,7 +327,7 @@ class DrawPage:
         if not self.changed:
             return
         self.changed = False
-        found = await run.io_bound(answer, self.network, self.sheet.ink)
+        found = await run.io_bound(answer, self.network, self.sheet.copy())
         self._show(found)
 
     def _show(self, found: Answer | None = None) -> None:
@@ -342,7 +350,7 @@ class TrainPage:
 
     def __init__(self, backend: str) -> None:
         self.chosen: dict[str, Any] = {"backend": backend}
-        self.going = False
+        self.going, self.seed = False, 0
         pointwise = [name for name, kind in registered().items() if kind.fuses == "pointwise"]
         with ui.element("main"):
             head("/train", "Train a classifier")
@@ -366,7 +374,7 @@ class TrainPage:
                         "Gradient",
                         {"backprop": "backpropagation", "numerical": "numerical gradient"},
                     ),
-                    ("backend", "Backend", usable()),
+                    ("backend", "Backend", usable(backend)),
                 ):
                     value = self.chosen.get(name, getattr(base, name))
                     choice(label, options, value, self._setting(name))
@@ -384,37 +392,46 @@ class TrainPage:
                         step=step,
                         precision=0 if step == 1 else None,
                         on_change=self._setting(name, kind),
-                    ).props("dense outlined")
+                    ).props("dense outlined debounce=600")
                 self.speed = ui.number(
                     "Steps at a time", value=5, min=1, max=1000, step=1, precision=0
                 ).props("dense outlined")
             with ui.element("div").classes("buttons"):
                 self.button = button("Start", self._start_or_stop)
                 button("One step", self._one_step)
-                button("Begin again", self._restart)
+                button("Begin again", self._begin_again)
             self.said = ui.label().props("role=status aria-live=polite")
             with ui.element("div").classes("panels"):
                 self.plane, self.curve = (ui.html("", sanitize=False) for _ in range(2))
-        self._restart()
+        self.classifier = Classifier(Settings(**self.chosen), self.seed)
+        ui.timer(0.05, partial(self._advance, 0), once=True)
         ui.timer(0.25, self._go_on)
 
-    def _setting(self, name: str, kind: Callable[[Any], Any] = str) -> Callable[[Any], None]:
+    def _setting(self, name: str, kind: Callable[[Any], Any] = str) -> Any:
         """What a control does when it is changed: a network of that kind, from the beginning."""
 
-        def change(event: Any) -> None:
-            if event.value is not None:
-                self.chosen[name] = kind(event.value)
-                self._restart()
+        async def change(event: Any) -> None:
+            if event.value is None:
+                return
+            chosen = self.chosen | {name: kind(event.value)}
+            try:
+                Settings(**chosen)
+            except ValueError as error:
+                ui.notify(str(error), type="warning")
+                return
+            self.chosen = chosen
+            await self._restart()
 
         return change
 
-    def _restart(self) -> None:
-        try:
-            self.classifier = Classifier(Settings(**self.chosen))
-        except ValueError as error:
-            ui.notify(str(error), type="warning")
-            return
-        self._show()
+    async def _begin_again(self) -> None:
+        """With other weights and other points."""
+        self.seed += 1
+        await self._restart()
+
+    async def _restart(self) -> None:
+        self.classifier = Classifier(Settings(**self.chosen), self.seed)
+        await self._advance(0)
 
     def _start_or_stop(self) -> None:
         self._let_go(not self.going)
@@ -427,45 +444,69 @@ class TrainPage:
 
     async def _one_step(self) -> None:
         self._let_go(False)
-        classifier = self.classifier
-        await run.io_bound(classifier.advance, 60.0, 1)
-        if classifier is self.classifier:
-            self._show()
+        await self._advance(1)
 
     async def _go_on(self) -> None:
-        if not self.going:
-            return
+        if self.going:
+            await self._advance(int(self.speed.value or 1))
+
+    async def _advance(self, steps: int) -> None:
+        """Train so many steps, as far as a fifth of a second goes, and show what came of it."""
         classifier = self.classifier
-        await run.io_bound(classifier.advance, 0.2, int(self.speed.value or 1))
+        shown: Any = await run.io_bound(advanced, classifier, steps)
         if classifier is self.classifier:  # which a change of settings replaces
-            self._show()
-            if classifier.diverged:
+            self._show(shown)
+            if shown.diverged:
                 self._let_go(False)
 
-    def _show(self) -> None:
-        classifier = self.classifier
-        if classifier.diverged:
-            said = (
+    def _show(self, shown: "Shown") -> None:
+        self.said.text = shown.said
+        self.plane.content, self.curve.content = shown.plane, shown.curve
+
+
+class Shown:
+    """What a page shows of a classifier; computed where no page waits for it."""
+
+    def __init__(self, classifier: Classifier) -> None:
+        self.diverged = classifier.diverged
+        if self.diverged:
+            self.said = (
                 f"After {classifier.steps} steps the loss is no longer a number: "
                 "take a smaller learning rate, and begin again."
             )
         else:
-            said = (
-                f"Step {classifier.steps}: loss {classifier.loss:.3f}, "
+            self.said = (
+                f"Step {classifier.steps}: loss {classifier.loss:.3g}, "
                 f"accuracy {classifier.accuracy:.0%} ({classifier.network.backend.label})."
             )
-        self.said.text = said
         names = "blue circles and orange squares"
         shown = f"{classifier.settings.problem}, {names}, and the plane in the colours of the two"
-        self.plane.content = figure(plane(classifier, f"{shown}. {said}"), shown)
+        self.plane = figure(plane(classifier, f"{shown}. {self.said}"), shown)
         losses = classifier.run.history.loss
-        self.curve.content = figure(curve(losses), f"Loss of each of {len(losses)} steps")
+        self.curve = figure(curve(losses), f"Loss of each of {len(losses)} steps")
 
 
-def free_port() -> int:
-    """One that nobody listens on."""
+def advanced(classifier: Classifier, steps: int) -> Shown:
+    """A classifier that has been trained for a moment."""
+    if steps:
+        classifier.advance(0.2, steps)
+    return Shown(classifier)
+
+
+def free_port(port: int = 0) -> int:
+    """That port of this machine, or for 0 one that nobody listens on.
+
+    Raises
+    ------
+    OSError
+        Somebody listens there.
+    """
     with socket.socket() as listening:
-        listening.bind((HOST, 0))
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listening.bind((HOST, port))
+        except OSError as error:
+            raise OSError(error.errno, f"port {port} of {HOST}: {error.strerror}") from error
         return listening.getsockname()[1]
 
 
@@ -488,6 +529,8 @@ def serve(
     """
     kept = {name: cache(load) for name, load in networks.items()}
     next(iter(kept.values()))(backend)
+    sockets: Any = core.sio
+    sockets.eio.cors_allowed_origins = [f"http://{host}:{port}" for host in (HOST, "localhost")]
     # A page of elsewhere whose name leads here by DNS asks for its own name.
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])
     ui.page("/")(lambda: DrawPage(kept, backend) and None)

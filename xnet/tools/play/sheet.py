@@ -1,5 +1,6 @@
 """A sheet to draw a digit on, and what a network sees of it and makes of it."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +17,10 @@ SIDE = 280
 PEN = 16.0
 """Half the width of a stroke, in pixels: about the data sets' own."""
 
-MOST = 10_000
+NEAR = 2.0
+"""Pixels that the pen moves at least before it draws."""
+
+MOST = 2_000
 """Points of a sheet: beyond, the pen draws no more."""
 
 Floats = NDArray[np.float32]
@@ -36,11 +40,15 @@ class Sheet:
 
     def draw(self, x: float, y: float) -> None:
         """Move the pen that is down."""
-        if self.strokes and self._has_room():
+        if self.strokes and self._has_room() and math.dist((x, y), self.strokes[-1][-1]) >= NEAR:
             self.strokes[-1].append(within(x, y))
 
     def _has_room(self) -> bool:
         return sum(map(len, self.strokes)) < MOST
+
+    def copy(self) -> "Sheet":
+        """A sheet that looks like this one, and stays so."""
+        return Sheet([[*stroke] for stroke in self.strokes])
 
     def undo(self) -> None:
         """Take the last stroke away."""
@@ -100,8 +108,9 @@ class Answer:
         return int(self.probabilities.argmax())
 
 
-def answer(network: Network, ink: Floats) -> Answer | None:
-    """What a network of 784 or 64 features makes of ink; None of a sheet without."""
+def answer(network: Network, sheet: Sheet) -> Answer | None:
+    """What a network of 784 or 64 features makes of a sheet; None of an empty one."""
+    ink = sheet.ink
     if not (ink > 0.5).any():
         return None
     features = network.inputs or 0
