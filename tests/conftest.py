@@ -269,22 +269,26 @@ def pytest_configure_node(node):
     node.workerinput["every_case"] = node.config.option.every_case
 
 
-@pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(config, items):
+def sample(items):
     """Of each test so many cases that each value of a parameter is in one, at most `MOST`."""
-    if config.option.every_case:
-        return
-    kept, seen, counts = [], set(), Counter()
-    shuffled = random.Random(0).sample(items, len(items))  # else all would be of the first backend
-    for item in shuffled:
+    kept, seen, counts = set(), set(), Counter()
+    for item in random.Random(0).sample(items, len(items)):  # else all are of the first backend
         values = item.callspec.params if hasattr(item, "callspec") else {}
         test = item.nodeid.partition("[")[0]
         new = {(test, None), *((test, name, repr(value)) for name, value in values.items())} - seen
         if new and counts[test] < MOST and not item.get_closest_marker("slow"):
             seen |= new
             counts[test] += 1
-            kept.append(item)
-    kept = set(kept)
+            kept.add(item)
+    return kept
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config, items):
+    """Who names no tests gets a sample of their cases."""
+    if config.option.every_case:
+        return
+    kept = sample(items)
     config.hook.pytest_deselected(items=[item for item in items if item not in kept])
     items[:] = [item for item in items if item in kept]
 
