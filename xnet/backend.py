@@ -27,6 +27,7 @@ from xnet.dtypes import dtype_name
 from xnet.errors import BackendError
 from xnet.formulas import Arrays, as_tuple, check_step
 from xnet.operations import Loss, Operation
+from xnet.ranks import ALONE, Ranks
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -144,6 +145,8 @@ class Backend:
     """Precisions in which its array code, not its kernels, takes subnormal numbers for zeros."""
     tried: bool = False
     """Whether `arithmetic` has found the arithmetic under it sound, or another's of its kind."""
+    ranks: Ranks = ALONE
+    """The processes over which batches are spread: see `xnet.sharded`."""
     xp: Any
     """The array-API namespace."""
 
@@ -284,6 +287,14 @@ class Backend:
         """What interprets a formula on this backend's arrays, outside training."""
         return Arrays(self)
 
+    def trainer(self, state: Any = None, draw: Any = None) -> Arrays:
+        """What interprets a formula in training, with this state and source of random numbers."""
+        return Arrays(self, True, state, draw)
+
+    def mean(self, a: Array) -> Array:
+        """Over the batch of numbers a (N,) or (N, C), of all ranks."""
+        return self.sum(a, axis=0) / a.shape[0]
+
     def run(
         self, operation: Operation, x: Array, *parameters: Array, m: Arrays | None = None
     ) -> Array:
@@ -302,8 +313,7 @@ class Backend:
     ) -> tuple[Array, ...]:
         """Its `backward`: the gradient by x, then those by the parameters."""
         with self.running():
-            found = operation.backward(m or self.maths, dout, x, y, *parameters)
-            return as_tuple(found)
+            return as_tuple(operation.backward(m or self.maths, dout, x, y, *parameters))
 
     def parameter_gradients(
         self,
@@ -335,8 +345,8 @@ class Backend:
     def loss_and_delta(self, loss: Loss, x: Array, t: Array) -> tuple[Array, Array]:
         """The mean loss, 0-d, of scores x (N, C), and its gradient by them."""
         with self.running():
-            mean = self.sum(self.row_losses(loss, x, t)) / x.shape[0]
-            return mean, loss.backward(self.maths, x, t) * (1 / x.shape[0])
+            dx = loss.backward(self.maths, x, t) * (1 / self.ranks.count(x.shape[0]))
+            return self.mean(self.row_losses(loss, x, t)), dx
 
     def step(
         self, update: Any, n: int, W: Array, g: Array, memory: Sequence[Array]
@@ -392,8 +402,7 @@ class Backend:
         if x.shape[0] * widest <= BLOCK:
             return self.through(run, x, loss)
         rows = max(1, BLOCK // widest)
-        starts = range(0, x.shape[0], rows)
-        blocks = (x[start : min(start + rows, x.shape[0]), ...] for start in starts)
+        blocks = (x[k : min(k + rows, x.shape[0]), ...] for k in range(0, x.shape[0], rows))
         return self.xp.concat([self.through(run, block, loss) for block in blocks])
 
     def through(self, run: Run, x: Array, loss: Loss | None) -> Array:
@@ -409,7 +418,7 @@ class Backend:
             outputs, maths = [x], list[Arrays | None]()
             for operation, parameters in run:
                 # Of what no backend compiles `forward` may leave something for `backward`.
-                maths.append(Arrays(self, training=True) if operation.fuses is None else None)
+                maths.append(self.trainer() if operation.fuses is None else None)
                 outputs.append(self.run(operation, outputs[-1], *parameters, m=maths[-1]))
             return outputs[-1], (outputs, maths)
 
@@ -434,8 +443,7 @@ class Backend:
                 operation, parameters = run.operations[k], run.parameters[k]
                 arrays = outputs[k], outputs[k + 1], *parameters
                 if first and k == 0:
-                    found = self.parameter_gradients(operation, dout, *arrays, m=maths[k])
-                    gradients.append(found)
+                    gradients.append(self.parameter_gradients(operation, dout, *arrays, m=maths[k]))
                     return None, gradients[::-1]
                 dout, *found = self.run_backward(operation, dout, *arrays, m=maths[k])
                 gradients.append(tuple(found))

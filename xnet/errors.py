@@ -14,6 +14,7 @@ __all__ = [
     "KinkWarning",
     "NaiveGradientWarning",
     "NonFiniteWarning",
+    "RankError",
     "RoundingWarning",
     "WeightsError",
     "XnetError",
@@ -112,6 +113,19 @@ class CheckpointWarning(UserWarning):
     Traceback (most recent call last):
         ...
     xnet.errors.CheckpointWarning: checkpoint ... is damaged, and left out: its bytes are not ...
+    """
+
+
+class RankError(XnetError):
+    """Processes that compute together and do not agree, or of which one has failed.
+
+    Examples
+    --------
+    >>> import xnet
+    >>> xnet.distributed.communicator("everyone").__enter__()
+    Traceback (most recent call last):
+        ...
+    TypeError: comm is 'everyone', expected a communicator of mpi4py such as MPI.COMM_WORLD
     """
 
 

@@ -339,7 +339,7 @@ class Layer(Computed):
         """
         operation, backend, rows = self._prepared(x)
         draw = self.owner().draw if self.owner is not None and self.owner() else _draw
-        m = Arrays(backend, training=True, state=self.state, draw=draw)
+        m = backend.trainer(self.state, draw)
         with backend.running():
             out = backend.run(operation, rows, *self.params.values(), m=m)
             self._memory = m, x, rows, out
@@ -590,7 +590,7 @@ class LossLayer(Computed):
         with backend.running():
             t = self.loss.targets(backend.maths, t)
             losses = backend.row_losses(self.loss, y, t)
-            mean = backend.sum(losses if weight is None else losses * weight) / y.shape[0]
+            mean = backend.mean(losses if weight is None else losses * weight)
         self.y, self.t, self.weight, self.shape = y, t, weight, x.shape
         return mean
 

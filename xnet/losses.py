@@ -101,7 +101,7 @@ def _batch_and_targets(backend: Backend, y: Array, t: Array) -> tuple[Array, Arr
     float_dtype(y.dtype, "dtype of y")
     if y.ndim not in (1, 2):
         raise ValueError(f"y has shape {tuple(y.shape)}, expected (C,) or (N, C)")
-    if y.shape[0] == 0 or y.shape[-1] == 0:
+    if y.shape[-1] == 0 or (y.shape[0] == 0 and backend.ranks.size == 1):
         raise ValueError(f"y has shape {tuple(y.shape)}: the batch is empty")
     targets = targets_for(backend, t, tuple(y.shape), y.dtype)
     shape = (-1, y.shape[-1])

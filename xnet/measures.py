@@ -1,7 +1,6 @@
 """How good predictions are: accuracy of classes, and R² where there are none."""
 
 import math
-from collections.abc import Iterable
 
 from xnet.backend import Array, Backend
 from xnet.losses import taken_batch
@@ -39,6 +38,12 @@ def accuracy(y: Array, t: Array, classes: bool = False) -> float:
     >>> xnet.measures.accuracy(y, [1, 0, 1, 1])
     0.75
     """
+    right, samples = hits(y, t, classes)
+    return right / samples
+
+
+def hits(y: Array, t: Array, classes: bool = False) -> tuple[int, int]:
+    """Of how many samples the most probable class is the labelled one, and how many there are."""
     backend, y, targets = taken_batch(y, t)
     xp = backend.xp
     with backend.running():
@@ -50,7 +55,7 @@ def accuracy(y: Array, t: Array, classes: bool = False) -> float:
             )
         right = xp.argmax(y, axis=1) == xp.argmax(targets, axis=1)
         right = right & ~xp.any(xp.isnan(y), axis=1)  # no class is the most probable
-        return int(xp.sum(xp.astype(right, xp.int64))) / y.shape[0]
+        return int(xp.sum(xp.astype(right, xp.int64))), y.shape[0]
 
 
 def r_squared(y: Array, t: Array) -> float:
@@ -86,34 +91,17 @@ def r_squared(y: Array, t: Array) -> float:
     """
     backend, y, t = taken_batch(y, t)
     with backend.running():
-        return explained(backend, [t], [(y, t)])
+        return explained(backend, y, t)
 
 
-def explained(
-    backend: Backend, targets: Iterable[Array], parts: Iterable[tuple[Array, Array]]
-) -> float:
-    """`r_squared` of what comes in parts, one at least.
-
-    Parameters
-    ----------
-    targets
-        The targets (n, C) of each part.
-    parts
-        Predictions and targets of each part: gone through after the targets are.
-    """
-    first, same, total, n = None, True, 0, 0
-    for t in targets:
-        first = t[:1, ...] if first is None else first
-        same = same and bool(backend.xp.all(t == first))
-        total, n = total + backend.sum(t, axis=0), n + t.shape[0]
-    if same:
+def explained(backend: Backend, y: Array, t: Array) -> float:
+    """`r_squared` of predictions and targets (N, C): of those that all ranks have."""
+    first = backend.ranks.joined(backend.to_numpy(t[:1, ...]))[:1]
+    if not backend.ranks.any(not bool(backend.xp.all(t == backend.asarray(first)))):
         return math.nan
-    unexplained = variation = 0.0
-    for y, t in parts:
-        off, spread = t - y, t - total / n
-        unexplained += float(backend.sum(off * off))
-        variation += float(backend.sum(spread * spread))
-    return 1 - unexplained / variation
+    off, spread = t - y, t - backend.mean(t)
+    unexplained, variation = (backend.sum(a * a, axis=1) for a in (off, spread))
+    return 1 - float(backend.mean(unexplained)) / float(backend.mean(variation))
 
 
 def are_classes(backend: Backend, targets: Array, classes: bool) -> bool:

@@ -27,7 +27,7 @@ from xnet.errors import BackendError, NaiveGradientWarning
 from xnet.gradient import checked_step, incremental_gradient, numerical_gradient
 from xnet.layers import Layer, LossLayer, Places, layer_class, named, numbered
 from xnet.losses import targets_for
-from xnet.measures import accuracy
+from xnet.measures import hits
 from xnet.operations import Affine, Loss, Operation, SoftmaxWithLoss
 from xnet.optimizers import Optimizer
 from xnet.plan import Part, Plan, door, is_plain, outputs
@@ -266,9 +266,7 @@ class Network:
 
     @loss_layer.setter
     def loss_layer(self, loss: LossLayer | Loss) -> None:
-        made: Any = loss
-        if isinstance(loss, Loss):
-            made = layer_class(type(loss)).of(loss)
+        made: Any = layer_class(type(loss)).of(loss) if isinstance(loss, Loss) else loss
         _check_instance("loss", made, LossLayer)
         made.check_columns(outputs(self._layers))
         self._loss_layer: LossLayer = made
@@ -325,8 +323,7 @@ class Network:
 
     def _own_copy(self, array: Array, name: str) -> Array:
         """A parameter as this network's own: training writes to it, and not to what was given."""
-        here = self.host_to_backend(array, name, self.dtype)
-        return self.backend.xp.asarray(here, copy=True)
+        return self.backend.xp.asarray(self.host_to_backend(array, name, self.dtype), copy=True)
 
     @property
     def params(self) -> Parameters:
@@ -417,9 +414,10 @@ class Network:
             x = rows or self.host_to_backend(x, "x", self.dtype)
         if not owns(t):
             t = self.host_to_backend(labels(t, "t"), "t")
-        if x.ndim and x.shape[0] == 0:
+        x, t = (x[None, ...], t[None, ...]) if x.ndim == 1 else (x, t)
+        if x.ndim and self.backend.ranks.begin(x.shape[0]) == 0:
             raise ValueError(f"x has shape {tuple(x.shape)}: the batch is empty")
-        return (x[None, ...], t[None, ...]) if x.ndim == 1 else (x, t)
+        return x, t
 
     def _planned(self) -> Plan:
         """The layers as the backend takes them; made anew when a layer or parameter is replaced."""
@@ -581,7 +579,8 @@ class Network:
         """
         with self._running():
             x, t = self._batch(x, t, whole=False)
-            return accuracy(self._evaluate(x, predicts=True), t, self.loss_layer.classes)
+            right, _ = hits(self._evaluate(x, predicts=True), t, self.loss_layer.classes)
+            return self.backend.ranks.total(right) / self.backend.ranks.count(x.shape[0])
 
     # -- training
 
@@ -659,8 +658,7 @@ class Network:
         if self._loss_layer.opaque:
             name = type(self._loss_layer).__name__
             raise ValueError(f"sample_weight: {name} says itself what it computes")
-        counts = weights_of(weight, x.shape[0])
-        return self.host_to_backend(counts, "sample_weight", self.dtype)
+        return self.host_to_backend(weights_of(weight, x.shape[0]), "sample_weight", self.dtype)
 
     def _targets(self, plan: Plan, x: Array, t: Array) -> Array:
         """The targets (N, C) as the loss takes them."""
