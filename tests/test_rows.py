@@ -233,7 +233,7 @@ def test_labels_are_checked_before_the_first_step(tmp_path, small_parts):
 
 
 def test_spans():
-    assert list(spans((0, 3))) == []
+    assert list(spans((0, 3))) == [(0, 0)]
     assert list(spans((5, rows.PART))) == [(k, k + 1) for k in range(5)]
     assert list(spans((5, 1), width=rows.PART // 2)) == [(0, 2), (2, 4), (4, 5)]
 

@@ -389,14 +389,14 @@ def test_validation_chooses_and_neither_training_nor_test_data_do():
 
 def test_test_data_are_looked_at_once_where_validation_chooses(monkeypatch):
     """They judge the network that the run ends with; no other saw them."""
-    test, looks, accuracy = make_data(70, seed=1), [], Network.accuracy
+    test, looks, predict = make_data(70, seed=1), [], Network.predict
 
-    def watched(network, x, t):
+    def watched(network, x):
         if len(x) == 70:
             looks.append(np.array(network.params["W1"]))
-        return accuracy(network, x, t)
+        return predict(network, x)
 
-    monkeypatch.setattr(Network, "accuracy", watched)
+    monkeypatch.setattr(Network, "predict", watched)
     _, history = scripted_run(FAIR, GOOD, BAD, BAD, test=test, epochs=4)
     np.testing.assert_array_equal(looks, [GOOD])
     assert (history.test_accuracy, history.kept_epoch) == ([1.0], 1)

@@ -37,8 +37,9 @@ Arrays = dict[str, NDArray[Any]]
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a file holds: arrays by their names, and facts as JSON has them."""
+    """What a file holds, and its bytes: arrays by their names, and facts as JSON has them."""
 
+    content: bytes
     arrays: Arrays
     facts: dict[str, Any]
 
@@ -148,15 +149,20 @@ def _steps(path: Path) -> int:
 
 
 def _read(path: Path) -> Checkpoint:
-    from safetensors.numpy import load
-
     content = path.read_bytes()
     if not path.name.endswith(f"-{hashlib.sha256(content).hexdigest()}.safetensors"):
         raise CheckpointError("its bytes are not those that its name says")
+    return parsed(content)
+
+
+def parsed(content: bytes) -> Checkpoint:
+    """The checkpoint of which these are a file's bytes."""
+    from safetensors.numpy import load
+
     # What has the right hash was written here; a file that somebody has made may still be none.
     header: Any = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
     facts: Any = json.loads(header["__metadata__"][_METADATA_KEY])
-    return Checkpoint(load(content), facts)
+    return Checkpoint(content, load(content), facts)
 
 
 def check_same(found: dict[str, Any], given: dict[str, Any]) -> None:
@@ -209,7 +215,8 @@ def fingerprint(samples: Samples) -> str:
     digest.update(str(samples.samples).encode())
     with samples.backend.running():
         found = [samples.backend.to_numpy(array) for array in samples.take(chosen)]
-        for host in [*found, *([] if samples.weight is None else [samples.weight])]:
+        whole = [samples.ranks.joined(host) for host in found]
+        for host in [*whole, *([] if samples.weight is None else [samples.weight])]:
             digest.update(f"{host.dtype.name} {host.shape[1:]}".encode())
             digest.update(np.ascontiguousarray(host, host.dtype.newbyteorder("<")).tobytes())
     return digest.hexdigest()

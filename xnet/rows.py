@@ -127,7 +127,9 @@ def is_mapped(array: NDArray[Any]) -> bool:
 
 
 def spans(shape: tuple[int, ...], width: int = 1) -> Iterator[tuple[int, int]]:
-    """Where parts of so many rows begin and end, each of about `PART` numbers, none empty.
+    """Where parts of so many rows begin and end, each of about `PART` numbers.
+
+    One at least, which is empty where there are no rows.
 
     Parameters
     ----------
@@ -137,7 +139,7 @@ def spans(shape: tuple[int, ...], width: int = 1) -> Iterator[tuple[int, int]]:
         Numbers that are made of each row, where these are more.
     """
     step = max(1, PART // max(1, width, math.prod(shape[1:])))
-    for start in range(0, shape[0], step):
+    for start in range(0, max(1, shape[0]), step):
         yield start, min(start + step, shape[0])
 
 

@@ -3,6 +3,7 @@
 import copy
 import operator
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from xnet.arrays import labels, weights_of
 from xnet.backend import Array, use_backend
 from xnet.dtypes import name_of
 from xnet.losses import batch_and_targets
-from xnet.measures import are_classes, explained
+from xnet.measures import are_classes, explained, hits
 from xnet.network import Network
 from xnet.random import Generator
 from xnet.rows import Rows, spans, staying
@@ -93,12 +94,19 @@ class Samples:
     What is moved to the network's backend as a whole is checked once for the whole run. What stays
     where it is, see `xnet.rows`, is checked as it is fetched.
 
+    Where the network's batches are spread over ranks, each rank has a shard of the samples, and all
+    are numbered in the order of the ranks.
+
     Attributes
     ----------
     samples
-        How many there are.
+        How many there are, of all ranks.
+    here
+        The numbers of those that are here.
     classes
         Whether labels are classes.
+    weight
+        How often each sample of all ranks counts, 1 on average; None for once.
     """
 
     def __init__(
@@ -111,22 +119,40 @@ class Samples:
         sample_weight: Any = None,
     ) -> None:
         self.backend = network.backend
-        self.x = self._checked(network, x, x_name, network.dtype)
-        self.t = self._checked(network, labels(t, t_name), t_name)
-        self.samples: int = self.x.shape[0]
-        if self.samples != self.t.shape[0]:
-            raise ValueError(f"{x_name} has {self.samples} samples, {t_name} has {self.t.shape[0]}")
+        self.ranks = self.backend.ranks
+        with self.ranks.together():
+            self.x = self._checked(network, x, x_name, network.dtype)
+            self.t = self._checked(network, labels(t, t_name), t_name)
+            n: int = self.x.shape[0]
+            if n != self.t.shape[0]:
+                raise ValueError(f"{x_name} has {n} samples, {t_name} has {self.t.shape[0]}")
+            self.classes = self._checked_labels(network, x_name, t_name)
+            weight = None if sample_weight is None else weights_of(sample_weight, n)
+        self.here = self._placed(n)
+        if not self.samples:
+            raise ValueError(f"{x_name} has shape {tuple(self.x.shape)}: there are no samples")
+        self.classes = not self.ranks.any(not self.classes)
+        self.weight = None if weight is None else _relative(self.ranks.joined(weight))
+
+    def _placed(self, n: int) -> range:
+        """The numbers of n samples that are here, among those of all ranks."""
+        counts: list[int] = self.ranks.gathered(n)
+        self.samples = sum(counts)
+        start = sum(counts[: self.ranks.rank])
+        return range(start, start + n)
+
+    def _checked_labels(self, network: Network, x_name: str, t_name: str) -> bool:
+        """Whether all labels that are here, which are checked, are of classes."""
         with use_backend(network.backend), network.backend.running():
-            first = self._part(self.x, 0, 1)
+            first = self._part(self.x, 0, min(1, self.x.shape[0]))
             try:
                 # One sample tells the number of outputs; then all labels are checked against it.
                 scores = network.scores(first)
                 self.outputs, self.dtype = scores.shape[-1], scores.dtype
-                self.classes = self._are_classes(network.loss_layer.classes)
+                return self._are_classes(network.loss_layer.classes)
             except ValueError as error:
                 where = "" if x_name == "x" else f"{x_name}, {t_name}: "
                 raise ValueError(f"{where}{error}") from error
-        self.weight = None if sample_weight is None else _weights(sample_weight, self.samples)
 
     def _checked(
         self, network: Network, values: Any, name: str, dtype: str | None = None
@@ -134,7 +160,7 @@ class Samples:
         """The rows that stay where they are, or an array on the backend, finite."""
         rows = staying(values, name, self.backend, dtype)
         found = rows or network.host_to_backend(values, name, dtype)
-        if found.ndim == 0 or found.shape[0] == 0:
+        if found.ndim == 0 or (found.shape[0] == 0 and self.ranks.size == 1):
             raise ValueError(f"{name} has shape {tuple(found.shape)}: there are no samples")
         return found if rows else self._finite(found, name, range(found.shape[0]))
 
@@ -176,8 +202,16 @@ class Samples:
         with self.backend.running():
             return values[start:stop, ...]
 
+    def places(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Which of these samples are here."""
+        if len(self.here) == self.samples:
+            return np.arange(len(indices))
+        return np.nonzero((indices >= self.here.start) & (indices < self.here.stop))[0]
+
     def take(self, indices: NDArray[np.int64]) -> tuple[Array, Array]:
-        """Some of the samples, and their labels."""
+        """Those of some samples that are here, and their labels."""
+        if len(self.here) < self.samples:
+            indices = indices[self.places(indices)] - self.here.start
         here = self.backend.asarray(indices)
         return self._take(self.x, indices, here), self._take(self.t, indices, here)
 
@@ -187,27 +221,44 @@ class Samples:
         return self.backend.xp.take(values, here, axis=0)
 
     def parts(self) -> Iterator[tuple[Array, Array]]:
-        """All samples and their labels, in parts."""
+        """All samples that are here and their labels, in parts, one at least."""
         for start, stop in self._spans():
             yield self._part(self.x, start, stop), self._part(self.t, start, stop)
 
     def accuracy(self, network: Network) -> float:
-        """`Network.accuracy` on all of them."""
-        right = (round(network.accuracy(x, t) * x.shape[0]) for x, t in self.parts())
-        return sum(right) / self.samples
+        """`Network.accuracy` on those of all ranks."""
+        classes = network.loss_layer.classes
+        with use_backend(self.backend), self.backend.running():
+            right = (hits(network.predict(x), t, classes)[0] for x, t in self.parts())
+            return self.ranks.total(sum(right)) / self.samples
 
     def loss(self, network: Network) -> float:
-        """`Network.loss` on all of them."""
-        shares = (network.loss(x, t) * (x.shape[0] / self.samples) for x, t in self.parts())
-        return sum(shares)
+        """`Network.loss` on those of all ranks."""
+        with use_backend(self.backend), self.backend.running():
+            return self._mean_loss(network)
+
+    def _mean_loss(self, network: Network) -> float:
+        end, backend = network.loss_layer, self.backend
+        if end.opaque:  # it says no more than the mean of what it is handed
+            shares = (network.loss(x, t) * (x.shape[0] / self.samples) for x, t in self.parts())
+            return sum(shares)
+        losses: list[Array] = []
+        for (x, _), targets in zip(self.parts(), self._targets(), strict=True):
+            taken = end.loss.targets(backend.maths, targets)
+            losses.append(backend.row_losses(end.loss, network.scores(x), taken))
+        with self._all():
+            return float(backend.mean(backend.xp.concat(losses)))
 
     def r_squared(self, network: Network) -> float:
-        """`xnet.measures.r_squared` of predictions for all of them."""
-        with use_backend(self.backend), self.backend.running():
-            predicted = (network.predict(x) for x, _ in self.parts())
-            return explained(
-                self.backend, self._targets(), zip(predicted, self._targets(), strict=True)
-            )
+        """`xnet.measures.r_squared` of predictions for those of all ranks."""
+        concat = self.backend.xp.concat
+        with use_backend(self.backend), self.backend.running(), self._all():
+            predicted = concat([network.predict(x) for x, _ in self.parts()])
+            return explained(self.backend, predicted, concat(list(self._targets())))
+
+    def _all(self) -> AbstractContextManager[None]:
+        """Block in which all samples are one batch."""
+        return self.ranks.placed(self.samples, np.arange(self.here.start, self.here.stop))
 
     def split(self, share: float, rng: Generator) -> "tuple[Samples, Samples]":
         """What is left, and a share that is drawn of each class alike."""
@@ -218,28 +269,29 @@ class Samples:
     def _labels(self) -> NDArray[Any]:
         """The class of each sample, on the host."""
         found = (self.backend.to_numpy(self._part(self.t, *span)) for span in self._spans())
-        return np.concatenate([t if t.ndim == 1 else t.argmax(axis=1) for t in found])
+        here = [t if t.ndim == 1 else t.argmax(axis=1) for t in found]
+        return self.ranks.joined(np.concatenate(here).astype(np.int64))
 
     def _chosen(self, indices: NDArray[np.int64]) -> "Samples":
         part = copy.copy(self)
+        own = indices[self.places(indices)] - self.here.start
         with self.backend.running():
-            here = self.backend.asarray(indices)
+            here = self.backend.asarray(own)
             part.x, part.t = (
-                rows.choose(indices) if isinstance(rows, Rows) else self._take(rows, indices, here)
+                rows.choose(own) if isinstance(rows, Rows) else self._take(rows, own, here)
                 for rows in (self.x, self.t)
             )
-        part.samples = len(indices)
+        part.here = part._placed(len(own))
         if self.weight is not None:
-            part.weight = _weights(self.weight[indices], part.samples)
+            part.weight = _relative(self.weight[indices])
         return part
 
 
-def _weights(values: Any, samples: int) -> NDArray[np.float64]:
-    """How often each sample counts, on the host, 1 on average."""
-    found = weights_of(values, samples)
-    if not found.any():
+def _relative(weights: NDArray[np.float64]) -> NDArray[np.float64]:
+    """How often each sample counts, 1 on average."""
+    if not weights.any():
         raise ValueError("sample_weight holds nothing but zeros: no sample counts")
-    return found / found.mean()
+    return weights / weights.mean()
 
 
 def held_out(

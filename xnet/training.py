@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xnet import checkpoints, notebook, weights
-from xnet.backend import Array, assign, use_backend
+from xnet.backend import Array, assign, get_backend, use_backend
 from xnet.clipping import clipped
 from xnet.errors import CheckpointError
 from xnet.network import Network
@@ -391,18 +391,38 @@ class Training:
             raise ValueError(f"checkpoint_every is {checkpoint_every}, expected seconds from 0 on")
         if resume and checkpoint is None:
             raise ValueError("resume needs checkpoint: the folder to go on from")
-        if save is not None:
-            weights.check_savable(network)
-            weights.check_writable(save)
         self.network = network
         self.optimizer = optimizer or SGD(0.1)
-        self.patience, self.save, self.clip = patience, save, clip
+        self.patience, self.clip = patience, clip
         self.schedule, self.callbacks = schedule, tuple(callbacks)
         self._numerical = gradient == "numerical"
-        self._folder = None if checkpoint is None else checkpoints.Folder(checkpoint)
-        found = self._folder and self._folder.last(resume)
+        self._settings: dict[str, Any] = {
+            "batch_size": operator.index(batch_size),
+            "replacement": bool(replacement),
+            "gradient": gradient,
+            "validation": validation if isinstance(validation, Real | None) else "data",
+            "patience": patience,
+            "schedule": repr(schedule),
+            "clip": clip,
+        }
+        ranks = self._ranks = network.backend.ranks
+        self._check_ranks(seed, save, checkpoint, resume, x_test, sample_weight)
+        # Files are rank 0's alone.
+        self.save = save if ranks.rank == 0 else None
+        with ranks.together():
+            if self.save is not None:
+                weights.check_savable(network)
+                weights.check_writable(self.save)
+            self._folder: checkpoints.Folder | None = None
+            last: checkpoints.Checkpoint | None = None
+            if checkpoint is not None and ranks.rank == 0:
+                self._folder = checkpoints.Folder(checkpoint)
+                last = self._folder.last(resume)
+        content = ranks.first(lambda: last and last.content)
+        found = None if content is None else checkpoints.parsed(content)
         if seed is None:  # a fresh one, which a checkpoint can name
             seed = found.seed if found else int.from_bytes(os.urandom(8), "little")
+            seed = int(ranks.gathered(seed)[0])
         rng = Draws(seed)
         data = {"train": Samples(network, x, t, "x", "t", sample_weight)}
         if isinstance(validation, Real):
@@ -431,19 +451,54 @@ class Training:
         self._left: list[dict[str, Array]] = []
         self._scheduled: tuple[int, float] | None = None
         self.history = History()
-        if self._folder is not None:
-            self._settings: dict[str, Any] = {
-                "batch_size": operator.index(batch_size),
-                "replacement": bool(replacement),
-                "gradient": gradient,
-                "validation": validation if isinstance(validation, Real | None) else "data",
-                "patience": patience,
-                "schedule": repr(schedule),
-                "clip": clip,
-                "seed": seed,
-            }
+        self._settings["seed"] = seed
+        self._checkpointed = checkpoint is not None
+        if self._checkpointed:
             self._begin(found)
         self._every = checkpoint_every
+
+    def _check_ranks(
+        self,
+        seed: int | None,
+        save: Any,
+        checkpoint: Any,
+        resume: bool,
+        x_test: Any,
+        sample_weight: Any,
+    ) -> None:
+        """Refuse a run that is not the same on every rank, or for which there are others."""
+        network, ranks, current = self.network, self._ranks, get_backend()
+        if ranks.size == 1 and current.ranks.size > 1:
+            raise ValueError(
+                f"the network is on {network.backend}, and the current backend is {current}: make "
+                "it in the block of communicator, or move it with net.to(xnet.get_backend())"
+            )
+        if ranks.size == 1:
+            return
+        given = {"save": save, "checkpoint": checkpoint, "x_test": x_test}
+        given |= {"sample_weight": sample_weight}
+        ranks.check_same(
+            **self._settings,
+            **{f"whether there is {k}": v is not None for k, v in given.items()},
+            seed=seed,
+            resume=resume,
+            dtype=network.dtype,
+            network=repr([*network.layers, network.loss_layer]),
+            optimizer=f"{self.optimizer!r} that took {sum(self.optimizer.taken.values())} steps",
+            callbacks=len(self.callbacks),
+            parameters=weights.sha256(network),
+        )
+        opaque = [v for v in (*network.layers, network.loss_layer) if v.opaque]
+        if opaque:
+            raise ValueError(
+                f"{opaque[0]} says itself what it computes, so it is not known what it makes of "
+                "rows that are on several ranks: write it as an operation"
+            )
+
+    def _check_parameters(self) -> None:
+        """Refuse to go on with parameters that are not the same on every rank."""
+        if self._ranks.size > 1:
+            self._ranks.check_same(parameters=weights.sha256(self.network))
 
     def run(
         self,
@@ -497,14 +552,16 @@ class Training:
         total = max(more, history.iterations) if whole else history.iterations + more
         if history.stopped in ("early stop", "diverged"):
             return history
-        if self._folder is not None and self.schedule is not None:  # which may count on it
+        if self._checkpointed and self.schedule is not None:  # which may count on it
             self._settings.setdefault("iterations", total)
             checkpoints.check_same(self._settings, {"iterations": total})
-        self._total, self._rate, shown = total, self.optimizer.lr, _progress(progress)
+        self._ranks.check_same(iterations=total)
+        shown = _progress(progress) if self._ranks.rank == 0 else Silent()
+        self._total, self._rate = total, self.optimizer.lr
         self._written, self._steps = time.monotonic(), self._steps_taken()
         shown.start(total)
         started = time.perf_counter()
-        with _asked() as asked:
+        with _asked(None if self._ranks.size > 1 else GRACE) as asked:
             try:
                 self._go_on()
                 history.stopped = self._loop(total, shown, asked)
@@ -519,7 +576,8 @@ class Training:
                 if self._folder is not None and self._steps == self._steps_taken():
                     self._write(self._folder)
                 self._end()
-            if asked and history.stopped == "finished":  # while it was being ended
+            # While it was being ended:
+            if self._ranks.any(bool(asked)) and history.stopped == "finished":
                 history.stopped = "interrupted"
         return history
 
@@ -545,7 +603,7 @@ class Training:
                 return "early stop"
             if done == total:
                 return "finished"
-            if asked:
+            if self._ranks.agreed(bool(asked)):
                 return "interrupted"
             batch = self._batch
             if batch is None:
@@ -564,7 +622,8 @@ class Training:
 
     def _told(self, event: str) -> bool:
         """Whether a callback, all of which are told, wants the run to stop."""
-        return True in [bool(getattr(callback, event)(self)) for callback in self.callbacks]
+        said = [bool(getattr(callback, event)(self)) for callback in self.callbacks]
+        return bool(said) and self._ranks.any(True in said)
 
     def _set_rate(self, schedule: Schedule) -> None:
         """Give the optimizer the learning rate of the step to come."""
@@ -580,10 +639,12 @@ class Training:
         network = self.network
         before = [(v.state, name, array) for v in network.layers for name, array in v.state.items()]
         try:
-            with use_backend(network.backend), network.backend.running():
-                train = self._data["train"]
+            train = self._data["train"]
+            places = train.places(indices)
+            placed = self._ranks.placed(len(indices), places)
+            with use_backend(network.backend), network.backend.running(), placed:
                 x, t = train.take(indices)
-                counts = () if train.weight is None else (train.weight[indices],)
+                counts = () if train.weight is None else (train.weight[indices[places]],)
                 if self.schedule is not None:
                     self._set_rate(self.schedule)
                 if not self._numerical and self.clip is None:
@@ -609,6 +670,7 @@ class Training:
 
     def _record(self, ends_epoch: bool) -> bool:
         """Record how good the network is by now; whether an epoch ended that no other was above."""
+        self._check_parameters()
         history, chosen = self.history, "validation" in self._data
         taken = [self._take(part) for part in self._data if part != "test" or not chosen]
         found: list[tuple[Any, Any, Any]] = []
@@ -654,6 +716,7 @@ class Training:
         if "validation" in self._data and "test" in self._data:
             values, now = self._take("test")
             values[:] = [now]
+        self._check_parameters()
         if self.save is not None:
             weights.save(self.network, self.save)
 
@@ -762,17 +825,17 @@ def _total_iterations(epochs: int | None, iterations: int | None, per_epoch: int
 
 
 @contextlib.contextmanager
-def _asked() -> Generator[list[int]]:
+def _asked(grace: float | None) -> Generator[list[int]]:
     """Block in which signals that would interrupt it are noted, for it to end between two steps.
 
     SIGTERM and SIGHUP count as Ctrl-C where they would end the program. The block is interrupted
-    all the same if it goes on for longer than `GRACE`, or at the second signal.
+    all the same if it goes on for longer than `grace` seconds, or at the second signal.
     """
     asked: list[int] = []
     lock, over, main = threading.Lock(), threading.Event(), threading.main_thread()
 
     def insist(number: int) -> None:
-        if not over.wait(GRACE):
+        if not over.wait(grace):
             with lock:
                 if not over.is_set():  # by a real one, which ends a wait
                     signal.pthread_kill(main.ident or 0, number)

@@ -1,0 +1,212 @@
+"""Training on many processes, over MPI: in reproducible mode the same bits on one rank or many.
+
+Each process, a *rank*, has a shard of the data. In a block of `communicator` what a network computes
+of a batch, its loss, gradients and accuracy, is of the rows of all ranks. Start it with
+``mpiexec -n 4 python program.py``; ``mpiexec -n 4 xnet train`` finds out by itself.
+
+What moves data is MPI (Message Passing Interface Forum 2021, "MPI: A Message-Passing Interface
+Standard", version 4.0, chapter 6), through mpi4py: ``pip install "xnet-nn[mpi]"``.
+"""
+
+import contextlib
+import os
+import sys
+import time
+import traceback
+from collections.abc import Generator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xnet import __version__
+from xnet.backend import Backend, get_backend, resolve, use_backend
+from xnet.errors import RankError, optional
+from xnet.ranks import Ranks, is_agreed
+from xnet.sharded import ShardedBackend
+
+__all__ = ["communicator", "shard", "started_by_mpi"]
+
+ENVIRONMENT = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "PMIX_RANK")
+"""What `mpiexec` says to the processes that it starts: of MPICH and its kin, and of Open MPI."""
+
+
+class MPIRanks(Ranks):
+    """The ranks of an MPI communicator.
+
+    Parameters
+    ----------
+    comm
+        A communicator of mpi4py, for these ranks' own use.
+    timeout
+        Seconds that a message waits for the other ranks; None for ever.
+    """
+
+    def __init__(self, comm: Any, timeout: float | None) -> None:
+        super().__init__()
+        self.comm, self.timeout = comm, timeout
+        self.rank, self.size = comm.Get_rank(), comm.Get_size()
+
+    def gather(self, content: bytes) -> list[bytes]:
+        lengths = np.empty(self.size, np.int64)
+        self._wait(self.comm.Iallgather(np.array([len(content)], np.int64), lengths))
+        found = bytearray(int(lengths.sum()))
+        self._wait(self.comm.Iallgatherv(content, [found, lengths.tolist()]))
+        self._count(len(content))
+        ends = np.cumsum(lengths).tolist()
+        return [bytes(found[i:j]) for i, j in zip([0, *ends[:-1]], ends, strict=True)]
+
+    def reduce(self, array: NDArray[Any], largest: bool) -> NDArray[Any]:
+        from mpi4py import MPI
+
+        found = np.empty_like(array)
+        self._wait(self.comm.Iallreduce(array, found, MPI.MAX if largest else MPI.SUM))
+        self._count(array.nbytes)
+        return found
+
+    def _count(self, sent: int) -> None:
+        self.traffic.messages += 1
+        self.traffic.bytes += sent
+
+    def _wait(self, request: Any) -> None:
+        """Until it is done; unlike a call that blocks, it hears Ctrl-C and lets others run."""
+        began = time.perf_counter()
+        while not request.Test():
+            if self.timeout is not None and time.perf_counter() - began > self.timeout:
+                raise RankError(
+                    f"rank {self.rank} has waited {self.timeout:g} s for the others: one of them "
+                    "has failed, or asks its network other things than this one"
+                )
+            os.sched_yield()
+        self.traffic.seconds += time.perf_counter() - began
+
+
+def started_by_mpi() -> bool:
+    """Whether this process was started by MPI's `mpiexec`, or a scheduler's like.
+
+    Returns
+    -------
+    bool
+        By what these leave in the environment; mpi4py need not be installed.
+
+    Examples
+    --------
+    >>> import xnet
+    >>> xnet.distributed.started_by_mpi()
+    False
+    """
+    return any(name in os.environ for name in ENVIRONMENT)
+
+
+@contextlib.contextmanager
+def communicator(
+    comm: Any,
+    backend: str | Backend | None = None,
+    reproducible: bool | None = None,
+    *,
+    timeout: float | None = None,
+) -> Generator[Backend]:
+    """Make a backend current whose batches are spread over the ranks of an MPI communicator.
+
+    Every rank enters the block, makes the same network in it, and hands it its own shard of the
+    data. An error that one rank alone raises ends all of them: it is written to stderr with the
+    rank's number, and the exit status is not 0.
+
+    Parameters
+    ----------
+    comm
+        A communicator of mpi4py, such as ``MPI.COMM_WORLD``.
+    backend, reproducible
+        What computes on this rank, as in `xnet.use_backend`. In reproducible mode ranks may differ
+        in the backend.
+    timeout
+        Seconds that a rank waits for the others before it takes them for lost; None for ever.
+
+    Yields
+    ------
+    Backend
+        The one whose batches are spread; its `ranks` say which rank this is, and what was sent.
+        Where there is one rank, that which `backend` names.
+
+    Raises
+    ------
+    RankError
+        On every rank: versions, modes or, in fast mode, backends that are not the same on all.
+    BackendError
+        As in `xnet.resolve`; on the other ranks a RankError that says so.
+    TypeError
+        `comm` is no communicator.
+    DatasetError
+        mpi4py is not installed.
+
+    Examples
+    --------
+    On one rank, as ``mpiexec`` starts many:
+
+    >>> import xnet
+    >>> from mpi4py import MPI
+    >>> (x, t), _ = xnet.datasets.load_digits()
+    >>> with xnet.distributed.communicator(MPI.COMM_WORLD, "numpy", reproducible=True):
+    ...     mine = xnet.distributed.shard(len(x))
+    ...     net = xnet.TwoLayerNet(64, 10, 10, seed=0)
+    ...     history = xnet.train(net, x[mine], t[mine], iterations=10, progress=False)
+    >>> history.iterations
+    10
+    """
+    with optional("distributed.communicator", "mpi4py", "mpi"):
+        from mpi4py import MPI
+    if not isinstance(comm, MPI.Comm):
+        raise TypeError(
+            f"comm is {comm!r}, expected a communicator of mpi4py such as MPI.COMM_WORLD"
+        )
+    ranks = MPIRanks(comm.Dup(), timeout)
+    try:
+        with ranks.together():
+            local = resolve(backend, reproducible)
+        if isinstance(local, ShardedBackend):
+            raise RankError(f"communicator: {local} is spread over ranks already")
+        facts: dict[str, Any] = {"xnet's version": __version__, "reproducible": local.reproducible}
+        ranks.check_same(**facts)
+        if not local.reproducible:
+            ranks.check_same(**{"backend in fast mode": local.name})
+        spread = local if ranks.size == 1 else ShardedBackend(local, ranks)
+        with use_backend(spread) as current:
+            yield current
+    except BaseException as error:
+        _end(ranks, error)
+        raise
+    ranks.comm.Free()
+
+
+def _end(ranks: MPIRanks, error: BaseException) -> None:
+    """End all ranks for an error of this one's, that the others know nothing of."""
+    left = isinstance(error, SystemExit) and not error.code
+    if ranks.size == 1 or left or is_agreed(error):
+        return
+    text = "".join(traceback.format_exception(error))
+    print(f"rank {ranks.rank} of {ranks.size} ends all:\n{text}", file=sys.stderr, flush=True)
+    interrupted = isinstance(error, KeyboardInterrupt)
+    ranks.comm.Abort(130 if interrupted else 1)
+
+
+def shard(n: int) -> slice:
+    """Which of n rows are this rank's, where each rank has a share of what all can read.
+
+    Parameters
+    ----------
+    n
+        How many rows there are.
+
+    Returns
+    -------
+    slice
+        As many rows as the other ranks', or one more; all of them outside of `communicator`.
+
+    Examples
+    --------
+    >>> import xnet
+    >>> xnet.distributed.shard(10)
+    slice(0, 10, None)
+    """
+    mine = get_backend().ranks.span(n)
+    return slice(mine.start, mine.stop)
