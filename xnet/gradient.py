@@ -614,6 +614,8 @@ def incremental_gradient(
 ) -> list[Array]:
     """The central difference (L(w + h) - L(w - h)) / 2h for the parameters w of a network.
 
+    Where batches are spread over ranks, each has the whole of this one, and a share of the w.
+
     Parameters
     ----------
     steps
@@ -623,6 +625,7 @@ def incremental_gradient(
     loss, t
         A `Loss`, and labels as it is trained with.
     """
+    x, t = (backend.ranks.whole(backend, rows) for rows in (x, t))
     inputs = [x]
     for step in steps:
         inputs.append(perturbation.through(backend, [step], inputs[-1]))

@@ -75,7 +75,8 @@ def parameter_differences(
     """L(w + h) - L(w - h) for every parameter w of the first of `steps`, whatever it is.
 
     `steps` are operations with their parameters, from the perturbed one, whose input is x (N, D),
-    to the scores. Each loss is evaluated from that layer on.
+    to the scores. Each loss is evaluated from that layer on; where there are several ranks, each
+    evaluates a share of them.
     """
     xp = backend.xp
     (operation, parameters), *rest = steps
@@ -84,7 +85,7 @@ def parameter_differences(
         size = math.prod(W.shape)
         flat = xp.reshape(W, (-1,))
         differences: list[Any] = []
-        for i in range(size):
+        for i in backend.ranks.span(size):
             here = xp.arange(size, device=W.device) == i
             losses: list[Any] = []
             for sign in (h, -h):
@@ -93,7 +94,8 @@ def parameter_differences(
                 scores = through(backend, [(operation, changed), *rest], x)
                 losses.append(backend.sum(backend.row_losses(loss, scores, t)))
             differences.append((losses[0] - losses[1]) / x.shape[0])
-        found.append(xp.reshape(xp.stack(differences), W.shape))
+        mine = xp.stack(differences) if differences else flat[:0]
+        found.append(xp.reshape(backend.ranks.whole(backend, mine), W.shape))
     return found
 
 

@@ -142,6 +142,10 @@ class Ranks:
         found = [np.frombuffer(part, array.dtype).reshape(shape) for part in parts if part]
         return np.concatenate(found) if found else array
 
+    def whole(self, backend: Any, rows: Array) -> Array:
+        """`joined` for arrays of a backend."""
+        return rows if self.size == 1 else backend.asarray(self.joined(backend.to_numpy(rows)))
+
     def total(self, n: int) -> int:
         """The sum of whole numbers."""
         return n if self.size == 1 else sum(self.gathered(n))

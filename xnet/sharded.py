@@ -300,6 +300,16 @@ class ShardedBackend(Backend):
     def forward(self, run: Run, x: Array, loss: Loss | None = None) -> Array:
         return self.local.forward(run, x, loss) if x.shape[0] else self.through(run, x, loss)
 
+    def loss_differences(
+        self, x: Array, a: Array, rest: Run, loss: Loss, t: Array, h: float
+    ) -> Array:
+        mine = self.ranks.span(x.shape[1])
+        local = self.local if len(mine) else self._generic
+        some = x[:, mine.start : mine.stop]
+        found = local.loss_differences(some, a, rest, loss, t, h)
+        last = self.ranks.rank == self.ranks.size - 1
+        return self.ranks.whole(self, found if last else found[:-1, ...])  # the biases are its own
+
     # -- formulas
 
     @cached_property
