@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 from xnet import __version__
 from xnet.backend import Backend, get_backend, resolve, use_backend
 from xnet.errors import RankError, optional
-from xnet.ranks import Ranks, is_agreed
+from xnet.ranks import Ranks, is_agreed, speaker
 from xnet.sharded import ShardedBackend
 
-__all__ = ["communicator", "shard", "started_by_mpi"]
+__all__ = ["communicator", "launched", "shard", "started_by_mpi"]
 
 ENVIRONMENT = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "PMIX_RANK")
 """What `mpiexec` says to the processes that it starts: of MPICH and its kin, and of Open MPI."""
@@ -187,6 +187,50 @@ def _end(ranks: MPIRanks, error: BaseException) -> None:
     print(f"rank {ranks.rank} of {ranks.size} ends all:\n{text}", file=sys.stderr, flush=True)
     interrupted = isinstance(error, KeyboardInterrupt)
     ranks.comm.Abort(130 if interrupted else 1)
+
+
+@contextlib.contextmanager
+def launched(
+    backend: str | Backend | None = None, reproducible: bool | None = None
+) -> Generator[Backend]:
+    """`communicator` of all processes, where MPI has started this one; else `xnet.use_backend`.
+
+    Parameters
+    ----------
+    backend, reproducible
+        As in `xnet.use_backend`.
+
+    Yields
+    ------
+    Backend
+        The one that is current within the block.
+
+    Raises
+    ------
+    RankError, BackendError, DatasetError
+        As in `communicator`. What all ranks raise alike ends those but the first with a
+        SystemExit: it is said once.
+
+    Examples
+    --------
+    >>> import xnet
+    >>> with xnet.distributed.launched("numpy") as backend:
+    ...     print(backend, backend.ranks.size)
+    <backend numpy> 1
+    """
+    if not started_by_mpi():
+        with use_backend(backend, reproducible) as chosen:
+            yield chosen
+        return
+    with optional("what mpiexec has started", "mpi4py", "mpi"):
+        from mpi4py import MPI
+    try:
+        with communicator(MPI.COMM_WORLD, backend, reproducible) as chosen:
+            yield chosen
+    except Exception as error:
+        if MPI.COMM_WORLD.Get_rank() != speaker(error):
+            sys.exit(1)
+        raise
 
 
 def shard(n: int) -> slice:

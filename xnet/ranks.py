@@ -254,9 +254,9 @@ class Ranks:
             said = None if error is None else f"{type(error).__name__}: {error}"
             failed = [(rank, text) for rank, text in enumerate(self.gathered(said)) if text]
             if error is not None:
-                raise agreed_error(error)
+                raise agreed_error(error, failed[0][0])
             if failed:
-                raise agreed_error(RankError(f"rank {failed[0][0]}: {failed[0][1]}"))
+                raise agreed_error(RankError(f"rank {failed[0][0]}: {failed[0][1]}"), failed[0][0])
 
     def check_same(self, **facts: Any) -> None:
         """Refuse facts, by their names, that are not the same on every rank.
@@ -289,15 +289,23 @@ def _named(ranks: list[int]) -> str:
     return f"rank{'s' * (len(ranks) > 1)} {shown}"
 
 
-def agreed_error(error: Exception) -> Exception:
-    """The error, known to be raised on every rank: a program may handle it and go on."""
-    error.__dict__["on_every_rank"] = True
+def agreed_error(error: Exception, rank: int = 0) -> Exception:
+    """The error, known to be raised on every rank: a program may handle it and go on.
+
+    `rank` is the one that is to say it, if it is said once.
+    """
+    error.__dict__["speaker"] = rank
     return error
 
 
 def is_agreed(error: BaseException) -> bool:
     """Whether an error is raised on every rank."""
-    return bool(error.__dict__.get("on_every_rank"))
+    return "speaker" in error.__dict__
+
+
+def speaker(error: BaseException) -> int:
+    """The rank that is to say an error which every rank raises."""
+    return error.__dict__.get("speaker", 0)
 
 
 ALONE = Ranks()

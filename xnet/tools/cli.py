@@ -28,7 +28,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 import xnet
-from xnet import datasets, plan, plotting, random, testing, weights
+from xnet import datasets, distributed, plan, plotting, random, testing, weights
 from xnet.arithmetic import unchecked
 from xnet.backend import Backend, backends, get_backend, resolve, use_backend
 from xnet.errors import (
@@ -420,21 +420,21 @@ def train_command(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Train a network from scratch: on digits, MNIST, or data of your own."""
+    """Train a network from scratch: on digits, MNIST, or data of your own.
+
+    Started by MPI, as by [bold]mpiexec -n 4 xnet train[/bold], each process trains on its share.
+    """
     if epochs is None and iterations is None:
         iterations = NOTES_ITERATIONS
     if learning_rate is None and optimizer == NOTES_OPTIMIZER:
         learning_rate = NOTES_LEARNING_RATE
     settings = {} if learning_rate is None else {"lr": learning_rate}
     stepper = OPTIMIZERS[optimizer](**settings)
-    if save is not None:
-        if save.suffix not in ("", ".safetensors"):
-            raise ValueError(
-                f"--save {save}: networks are saved as safetensors, which that name would hide; "
-                f"expected a name such as {save.stem}.safetensors"
-            )
-        weights.check_writable(save)
-    chosen = resolve(backend, reproducible)
+    if save is not None and save.suffix not in ("", ".safetensors"):
+        raise ValueError(
+            f"--save {save}: networks are saved as safetensors, which that name would hide; "
+            f"expected a name such as {save.stem}.safetensors"
+        )
     if data is None:
         own: dict[str, Any] = {
             "label": label,
@@ -446,53 +446,61 @@ def train_command(
         if given := [name for name, value in own.items() if value is not None]:
             raise typer.BadParameter(f"--{given[0]} is of data of your own: name them by --data")
         dataset = dataset or Dataset("digits")
-        lesson = own_data.built_in(dataset, validation)
     elif dataset is not None:
         raise typer.BadParameter(f"--data {data} and --dataset {dataset}: give one of them")
-    else:
-        lesson = own_data.lesson(
-            data, label or (), task, ignore or (), test, validation, scale, seed
-        )
-        if not as_json:
+    with distributed.launched(backend, reproducible) as chosen:
+        speaks = chosen.ranks.rank == 0
+        with chosen.ranks.together():
+            if save is not None and speaks:
+                weights.check_writable(save)
+            if data is None:
+                lesson = own_data.built_in(dataset or Dataset("digits"), validation)
+            else:
+                lesson = own_data.lesson(
+                    data, label or (), task, ignore or (), test, validation, scale, seed
+                )
+        if data is not None and speaks and not as_json:
             print(f"{data}: {lesson}")
-    sizes = [lesson.inputs, *(hidden or [50]), lesson.outputs]
-    where = {"seed": seed, "dtype": dtype, "backend": chosen}
-    end = _loss(loss, Task.classification if lesson.units is None else Task.regression)
-    network = _dense(sizes, activation, init, before=lesson.before, loss=end, **where)
-    network.schema = lesson.schema
-    _warm_up(network, lesson.x[:batch_size], lesson.t[:batch_size])
-    history = train(
-        network,
-        lesson.x,
-        lesson.t,
-        *(lesson.test or ()),
-        optimizer=stepper,
-        epochs=epochs,
-        iterations=iterations,
-        batch_size=batch_size,
-        gradient=gradient,
-        validation=lesson.validation,
-        patience=patience,
-        seed=seed,
-        schedule=_schedule(schedule, warmup),
-        clip=clip,
-        # In other units than the data's it would be no file to predict by.
-        save=save if lesson.units is None else None,
-        checkpoint=checkpoint,
-        checkpoint_every=checkpoint_every,
-        resume=resume,
-        progress=not as_json,
-    )
-    if lesson.units is not None and history.stopped != "diverged":
-        lesson.finish(network)
-        if save is not None:
-            weights.save(network, save)
-    if as_json:
+        sizes = [lesson.inputs, *(hidden or [50]), lesson.outputs]
+        where = {"seed": seed, "dtype": dtype, "backend": chosen}
+        end = _loss(loss, Task.classification if lesson.units is None else Task.regression)
+        network = _dense(sizes, activation, init, before=lesson.before, loss=end, **where)
+        network.schema = lesson.schema
+        mine = lesson.part(distributed.shard)
+        _warm_up(network, mine.x[:batch_size], mine.t[:batch_size])
+        history = train(
+            network,
+            mine.x,
+            mine.t,
+            *(mine.test or ()),
+            optimizer=stepper,
+            epochs=epochs,
+            iterations=iterations,
+            batch_size=batch_size,
+            gradient=gradient,
+            validation=mine.validation,
+            patience=patience,
+            seed=seed,
+            schedule=_schedule(schedule, warmup),
+            clip=clip,
+            # In other units than the data's it would be no file to predict by.
+            save=save if lesson.units is None else None,
+            checkpoint=checkpoint,
+            checkpoint_every=checkpoint_every,
+            resume=resume,
+            progress=not as_json,
+        )
+        if lesson.units is not None and history.stopped != "diverged":
+            lesson.finish(network)
+            if save is not None and speaks:
+                weights.save(network, save)
+    if speaks and as_json:
         facts: dict[str, Any] = {
             "dataset": str(dataset or data),
             "sizes": sizes,
             "backend": chosen.label,
             "reproducible": chosen.reproducible,
+            "ranks": chosen.ranks.size,
         }
         # JSON knows no NaN: the loss that ended a diverged run is null.
         losses = [loss if math.isfinite(loss) else None for loss in history.loss]
@@ -501,8 +509,10 @@ def train_command(
         if lesson.schema is not None:
             facts |= {"task": lesson.schema.task, **lesson.schema.facts()}
         print(json.dumps(facts))
-    else:
+    elif speaks:
         _report(network, history, save)
+    if history.stopped == "diverged" and not speaks:
+        sys.exit(1)
     if history.stopped == "diverged":
         rate = f"the learning rate ({stepper.lr}) may be too high"
         raise ValueError(
@@ -556,9 +566,11 @@ def _dense(
 
 def _warm_up(network: Network, x: Any, t: Any) -> None:
     """Run every kernel of a training step once, so that compiling is announced and not timed."""
-    with Console(stderr=True).status(f"preparing {network.backend.label} (compiles on first use)"):
+    quiet = network.backend.ranks.rank > 0
+    console = Console(stderr=True, quiet=quiet)
+    with console.status(f"preparing {network.backend.label} (compiles on first use)"):
         network.loss_and_gradient(x, t)
-        network.predict(x[0])
+        network.predict(x[:1])
 
 
 def _report(network: Network, history: History, save: Path | None) -> None:

@@ -4,7 +4,7 @@ import csv
 import dataclasses
 import io
 import sys
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
@@ -65,6 +65,18 @@ class Lesson:
     def inputs(self) -> int:
         """Features of a sample."""
         return self.x.shape[1]
+
+    def part(self, span: Callable[[int], slice]) -> "Lesson":
+        """Of each of its data the rows that `span` says, of so many."""
+
+        def of(x: NDArray[Any], t: NDArray[Any]) -> Split:
+            return x[span(len(x))], t[span(len(t))]
+
+        x, t = of(self.x, self.t)
+        test, validation = (
+            of(*data) if isinstance(data, tuple) else data for data in (self.test, self.validation)
+        )
+        return dataclasses.replace(self, x=x, t=t, test=test, validation=validation)
 
     def finish(self, network: Network) -> None:
         """Have what was trained on this give its answers in the units of the data."""
