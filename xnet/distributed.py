@@ -10,6 +10,7 @@ Standard", version 4.0, chapter 6), through mpi4py: ``pip install "xnet-nn[mpi]"
 
 import contextlib
 import os
+import platform
 import sys
 import time
 import traceback
@@ -31,6 +32,11 @@ ENVIRONMENT = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "PMIX_RANK")
 """What `mpiexec` says to the processes that it starts: of MPICH and its kin, and of Open MPI."""
 
 
+SPINNING, CROWDED, NAP = 2e-3, 2e-5, 5e-5
+"""Seconds for which a rank asks again and again whether a message is there; where there are more
+ranks than cores, and the one that is waited for needs this one's; and then between two times."""
+
+
 class MPIRanks(Ranks):
     """The ranks of an MPI communicator.
 
@@ -46,6 +52,8 @@ class MPIRanks(Ranks):
         super().__init__()
         self.comm, self.timeout = comm, timeout
         self.rank, self.size = comm.Get_rank(), comm.Get_size()
+        crowded = _of_this_machine(comm) > len(os.sched_getaffinity(0))
+        self.spinning = CROWDED if crowded else SPINNING
 
     def gather(self, content: bytes) -> list[bytes]:
         lengths = np.empty(self.size, np.int64)
@@ -72,13 +80,26 @@ class MPIRanks(Ranks):
         """Until it is done; unlike a call that blocks, it hears Ctrl-C and lets others run."""
         began = time.perf_counter()
         while not request.Test():
-            if self.timeout is not None and time.perf_counter() - began > self.timeout:
+            waited = time.perf_counter() - began
+            if self.timeout is not None and waited > self.timeout:
                 raise RankError(
                     f"rank {self.rank} has waited {self.timeout:g} s for the others: one of them "
                     "has failed, or asks its network other things than this one"
                 )
-            os.sched_yield()
+            if waited > self.spinning:
+                time.sleep(NAP)
         self.traffic.seconds += time.perf_counter() - began
+
+
+def _of_this_machine(comm: Any) -> int:
+    """How many of the ranks share this one's machine."""
+    from mpi4py import MPI
+
+    here = comm.Split_type(MPI.COMM_TYPE_SHARED)
+    try:
+        return here.Get_size()
+    finally:
+        here.Free()
 
 
 def started_by_mpi() -> bool:
@@ -109,8 +130,8 @@ def communicator(
     """Make a backend current whose batches are spread over the ranks of an MPI communicator.
 
     Every rank enters the block, makes the same network in it, and hands it its own shard of the
-    data. An error that one rank alone raises ends all of them: it is written to stderr with the
-    rank's number, and the exit status is not 0.
+    data. Rank 0 says on stderr which process is which rank. An error that one rank alone raises
+    ends all of them: it is written to stderr with the rank's number, and the exit status is not 0.
 
     Parameters
     ----------
@@ -170,12 +191,24 @@ def communicator(
         if not local.reproducible:
             ranks.check_same(**{"backend in fast mode": local.name})
         spread = local if ranks.size == 1 else ShardedBackend(local, ranks)
+        _announce(ranks)
         with use_backend(spread) as current:
             yield current
     except BaseException as error:
         _end(ranks, error)
         raise
     ranks.comm.Free()
+
+
+def _announce(ranks: MPIRanks) -> None:
+    """Say which process is which rank: of one that is killed, `mpiexec` tells the process alone."""
+    where = ranks.gathered([os.getpid(), platform.node()])
+    if ranks.rank == 0 and ranks.size > 1:
+        hosts: dict[str, list[str]] = {}
+        for rank, (process, host) in enumerate(where):
+            hosts.setdefault(host, []).append(f"{rank}: {process}")
+        said = "; ".join(f"{', '.join(of)} on {host}" for host, of in hosts.items())
+        print(f"xnet: {ranks.size} ranks, by process {said}", file=sys.stderr, flush=True)
 
 
 def _end(ranks: MPIRanks, error: BaseException) -> None:
