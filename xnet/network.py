@@ -385,7 +385,8 @@ class Network:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state, turn=RLock())
-        for layer in self._layers:
+        # What a pickle holds of CuPy's comes back on the device that is current.
+        for layer in self.to(self.backend).layers:
             layer.owner = weakref.ref(self)
 
     # -- the one door
