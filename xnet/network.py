@@ -385,7 +385,7 @@ class Network:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state, turn=RLock())
-        # What a pickle holds of CuPy's comes back on the device that is current.
+        # A pickle's arrays come back as memory maps if joblib sent it, CuPy's on another device.
         for layer in self.to(self.backend).layers:
             layer.owner = weakref.ref(self)
 
