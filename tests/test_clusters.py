@@ -1,4 +1,4 @@
-"""One network, many workers: what `docs/clusters.md` says, with its own module, in real processes."""
+"""One network, many workers: what `docs/clusters.md` says, by its module, in real processes."""
 
 import importlib
 import multiprocessing

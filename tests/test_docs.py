@@ -3,8 +3,8 @@
 A page's Python blocks run in their order, in one namespace, in a process and a folder of their own,
 on the numpy backend unless a block names another, with warnings as errors. None is left out; a page
 that reads MNIST is skipped where that is not. Where a block of text follows, the block prints that,
-or raises what its last line says; ``...`` stands for anything, and line breaks for spaces. A block that
-begins with the name of a file is that file, too.
+or raises what its last line says; ``...`` stands for anything, and line breaks for spaces. A block
+that begins with the name of a file is that file, too.
 """
 
 import contextlib

@@ -297,8 +297,8 @@ def _check_dense(values: Any, name: str) -> None:
 def _check_counted(values: Any, name: str) -> None:
     """Refuse rows that nobody has counted yet: all would be computed, and held, at once."""
     shape: Any = getattr(values, "shape", None)
-    axes: Any = shape if type(shape) is tuple else ()
-    if len(axes) > 1 and not all(hasattr(length, "__index__") for length in axes):
+    axes = len(shape) if type(shape) is tuple else 0
+    if axes > 1 and not all(hasattr(length, "__index__") for length in shape):
         raise ValueError(
             f"{name} is a {type(values).__name__} of an unknown number of rows: "
             f"{name}.compute_chunk_sizes() counts those of a Dask array, and "

@@ -88,7 +88,9 @@ class Rows:
         """What a function makes of all rows, part by part, as one array of the backend."""
         with self.backend.running():
             parts = [
-                function(rows.part(*span)) for rows in self._computed() for span in spans(rows.shape)
+                function(rows.part(*span))
+                for rows in self._computed()
+                for span in spans(rows.shape)
             ]
             return self.backend.xp.concat(parts)
 
