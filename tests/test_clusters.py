@@ -224,9 +224,8 @@ def test_joblib_maps_large_weights_and_shares_out_the_processors():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("backend", ["numpy", "numba"])
-def test_dasks_own_processes(backend):
-    net, x = network(backend, True), da.from_array(X, chunks=(60, WIDTH))
+def test_dasks_own_processes():
+    net, x = network("numba", True), da.from_array(X, chunks=(60, WIDTH))
     with dask.config.set({"multiprocessing.context": "spawn"}):
         found = predicted(net, x).compute(scheduler="processes", num_workers=2)
     assert same(net, found, net.predict(X))

@@ -296,9 +296,10 @@ def _check_dense(values: Any, name: str) -> None:
 
 def _check_counted(values: Any, name: str) -> None:
     """Refuse rows that nobody has counted yet: all would be computed, and held, at once."""
+    kinds: Any = tuple
     shape: Any = getattr(values, "shape", None)
-    axes = len(shape) if type(shape) is tuple else 0
-    if axes > 1 and not all(hasattr(length, "__index__") for length in shape):
+    lengths: Any = shape if isinstance(shape, kinds) else ()
+    if len(lengths) > 1 and not all(hasattr(length, "__index__") for length in lengths):
         raise ValueError(
             f"{name} is a {type(values).__name__} of an unknown number of rows: "
             f"{name}.compute_chunk_sizes() counts those of a Dask array, and "
