@@ -14,7 +14,7 @@ import dask.array as da
 import joblib
 import numpy as np
 import pytest
-from conftest import PEAK_MEMORY
+from conftest import PEAK_MEMORY, require_host_cuda
 from joblib.externals.loky import get_reusable_executor
 from test_docs import blocks
 
@@ -193,6 +193,21 @@ def test_processes_of_two_backends_give_the_bits_of_one(scoring):
     assert [label for label, _ in there] == ["numpy"] * 2 + ["numba"] * 2
     for results in (found, there):
         assert same(net, np.concatenate([y for _, y in results]), net.predict(X))
+
+
+def test_from_a_gpu_predictions_come_back(scoring, monkeypatch):
+    """CuPy's stand-in has one device current for all threads, CuPy itself for each its own."""
+    net = network("numpy", True)
+    xnet.weights.save(net, "net.safetensors")
+    require_host_cuda(monkeypatch)
+    chunks = da.from_array(X, chunks=(100, WIDTH))
+    with xnet.use_backend("cupy:1", reproducible=True):
+        found = chunks.map_blocks(
+            scoring.score, path="net.safetensors", dtype=net.dtype, meta=np.empty((0, 0), net.dtype)
+        ).compute(scheduler="synchronous")
+    assert scoring.network("net.safetensors").backend.label == "cupy:1"
+    assert type(found) is np.ndarray
+    assert same(net, found, net.predict(X))
 
 
 def test_joblib_maps_large_weights_and_shares_out_the_processors():
