@@ -3,7 +3,8 @@
 A page's Python blocks run in their order, in one namespace, in a process and a folder of their own,
 on the numpy backend unless a block names another, with warnings as errors. None is left out; a page
 that reads MNIST is skipped where that is not. Where a block of text follows, the block prints that,
-or raises what its last line says; ``...`` stands for anything, and line breaks for spaces.
+or raises what its last line says; ``...`` stands for anything, and line breaks for spaces. A block
+that begins with the name of a file is that file, too.
 """
 
 import contextlib
@@ -83,6 +84,8 @@ def differences(page):
     for block, then in zip(found, [*found, None][1:], strict=True):
         if block.language != "python":
             continue
+        if file := re.match(r"# (\w+\.py)\n", block.text):
+            Path(file[1]).write_text(block.text)  # what processes that the page starts import
         says = then is not None and then.language == "text" and not then.before.strip()
         out, ending = io.StringIO(), ""
         # Padded, and under the page's name: a traceback has the page's lines, and so have the
@@ -332,4 +335,5 @@ def test_the_package_of_the_page_is_found_by_the_command(tmp_path):
 
 
 if __name__ == "__main__":
+    sys.path.insert(0, "")  # as in a folder of one's own
     sys.exit("\n".join(differences(Path(sys.argv[1]))) or 0)

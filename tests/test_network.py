@@ -809,6 +809,30 @@ def test_copies_are_the_same_and_apart(backend, dtype, data, duplicate):
     assert net.loss(*data) == expected != other.loss(*data)
 
 
+@pytest.mark.parametrize("loss", [SoftmaxWithLoss, IdentityWithLoss])
+def test_a_pickle_is_of_the_network_alone(backend, data, loss):
+    """Not of what it has predicted, nor the scores and gradients that `backward` was left."""
+    x, t = data[0], np.eye(3)[data[1]]
+    net = Network([Affine(4, 5), ReLU(), Affine(5, 3)], loss())
+    before = pickle.dumps(net)
+    for use in (net.predict, net.scores):
+        use(x)
+    for use in (net.accuracy, net.loss, net.gradient):
+        use(x, t)
+    assert pickle.dumps(net) == before
+
+
+def test_a_pickle_goes_back_to_its_device(monkeypatch, data):
+    """CuPy itself takes an array to the device that is current."""
+    require_host_cuda(monkeypatch)
+    net = make(backend="cupy:1")
+    other = pickle.loads(pickle.dumps(net))
+    assert other.backend.label == "cupy:1"
+    assert all(map(other.backend.owns, other.params.values()))
+    assert_same(host(other), host(net))
+    assert other.loss(*data) == net.loss(*data)
+
+
 # -- agreement
 
 

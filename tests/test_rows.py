@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import dask.array
 import numpy as np
 import pyarrow
 import pytest
@@ -63,6 +64,7 @@ STORES = {
     "h5py": in_h5py,
     "zarr": lambda values, folder: zarr.create_array(folder / "x", data=values, chunks=(8, WIDTH)),
     "Parquet": in_parquet,
+    "Dask": lambda values, folder: dask.array.from_array(values, chunks=(40, 3)),
     "one's own": lambda values, folder: Own(values),
 }
 
@@ -230,6 +232,67 @@ def test_labels_are_checked_before_the_first_step(tmp_path, small_parts):
         xnet.Training(network(), x, LABELS[1:])
     with pytest.raises(ValueError, match="x has 4 features, W expects 5"):
         xnet.Training(network(), Own(BYTES[:, 1:]), LABELS)
+
+
+def computed(values, chunks, seen):
+    """As a Dask array, which notes the rows of each chunk that is computed."""
+
+    def note(chunk):
+        seen.append(len(chunk))
+        return chunk
+
+    x = dask.array.from_array(values, chunks=(chunks, WIDTH))
+    return x.map_blocks(note, meta=np.empty((0, 0), values.dtype))
+
+
+@pytest.mark.parametrize(
+    ("chunks", "groups"),
+    [
+        (30, [30] * 3),  # larger than parts
+        (4, [16] * 5 + [10]),
+        (7, [14] * 6 + [6]),
+        ((0, 2, 50, 0, 3, 30, 5), [2, 50, 3, 30, 5]),
+    ],
+)
+def test_chunks_of_dask_are_computed_once(chunks, groups, small_parts, monkeypatch):
+    """Not once for each part that has rows of them."""
+    net, seen, fetched = network(), [], []
+    x = computed(BYTES, chunks, seen)
+    on_host = rows.on_host
+    monkeypatch.setattr(
+        rows, "on_host", lambda values, name: fetched.append(len(values)) or on_host(values, name)
+    )
+    np.testing.assert_allclose(net.predict(x), net.predict(BYTES), rtol=1e-6)
+    assert fetched == groups
+    assert sorted(seen) == sorted(filter(None, x.chunks[0]))
+    assert net.accuracy(x, dask.array.from_array(LABELS, 40)) == net.accuracy(BYTES, LABELS)
+
+
+def of_a_table(x):
+    frames = pytest.importorskip("dask.dataframe", reason="Dask's tables take more than its arrays")
+    return frames.from_dask_array(x)
+
+
+@pytest.mark.parametrize(
+    "of",
+    [
+        lambda x: x[x[:, 0] > 0],
+        lambda x: x[:, dask.array.from_array([True] * WIDTH)],
+        of_a_table,
+    ],
+    ids=["rows", "features", "table"],
+)
+def test_rows_that_nobody_has_counted_are_not_computed(of):
+    seen = []
+    x, net, t = of(computed(BYTES, 30, seen)), network(classes=False), BYTES[:, :CLASSES] / 9
+    for use in (net.predict, lambda x: xnet.train(net, x, t), lambda t: net.loss(BYTES, t)):
+        with pytest.raises(ValueError, match=r"unknown number of rows: (x|t)\.compute_chunk_sizes"):
+            use(x)
+    assert not seen
+    if hasattr(x, "to_dask_array"):
+        x = x.to_dask_array(lengths=True)
+    x.compute_chunk_sizes()
+    assert net.predict(x).shape == (x.shape[0], CLASSES)
 
 
 def test_spans():

@@ -209,5 +209,9 @@ class _Package(ModuleType):
             value = getattr(value, name)
         super().__setattr__(name, value)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # What sends functions to other processes knows how to send modules, but not this kind.
+        return import_module, (self.__name__,)
+
 
 sys.modules[__name__].__class__ = _Package

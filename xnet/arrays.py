@@ -83,7 +83,8 @@ def on_host(values: Any, name: str) -> Any:
     Raises
     ------
     ValueError
-        Elements are masked or missing, or the rows of a list have different lengths.
+        Elements are masked or missing, the rows of a list have different lengths, or how many rows
+        there are is not known.
     TypeError
         It is sparse, watched for its gradient, or of a dtype that NumPy has not.
     """
@@ -92,6 +93,7 @@ def on_host(values: Any, name: str) -> Any:
     kinds: Any = (*LISTED, np.ndarray)
     if isinstance(values, kinds):
         return plain(values, name)
+    _check_counted(values, name)
     table = _table(values, name)
     if table is not None:
         return stacked(table, name)
@@ -290,6 +292,19 @@ def _check_dense(values: Any, name: str) -> None:
     if ways:
         kind = type(values).__name__
         raise TypeError(f"{name} is sparse, a {kind}: hand over {name}.{ways[0]}()")
+
+
+def _check_counted(values: Any, name: str) -> None:
+    """Refuse rows that nobody has counted yet: all would be computed, and held, at once."""
+    kinds: Any = tuple
+    shape: Any = getattr(values, "shape", None)
+    lengths: Any = shape if isinstance(shape, kinds) else ()
+    if len(lengths) > 1 and not all(hasattr(length, "__index__") for length in lengths):
+        raise ValueError(
+            f"{name} is a {type(values).__name__} of an unknown number of rows: "
+            f"{name}.compute_chunk_sizes() counts those of a Dask array, and "
+            f"{name}.to_dask_array(lengths=True) makes one of a Dask table"
+        )
 
 
 def _numbers(column: Column, name: str, start: int = 0, categories: bool = False) -> Any:

@@ -448,10 +448,7 @@ class Layer(Computed):
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy belongs to no network, and has seen nothing.
-        return vars(self) | {"owner": None, "_memory": None}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
+        return vars(self) | {"owner": None, "_memory": None, "grads": {}}
 
     def settings(self) -> dict[str, Any]:
         """Arguments that make a layer like this one, its parameters aside."""
@@ -521,6 +518,10 @@ class LossLayer(Computed):
         self.operation = None if made is None else made(*arguments, **settings)
         if self.operation is not None:
             check(self.operation)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy has seen nothing: a network's would carry the last data set's scores.
+        return vars(self) | {"y": None, "t": None, "weight": None, "shape": ()}
 
     @classmethod
     def of(cls, operation: Loss) -> Self:

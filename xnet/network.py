@@ -385,7 +385,8 @@ class Network:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state, turn=RLock())
-        for layer in self._layers:
+        # A pickle's arrays come back as memory maps if joblib sent it, CuPy's on another device.
+        for layer in self.to(self.backend).layers:
             layer.owner = weakref.ref(self)
 
     # -- the one door

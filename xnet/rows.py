@@ -1,13 +1,15 @@
 """Samples that stay where they are: rows of them are fetched, and converted, when they are needed.
 
 A memory map stays on its disk, and so does whatever else can be sliced by rows and by arrays of row
-numbers but is no array in memory: datasets of h5py and zarr, `xnet.parquet.Parquet`. An array in
-memory stays as it is if what a network makes of it would take more than `LARGE` bytes beside it.
+numbers but is no array in memory: datasets of h5py and zarr, `xnet.parquet.Parquet`, and arrays of
+Dask that are yet to be computed. An array in memory stays as it is if what a network makes of it
+would take more than `LARGE` bytes beside it.
 """
 
 import math
 import mmap
-from collections.abc import Callable, Iterator
+import operator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -85,8 +87,22 @@ class Rows:
     def through(self, function: Callable[[Array], Array]) -> Array:
         """What a function makes of all rows, part by part, as one array of the backend."""
         with self.backend.running():
-            parts = [function(self.part(*span)) for span in spans(self.shape)]
+            parts = [
+                function(rows.part(*span))
+                for rows in self._computed()
+                for span in spans(rows.shape)
+            ]
             return self.backend.xp.concat(parts)
+
+    def _computed(self) -> Iterator["Rows"]:
+        """All rows; of Dask's whole chunks at a time, for each slice of one computes it again."""
+        chunks: Any = getattr(self.values, "chunks", None) if self.chosen is None else None
+        if not (isinstance(chunks, TUPLE) and chunks and isinstance(chunks[0], TUPLE)):
+            yield self  # a store's, if it has chunks, are of one size
+            return
+        for start, stop in _whole(chunks[0], _rows_of_part(self.shape)):
+            values = on_host(self.values[start:stop], self.name)
+            yield Rows(values, self.name, self.backend, self.dtype)
 
     def choose(self, indices: NDArray[np.int64]) -> "Rows":
         """These of the rows alone."""
@@ -138,9 +154,25 @@ def spans(shape: tuple[int, ...], width: int = 1) -> Iterator[tuple[int, int]]:
     width
         Numbers that are made of each row, where these are more.
     """
-    step = max(1, PART // max(1, width, math.prod(shape[1:])))
+    step = _rows_of_part(shape, width)
     for start in range(0, max(1, shape[0]), step):
         yield start, min(start + step, shape[0])
+
+
+def _rows_of_part(shape: tuple[int, ...], width: int = 1) -> int:
+    return max(1, PART // max(1, width, math.prod(shape[1:])))
+
+
+def _whole(sizes: Sequence[int], most: int) -> Iterator[tuple[int, int]]:
+    """Where groups of chunks of these sizes begin and end: of `most` rows, or of one chunk."""
+    start = stop = 0
+    for size in sizes:
+        if start < stop and stop + size - start > most:
+            yield start, stop
+            start = stop
+        stop += size
+    if start < stop:
+        yield start, stop
 
 
 def _is_sliceable(values: Any) -> bool:
@@ -150,6 +182,7 @@ def _is_sliceable(values: Any) -> bool:
     if axes < 2 or not hasattr(values, "dtype") or device_of(values) is not None:
         return False
     try:
-        return bool(shape[0]) and values[np.zeros(1, np.int64)].shape[1:] == shape[1:]
+        known = tuple(map(operator.index, shape))
+        return bool(known[0]) and values[np.zeros(1, np.int64)].shape[1:] == known[1:]
     except (TypeError, ValueError, LookupError, NotImplementedError):
         return False
