@@ -2,6 +2,7 @@
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 
 import numpy as np
 
@@ -71,13 +72,14 @@ def on_ranks(size, function, *, backend="numpy", reproducible=True):
     with ThreadPoolExecutor(size) as pool:
         futures = [pool.submit(go, rank) for rank in range(size)]
     errors = [future.exception() for future in futures]
-    own = [error for error in errors if error and not isinstance(error, threading.BrokenBarrierError)]
-    if own or any(errors):
-        raise (own or [e for e in errors if e])[0]
+    raised = [error for error in errors if error is not None]
+    raised.sort(key=lambda error: isinstance(error, threading.BrokenBarrierError))
+    if raised:
+        raise raised[0]
     return [future.result() for future in futures]
 
 
 def shards(n, *sizes):
     """Slices of n rows of these relative sizes, for so many ranks."""
     ends = np.round(np.cumsum([0, *sizes]) / sum(sizes) * n).astype(int)
-    return [slice(i, j) for i, j in zip(ends[:-1], ends[1:], strict=True)]
+    return [slice(i, j) for i, j in pairwise(ends)]

@@ -1,7 +1,7 @@
 """Training on many processes, over MPI: in reproducible mode the same bits on one rank or many.
 
-Each process, a *rank*, has a shard of the data. In a block of `communicator` what a network computes
-of a batch, its loss, gradients and accuracy, is of the rows of all ranks. Start it with
+Each process, a *rank*, has a shard of the data. In a block of `communicator` what a network
+computes of a batch, its loss, gradients and accuracy, is of the rows of all ranks. Start it with
 ``mpiexec -n 4 python program.py``; ``mpiexec -n 4 xnet train`` finds out by itself.
 
 What moves data is MPI (Message Passing Interface Forum 2021, "MPI: A Message-Passing Interface
@@ -11,6 +11,7 @@ Standard", version 4.0, chapter 6), through mpi4py: ``pip install "xnet-nn[mpi]"
 import contextlib
 import os
 import platform
+import subprocess
 import sys
 import time
 import traceback
@@ -20,11 +21,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from xnet import __version__
+from xnet import __version__, sentinel
 from xnet.backend import Backend, get_backend, resolve, use_backend
 from xnet.errors import RankError, optional
 from xnet.ranks import Ranks, is_agreed, speaker
 from xnet.sharded import ShardedBackend
+from xnet.threads import processors
 
 __all__ = ["communicator", "launched", "shard", "started_by_mpi"]
 
@@ -52,7 +54,7 @@ class MPIRanks(Ranks):
         super().__init__()
         self.comm, self.timeout = comm, timeout
         self.rank, self.size = comm.Get_rank(), comm.Get_size()
-        crowded = _of_this_machine(comm) > len(os.sched_getaffinity(0))
+        crowded = _of_this_machine(comm) > processors()
         self.spinning = CROWDED if crowded else SPINNING
 
     def gather(self, content: bytes) -> list[bytes]:
@@ -130,8 +132,9 @@ def communicator(
     """Make a backend current whose batches are spread over the ranks of an MPI communicator.
 
     Every rank enters the block, makes the same network in it, and hands it its own shard of the
-    data. Rank 0 says on stderr which process is which rank. An error that one rank alone raises
-    ends all of them: it is written to stderr with the rank's number, and the exit status is not 0.
+    data. An error that one rank alone raises ends all of them: it is written to stderr with the
+    rank's number, and the exit status is not 0. So is, on Linux, the number of a rank that was
+    killed.
 
     Parameters
     ----------
@@ -191,8 +194,7 @@ def communicator(
         if not local.reproducible:
             ranks.check_same(**{"backend in fast mode": local.name})
         spread = local if ranks.size == 1 else ShardedBackend(local, ranks)
-        _announce(ranks)
-        with use_backend(spread) as current:
+        with _watched(ranks), use_backend(spread) as current:
             yield current
     except BaseException as error:
         _end(ranks, error)
@@ -200,15 +202,24 @@ def communicator(
     ranks.comm.Free()
 
 
-def _announce(ranks: MPIRanks) -> None:
-    """Say which process is which rank: of one that is killed, `mpiexec` tells the process alone."""
-    where = ranks.gathered([os.getpid(), platform.node()])
-    if ranks.rank == 0 and ranks.size > 1:
-        hosts: dict[str, list[str]] = {}
-        for rank, (process, host) in enumerate(where):
-            hosts.setdefault(host, []).append(f"{rank}: {process}")
-        said = "; ".join(f"{', '.join(of)} on {host}" for host, of in hosts.items())
-        print(f"xnet: {ranks.size} ranks, by process {said}", file=sys.stderr, flush=True)
+@contextlib.contextmanager
+def _watched(ranks: MPIRanks) -> Generator[None]:
+    """Block in which, of each machine's ranks, the first that is killed is named on stderr."""
+    host = platform.node()
+    where = ranks.gathered([host, os.getpid()])
+    here = [f"{rank}:{process}" for rank, (node, process) in enumerate(where) if node == host]
+    first = here[0].startswith(f"{ranks.rank}:")
+    if ranks.size == 1 or not first or not hasattr(os, "pidfd_open"):  # which Linux has
+        yield
+        return
+    command = [sys.executable, "-I", "-S", sentinel.__file__, *here]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True
+    ) as watcher:
+        try:
+            yield
+        finally:
+            watcher.communicate(b"all is well")
 
 
 def _end(ranks: MPIRanks, error: BaseException) -> None:

@@ -130,8 +130,7 @@ class Layers(MutableSequence[Layer]):
         self._network = network
 
     def __getitem__(self, index: Any) -> Any:
-        layers: Any = self._network._layers  # pyright: ignore[reportPrivateUsage]
-        return layers[index]
+        return cast("Any", self._network)._layers[index]
 
     def __len__(self) -> int:
         return len(self._network._layers)  # pyright: ignore[reportPrivateUsage]

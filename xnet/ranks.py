@@ -278,7 +278,7 @@ class Ranks:
                 raise agreed_error(RankError(f"{name} is not the same on all ranks: {where}"))
 
     def span(self, n: int) -> range:
-        """This rank's share of n things: as many as the others', or one more."""
+        """Of n things the share of this rank: as many as the others', or one more."""
         quotient, left = divmod(n, self.size)
         start = self.rank * quotient + min(self.rank, left)
         return range(start, start + quotient + (self.rank < left))

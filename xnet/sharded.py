@@ -21,8 +21,6 @@ from functools import cached_property
 from typing import Any, TypeAlias
 
 from xnet.backend import Array, Backend, Gradients, Run
-from xnet.dtypes import name_of
-from xnet.errors import BackendError
 from xnet.formulas import NUMBERS, Arrays, FormulaError, as_tuple
 from xnet.operations import Loss, Operation
 from xnet.partials import product_scale, sum_scale
@@ -94,13 +92,13 @@ def _axis_of(values: Sequence[Any]) -> int | None:
     if len(axes) > 1:
         raise FormulaError("a formula computes with rows of the batch and with their transpose")
     axis = axes.pop() if axes else None
-    for value in known:
-        if value.axis is None and axis is not None and value.array.ndim == 2:
-            if value.array.shape[axis] != 1:
-                raise FormulaError(
-                    f"a formula computes with rows of the batch and with a matrix "
-                    f"{tuple(value.array.shape)} that is the same for all batches"
-                )
+    for value in known if axis is not None else ():
+        shape = tuple(value.array.shape)
+        if value.axis is None and len(shape) == 2 and shape[axis or 0] != 1:
+            raise FormulaError(
+                f"a formula computes with rows of the batch and with a matrix {shape} that is the "
+                "same for all batches"
+            )
     return axis
 
 
