@@ -12,11 +12,12 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import require_tool
+from conftest import DTYPES, require_tool
 from thread_ranks import on_ranks, shards
 
 import xnet
@@ -76,13 +77,9 @@ def result(mpiexec, n, name, **arguments):
 
 
 RUNS = [
-    (backend, dtype, optimizer, spread, True)
-    for k, (dtype, optimizer) in enumerate(
-        (dtype, optimizer) for dtype in ("float32", "float64") for optimizer in ("sgd", "adam")
-    )
-    for backend, spread in zip(
-        ("numpy", "numba", "mixed"), (("even", "uneven") * 3)[k % 2 : k % 2 + 3], strict=True
-    )
+    (backend, dtype, optimizer, ("even", "uneven")[(k + turn) % 2], True)
+    for turn, (dtype, optimizer) in enumerate(product(DTYPES, ("sgd", "adam")))
+    for k, backend in enumerate(("numpy", "numba", "mixed"))
 ]
 """Each backend with each dtype and optimizer; shards by turns."""
 
@@ -97,7 +94,7 @@ def plain(mnist):
             net = xnet.TwoLayerNet(784, 50, 10, dtype=dtype, backend=xnet.resolve("numba", True))
             own = {"sgd": xnet.optimizers.SGD(0.1), "adam": xnet.optimizers.Adam()}[optimizer]
             history = xnet.train(
-                net, x[:3000], t[:3000], optimizer=own, iterations=300, progress=False
+                net, x[:1500], t[:1500], optimizer=own, iterations=300, progress=False
             )
             found[dtype, optimizer] = [
                 xnet.weights.sha256(net), history.loss[-1], history.train_accuracy[-1]
@@ -106,10 +103,13 @@ def plain(mnist):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("n", [1, 2, 3, 4, 7])
-def test_one_hash_after_300_steps_of_mnist(mpiexec, mnist, plain, n):
-    found = result(mpiexec, n, "hashes", runs=RUNS, samples=3000, steps=300)
-    for run, of in zip(RUNS, found, strict=True):
+@pytest.mark.parametrize(("turn", "n"), enumerate([1, 2, 3, 4, 7]))
+def test_one_hash_after_300_steps_of_mnist(mpiexec, mnist, plain, turn, n):
+    """A third of the runs on each number of ranks; `benchmarks/ranks.py hashes` has them all."""
+    runs = [run for k, run in enumerate(RUNS) if (k + k // 3 + turn) % 3 == 0]
+    runs = runs if n < 7 else runs[:2]  # on two cores they take long
+    found = result(mpiexec, n, "hashes", runs=runs, samples=1500, steps=300)
+    for run, of in zip(runs, found, strict=True):
         assert of == plain[run[1], run[2]], run
 
 
@@ -195,7 +195,7 @@ def test_a_killed_rank_ends_the_job_and_three_others_go_on(mpiexec, uninterrupte
     assert time.monotonic() - killed < 10
     assert status != 0
     assert "has ended before the others" in err
-    assert f"rank {victim}, process {processes[victim]}" in err
+    assert re.search(rf"\brank {victim}\b", err)
     mixed = "mixed" if case % 10 == 0 else "numpy"
     went_on = result(mpiexec, 3, "job", folder=str(tmp_path), steps=60, resume=True, backend=mixed)
     assert went_on == uninterrupted

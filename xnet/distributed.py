@@ -13,9 +13,11 @@ import os
 import platform
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Generator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -133,8 +135,7 @@ def communicator(
 
     Every rank enters the block, makes the same network in it, and hands it its own shard of the
     data. An error that one rank alone raises ends all of them: it is written to stderr with the
-    rank's number, and the exit status is not 0. So is, on Linux, the number of a rank that was
-    killed.
+    rank's number, and the exit status is not 0. So is the number of a rank that was killed.
 
     Parameters
     ----------
@@ -206,20 +207,39 @@ def communicator(
 def _watched(ranks: MPIRanks) -> Generator[None]:
     """Block in which, of each machine's ranks, the first that is killed is named on stderr."""
     host = platform.node()
-    where = ranks.gathered([host, os.getpid()])
-    here = [f"{rank}:{process}" for rank, (node, process) in enumerate(where) if node == host]
-    first = here[0].startswith(f"{ranks.rank}:")
-    if ranks.size == 1 or not first or not hasattr(os, "pidfd_open"):  # which Linux has
+    here = [rank for rank, node in enumerate(ranks.gathered(host)) if node == host]
+    folder, watcher = None, None
+    if ranks.rank == here[0] and ranks.size > 1 and hasattr(os, "mkfifo"):
+        with contextlib.suppress(OSError):  # without a sentinel all else works
+            folder, watcher = _sentinel(here)
+    folder = ranks.gathered(folder)[here[0]]
+    line = None
+    if folder is not None:
+        with contextlib.suppress(OSError):
+            line = os.open(Path(folder) / str(ranks.rank), os.O_WRONLY | os.O_NONBLOCK)
+    try:
         yield
-        return
-    command = [sys.executable, "-I", "-S", sentinel.__file__, *here]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True
-    ) as watcher:
-        try:
-            yield
-        finally:
-            watcher.communicate(b"all is well")
+    finally:
+        if line is not None:
+            with contextlib.suppress(OSError):
+                os.write(line, sentinel.DONE)
+            os.close(line)
+    if watcher is not None:
+        watcher.wait()
+
+
+def _sentinel(ranks: list[int]) -> tuple[str, "subprocess.Popen[bytes]"]:
+    """Start one for these ranks of this machine: the folder with their lines to it, and it."""
+    folder = tempfile.mkdtemp(prefix="xnet-")
+    names = list(map(str, ranks))
+    for name in names:
+        os.mkfifo(Path(folder) / name, 0o600)
+    command = [sys.executable, "-I", "-S", sentinel.__file__, folder, *names]
+    watcher = subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True)
+    with watcher.stdout or contextlib.nullcontext() as said:
+        if said is not None:
+            said.readline()
+    return folder, watcher
 
 
 def _end(ranks: MPIRanks, error: BaseException) -> None:

@@ -1,40 +1,55 @@
 """A process beside the ranks of a machine, that says which of them has ended before the others.
 
 A rank that is killed says nothing, and `mpiexec` kills the others before they can. This process is
-none of its own. It is started as ``python -I -S sentinel.py RANK:PROCESS ...`` and lasts until its
-standard input is written to, which means that all is well, or until one of the processes ends.
+none of its own: ``python -I -S sentinel.py FOLDER RANK ...``. For each rank there is a named pipe
+in the folder, whose other end that rank holds, and writes to when it is done. Where one closes
+before, its rank has ended without a word.
 """
 
+import contextlib
 import os
 import select
 import socket
 import sys
 
+DONE, READY = b".", b"ready\n"
+"""What a rank writes when it is done, and this process when ranks may open their ends."""
+
+
+def gone(folder: str, ranks: list[str]) -> list[str]:
+    """The first rank to end without a word; several if it cannot be told which, none if none."""
+    poll, lines = select.poll(), dict[int, str]()
+    for rank in ranks:
+        line = os.open(os.path.join(folder, rank), os.O_RDONLY | os.O_NONBLOCK)
+        lines[line] = rank
+        poll.register(line, select.POLLIN)
+    os.write(sys.stdout.fileno(), READY)
+    while lines:
+        said = {line: os.read(line, 1) for line, _ in poll.poll()}
+        closed = [lines[line] for line, text in said.items() if text != DONE]
+        if closed:
+            return closed
+        for line in said:
+            poll.unregister(line)
+            del lines[line]
+    return []
+
 
 def main() -> None:
-    """Wait for the first to end."""
-    ranks: dict[int, str] = {}
-    poll = select.poll()
-    poll.register(sys.stdin.fileno(), select.POLLIN)
-    for argument in sys.argv[1:]:
-        descriptor = os.pidfd_open(int(argument.partition(":")[2]))
-        ranks[descriptor] = argument.replace(":", ", process ")
-        poll.register(descriptor, select.POLLIN)
-    gone: list[str] = []
-    while not gone:
-        ready = [descriptor for descriptor, event in poll.poll() if event & select.POLLIN]
-        if sys.stdin.fileno() in ready:
-            return
-        if not ready:  # whoever began this has closed its end, and is about to be gone
-            poll.unregister(sys.stdin.fileno())
-        gone = [ranks[descriptor] for descriptor in ready]
-    # Where the system was busy, those that were killed for the first one's sake are among them.
-    which = " or ".join(f"rank {rank}" for rank in gone)
-    print(
-        f"xnet: {which}, on {socket.gethostname()}, has ended before the others",
-        file=sys.stderr,
-        flush=True,
-    )
+    """Wait, and say it."""
+    folder, *ranks = sys.argv[1:]
+    try:
+        closed = gone(folder, ranks)
+    finally:
+        with contextlib.suppress(OSError):
+            for rank in ranks:
+                os.unlink(os.path.join(folder, rank))
+            os.rmdir(folder)
+    if closed:
+        # Where the system was busy, such as were killed for the first one's sake are among them.
+        text = " or ".join(f"rank {rank}" for rank in closed)
+        where = f"xnet: {text}, on {socket.gethostname()}, has ended before the others: killed?"
+        print(where, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":
