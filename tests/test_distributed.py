@@ -103,7 +103,7 @@ def plain(mnist):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("turn", "n"), enumerate([1, 2, 3, 4, 7]))
+@pytest.mark.parametrize(("turn", "n"), [*enumerate([1, 2, 3, 4, 7])])
 def test_one_hash_after_300_steps_of_mnist(mpiexec, mnist, plain, turn, n):
     """A third of the runs on each number of ranks; `benchmarks/ranks.py hashes` has them all."""
     runs = [run for k, run in enumerate(RUNS) if (k + k // 3 + turn) % 3 == 0]
