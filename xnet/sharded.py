@@ -127,6 +127,24 @@ class Sharded(Arrays):
     state, draw
         As in `formulas.Arrays`; the numbers drawn are those of the whole batch, of which each rank
         takes its rows'.
+
+    Raises
+    ------
+    FormulaError
+        By its methods: a formula takes what no rank has, as a product of each row with each other.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xnet
+    >>> from xnet.operations import Operation
+    >>> class Centred(Operation, abstract=True):
+    ...     mixes = True
+    ...     def forward(self, m, x):
+    ...         return x - m.total(x) / m.count(x)
+    >>> one = xnet.sharded.ShardedBackend(xnet.resolve("numpy"), xnet.ranks.ALONE)
+    >>> one.run(Centred(), np.array([[1.0], [3.0]]), m=xnet.sharded.Sharded(one)).tolist()
+    [[-1.0], [1.0]]
     """
 
     def __init__(
@@ -192,11 +210,12 @@ class Sharded(Arrays):
         if like.axis is None:
             return Value(super().uniform(like.array), None)
         rows = self._row(like).array
-        batch, whole = self.backend.ranks.batch, self.count(like)
-        if self.draw is None or batch is None:
+        if self.draw is None:
             raise RuntimeError("random numbers are drawn in training, by a network")
-        drawn = self.draw((whole, *rows.shape[1:]), rows.dtype)
-        return Value(self.backend.asarray(drawn[batch.places]), 0)
+        batch = self.backend.ranks.batch
+        drawn = self.draw((self.count(like), *rows.shape[1:]), rows.dtype)
+        mine = drawn if batch is None else drawn[batch.places]
+        return Value(self.backend.asarray(mine), 0)
 
     def move(self, state: Mapping[str, Value], share: float) -> None:
         super().move(state, share)
@@ -218,6 +237,16 @@ class ShardedBackend(Backend):
     A network on it takes of each batch the rows that are here, and gives the loss, the gradients
     and the accuracy of all rows; what it predicts is of the rows that it is given. Every method of
     a network but `predict` and `scores` is collective.
+
+    Examples
+    --------
+    >>> import xnet
+    >>> local = xnet.resolve("numpy", reproducible=True)
+    >>> one = xnet.sharded.ShardedBackend(local, xnet.ranks.ALONE)
+    >>> x, t = [[0.0, 1.0], [1.0, 0.0]], [0, 1]
+    >>> here, there = (xnet.TwoLayerNet(2, 3, 2, backend=b) for b in (local, one))
+    >>> here.loss(x, t) == there.loss(x, t)
+    True
     """
 
     def __init__(self, local: Backend, ranks: Ranks) -> None:
