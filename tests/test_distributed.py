@@ -209,6 +209,44 @@ def test_bytes_of_a_step(mpiexec):
     assert exact[1] <= 4.1 * exact[2]
 
 
+def test_arrays_that_mpi_takes_as_they_are(mpiexec):
+    one, other = result(mpiexec, 2, "aware")
+    assert one == other
+
+
+# -- the command
+
+
+def command(mpiexec, n, *arguments):
+    starts = [mpiexec, "-n", str(n), sys.executable, "-m", "xnet_command", *arguments]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return ended(subprocess.Popen(starts, env=environment(), start_new_session=True, **pipes))
+
+
+def test_the_command_finds_out_that_mpi_has_started_it(mpiexec, tmp_path):
+    options = ["train", "--iterations", "40", "--validation", "0.1", "--reproducible", "--json"]
+    found = []
+    for n in (1, 3):
+        path = tmp_path / f"{n}.safetensors"
+        status, out, err = command(mpiexec, n, *options, "--save", str(path))
+        assert status == 0, err
+        (line,) = out.splitlines()  # rank 0's alone
+        facts = json.loads(line)
+        assert facts["ranks"] == n
+        assert xnet.weights.sha256(xnet.weights.load_network(path)) == facts["sha256"]
+        found.append({k: v for k, v in facts.items() if k not in ("ranks", "seconds")})
+    assert found[0] == found[1]
+
+
+def test_the_command_says_what_is_wrong_once(mpiexec, tmp_path):
+    status, out, err = command(mpiexec, 3, "train", "--save", str(tmp_path / "no" / "where"))
+    assert (status, out) == (1, "")
+    assert [line for line in err.splitlines() if line.startswith("xnet:")] == [err.strip()]
+    status, _, err = command(mpiexec, 2, "train", "--learning-rate", "1e300", "--iterations", "9")
+    assert status == 1
+    assert err.count("xnet: the loss became") == 1
+
+
 # -- without MPI
 
 

@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from xnet import __version__, sentinel
+import xnet
+from xnet import sentinel
 from xnet.backend import Backend, get_backend, resolve, use_backend
 from xnet.errors import RankError, optional
 from xnet.ranks import Ranks, is_agreed, speaker
@@ -50,11 +50,13 @@ class MPIRanks(Ranks):
         A communicator of mpi4py, for these ranks' own use.
     timeout
         Seconds that a message waits for the other ranks; None for ever.
+    device_aware
+        Whether this MPI takes arrays of a device.
     """
 
-    def __init__(self, comm: Any, timeout: float | None) -> None:
+    def __init__(self, comm: Any, timeout: float | None, device_aware: bool = False) -> None:
         super().__init__()
-        self.comm, self.timeout = comm, timeout
+        self.comm, self.timeout, self.device_aware = comm, timeout, device_aware
         self.rank, self.size = comm.Get_rank(), comm.Get_size()
         crowded = _of_this_machine(comm) > processors()
         self.spinning = CROWDED if crowded else SPINNING
@@ -68,13 +70,12 @@ class MPIRanks(Ranks):
         ends = np.cumsum(lengths).tolist()
         return [bytes(found[i:j]) for i, j in zip([0, *ends[:-1]], ends, strict=True)]
 
-    def reduce(self, array: NDArray[Any], largest: bool) -> NDArray[Any]:
+    def reduce(self, array: Any, largest: bool) -> Any:
         from mpi4py import MPI
 
-        found = np.empty_like(array)
-        self._wait(self.comm.Iallreduce(array, found, MPI.MAX if largest else MPI.SUM))
+        self._wait(self.comm.Iallreduce(MPI.IN_PLACE, array, MPI.MAX if largest else MPI.SUM))
         self._count(array.nbytes)
-        return found
+        return array
 
     def _count(self, sent: int) -> None:
         self.traffic.messages += 1
@@ -130,6 +131,7 @@ def communicator(
     reproducible: bool | None = None,
     *,
     timeout: float | None = None,
+    cuda_aware: bool = False,
 ) -> Generator[Backend]:
     """Make a backend current whose batches are spread over the ranks of an MPI communicator.
 
@@ -146,6 +148,9 @@ def communicator(
         in the backend.
     timeout
         Seconds that a rank waits for the others before it takes them for lost; None for ever.
+    cuda_aware
+        Whether this MPI was built to take CuPy's arrays where they are; else what is sent goes by
+        way of the host.
 
     Yields
     ------
@@ -184,14 +189,13 @@ def communicator(
         raise TypeError(
             f"comm is {comm!r}, expected a communicator of mpi4py such as MPI.COMM_WORLD"
         )
-    ranks = MPIRanks(comm.Dup(), timeout)
+    ranks = MPIRanks(comm.Dup(), timeout, cuda_aware)
     try:
         with ranks.together():
             local = resolve(backend, reproducible)
         if isinstance(local, ShardedBackend):
             raise RankError(f"communicator: {local} is spread over ranks already")
-        facts: dict[str, Any] = {"xnet's version": __version__, "reproducible": local.reproducible}
-        ranks.check_same(**facts)
+        ranks.check_same(**{"xnet's version": xnet.__version__}, reproducible=local.reproducible)
         if not local.reproducible:
             ranks.check_same(**{"backend in fast mode": local.name})
         spread = local if ranks.size == 1 else ShardedBackend(local, ranks)

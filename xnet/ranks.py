@@ -13,6 +13,7 @@ import json
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from xnet.errors import RankError
@@ -86,6 +87,8 @@ class Ranks:
         This one's number, from 0, and how many there are.
     traffic
         What was handed over so far.
+    device_aware
+        Whether `reduce` takes arrays of a backend's device; else they go by way of the host.
 
     Examples
     --------
@@ -96,6 +99,7 @@ class Ranks:
 
     rank: int = 0
     size: int = 1
+    device_aware: bool = False
     batch: Batch | None = None
     _placed: bool = False
     _asked: bool = False
@@ -110,8 +114,8 @@ class Ranks:
         """What each rank has to say, by rank."""
         return [content]
 
-    def reduce(self, array: "NDArray[Any]", largest: bool) -> "NDArray[Any]":
-        """The sums over the ranks, element by element, or the largest; 1-d, of floats."""
+    def reduce(self, array: Any, largest: bool) -> Any:
+        """The sums over the ranks, element by element, or the largest; 1-d, of floats, its own."""
         return array
 
     # -- what follows from these
@@ -178,13 +182,17 @@ class Ranks:
         """
         import numpy as np
 
-        host = [backend.to_numpy(part) for part in parts]
-        flag = np.full(1, float(self._asking), host[0].dtype)
-        found = self.reduce(np.concatenate([*host, flag]), largest)
+        xp = backend.xp
+        like = {"dtype": parts[0].dtype, "device": parts[0].device}
+        flag = xp.full((1,), float(self._asking), **like)
+        array = xp.concat([*parts, flag])
+        if not self.device_aware:
+            array = np.require(backend.to_numpy(array), requirements="W")
+        backend.synchronize()
+        found = backend.asarray(self.reduce(array, largest))
         self._asked = bool(found[-1] > 0)
-        ends = np.cumsum([part.size for part in host]).tolist()
-        starts = [0, *ends[:-1]]
-        return [backend.asarray(found[i:j]) for i, j in zip(starts, ends, strict=True)]
+        ends = [*accumulate(part.shape[0] for part in parts)]
+        return [found[i:j] for i, j in zip([0, *ends[:-1]], ends, strict=True)]
 
     # -- batches
 
