@@ -2,6 +2,7 @@
 
     python benchmarks/ranks.py hashes   300 steps of MNIST: 1, 2, 3, 4 and 7 ranks, every case
     python benchmarks/ranks.py steps    time of a step on 1 to 4 ranks, its messages and bytes
+    python benchmarks/ranks.py overlap  whether a message that is on its way leaves time to compute
     python benchmarks/ranks.py model    what that says of 8, 64 and 1,024 ranks
 
 `steps` takes its turns within one run: the numbers of ranks and the modes alternate, and the ranks
@@ -194,6 +195,60 @@ def timed(comm, network, mode, share, count=20):
     return {"step": seconds, "waiting": waiting, "messages": messages, "bytes": sent}
 
 
+# -- overlap
+
+
+def overlap():
+    """Print how long work and a message take one after the other, and begun together."""
+    print("2 ranks: a product of matrices and an all-reduce that takes about as long, ms")
+    for size, apart, together, asked in started(2, "--overlap"):
+        print(
+            f"{size:>12,} bytes: one after the other {apart * 1e3:7.2f}, begun together "
+            f"{together / apart:.2f} of that, with MPI asked between pieces {asked / apart:.2f}"
+        )
+
+
+def overlapping():
+    """On each of two ranks: medians of the three ways, by the message's bytes."""
+    from mpi4py import MPI
+
+    world, rows = MPI.COMM_WORLD, []
+    W = np.ones((256, 256), np.float32)
+    for size in (1 << 16, 1 << 20, 1 << 24):
+        a = np.ones(size // 8)
+        b = np.empty_like(a)
+        message = min(elapsed(lambda a=a, b=b: world.Allreduce(a, b)) for _ in range(20))
+        product = min(elapsed(lambda: W @ W) for _ in range(50))
+        pieces = world.bcast(max(1, round(message / product)))
+
+        def apart(a=a, b=b, pieces=pieces):
+            for _ in range(pieces):
+                W @ W
+            world.Iallreduce(a, b).Wait()
+
+        def together(a=a, b=b, pieces=pieces):
+            request = world.Iallreduce(a, b)
+            for _ in range(pieces):
+                W @ W
+            request.Wait()
+
+        def asked(a=a, b=b, pieces=pieces):
+            request = world.Iallreduce(a, b)
+            for _ in range(pieces):
+                W @ W
+                request.Test()
+            request.Wait()
+
+        taken = {way: [] for way in (apart, together, asked)}
+        for _ in range(41):
+            for way, found in taken.items():
+                world.Barrier()
+                found.append(elapsed(way))
+        rows.append([size, *map(median, taken.values())])
+    if world.rank == 0:
+        print(json.dumps(rows))
+
+
 # -- model
 
 
@@ -317,8 +372,8 @@ def elapsed(function):
 
 if __name__ == "__main__":
     without_handicaps()
-    ways = {"hashes": hashes, "steps": steps, "model": model}
-    ways |= {"--measure": measure, "--messages": messages}
+    ways = {"hashes": hashes, "steps": steps, "overlap": overlap, "model": model}
+    ways |= {"--measure": measure, "--overlap": overlapping, "--messages": messages}
     if len(sys.argv) != 2 or sys.argv[1] not in ways:
         sys.exit(__doc__)
     ways[sys.argv[1]]()

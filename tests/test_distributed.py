@@ -265,6 +265,26 @@ def test_without_mpi_it_is_said_what_to_install(monkeypatch):
         pass
 
 
+def test_without_a_library_of_mpi_that_is_said(mpiexec):
+    code = """
+import importlib.abc, sys
+
+class NoLibrary(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == "mpi4py.MPI":
+            raise RuntimeError("cannot load MPI library")
+
+sys.meta_path.insert(0, NoLibrary())
+import xnet
+try:
+    xnet.distributed.communicator(None).__enter__()
+except xnet.DatasetError as error:
+    print(error)
+"""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "and an MPI, the cluster's or pip install mpich: cannot load MPI library" in ran.stdout
+
+
 def test_outside_of_ranks_a_shard_is_everything():
     assert distributed.shard(7) == slice(0, 7)
     with distributed.launched("numpy", True) as backend:

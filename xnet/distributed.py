@@ -124,6 +124,17 @@ def started_by_mpi() -> bool:
     return any(name in os.environ for name in ENVIRONMENT)
 
 
+def _mpi(what: str) -> Any:
+    """mpi4py's module; or the error that says what to install."""
+    with optional(what, "mpi4py", "mpi"):
+        try:
+            from mpi4py import MPI
+        except RuntimeError as error:  # its own library is there, and no MPI
+            message = f"and an MPI, the cluster's or pip install mpich: {error}"
+            raise ImportError(message) from error
+    return MPI
+
+
 @contextlib.contextmanager
 def communicator(
     comm: Any,
@@ -183,8 +194,7 @@ def communicator(
     >>> history.iterations
     10
     """
-    with optional("distributed.communicator", "mpi4py", "mpi"):
-        from mpi4py import MPI
+    MPI = _mpi("distributed.communicator")
     if not isinstance(comm, MPI.Comm):
         raise TypeError(
             f"comm is {comm!r}, expected a communicator of mpi4py such as MPI.COMM_WORLD"
@@ -290,8 +300,7 @@ def launched(
         with use_backend(backend, reproducible) as chosen:
             yield chosen
         return
-    with optional("what mpiexec has started", "mpi4py", "mpi"):
-        from mpi4py import MPI
+    MPI = _mpi("what mpiexec has started")
     try:
         with communicator(MPI.COMM_WORLD, backend, reproducible) as chosen:
             yield chosen
