@@ -25,7 +25,7 @@ import numpy as np
 import xnet
 from xnet import sentinel
 from xnet.backend import Backend, get_backend, resolve, use_backend
-from xnet.errors import RankError, optional
+from xnet.errors import RankError, XnetError, optional
 from xnet.ranks import Ranks, is_agreed, speaker
 from xnet.sharded import ShardedBackend
 from xnet.threads import processors
@@ -35,6 +35,9 @@ __all__ = ["communicator", "launched", "shard", "started_by_mpi"]
 ENVIRONMENT = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "PMIX_RANK")
 """What `mpiexec` says to the processes that it starts: of MPICH and its kin, and of Open MPI."""
 
+
+EXPECTED = (XnetError, ValueError, OSError, ImportError, MemoryError)
+"""Errors of which a command says no more than the message."""
 
 SPINNING, CROWDED, NAP = 2e-3, 2e-5, 5e-5
 """Seconds for which a rank asks again and again whether a message is there; where there are more
@@ -261,7 +264,10 @@ def _end(ranks: MPIRanks, error: BaseException) -> None:
     left = isinstance(error, SystemExit) and not error.code
     if ranks.size == 1 or left or is_agreed(error):
         return
-    text = "".join(traceback.format_exception(error))
+    said = traceback.format_exception(error)
+    if ranks.brief and isinstance(error, EXPECTED):
+        said = traceback.format_exception_only(error)
+    text = "".join(said)
     print(f"rank {ranks.rank} of {ranks.size} ends all:\n{text}", file=sys.stderr, flush=True)
     interrupted = isinstance(error, KeyboardInterrupt)
     ranks.comm.Abort(130 if interrupted else 1)
@@ -303,6 +309,7 @@ def launched(
     MPI = _mpi("what mpiexec has started")
     try:
         with communicator(MPI.COMM_WORLD, backend, reproducible) as chosen:
+            chosen.ranks.brief = True
             yield chosen
     except Exception as error:
         if MPI.COMM_WORLD.Get_rank() != speaker(error):

@@ -566,6 +566,8 @@ class Training:
                 self._go_on()
                 history.stopped = self._loop(total, shown, asked)
             except KeyboardInterrupt:
+                if self._ranks.size > 1:  # the others know nothing of it: they end with this one
+                    raise
                 history.stopped = "interrupted"
             finally:
                 self.optimizer.lr = self._rate

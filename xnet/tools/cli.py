@@ -459,12 +459,13 @@ def train_command(
                 lesson = own_data.lesson(
                     data, label or (), task, ignore or (), test, validation, scale, seed
                 )
+            sizes = [lesson.inputs, *(hidden or [50]), lesson.outputs]
+            where = {"seed": seed, "dtype": dtype, "backend": chosen}
+            end = _loss(loss, Task.classification if lesson.units is None else Task.regression)
+            network = _dense(sizes, activation, init, before=lesson.before, loss=end, **where)
+            rates = _schedule(schedule, warmup)
         if data is not None and speaks and not as_json:
             print(f"{data}: {lesson}")
-        sizes = [lesson.inputs, *(hidden or [50]), lesson.outputs]
-        where = {"seed": seed, "dtype": dtype, "backend": chosen}
-        end = _loss(loss, Task.classification if lesson.units is None else Task.regression)
-        network = _dense(sizes, activation, init, before=lesson.before, loss=end, **where)
         network.schema = lesson.schema
         mine = lesson.part(distributed.shard)
         _warm_up(network, mine.x[:batch_size], mine.t[:batch_size])
@@ -481,7 +482,7 @@ def train_command(
             validation=mine.validation,
             patience=patience,
             seed=seed,
-            schedule=_schedule(schedule, warmup),
+            schedule=rates,
             clip=clip,
             # In other units than the data's it would be no file to predict by.
             save=save if lesson.units is None else None,
