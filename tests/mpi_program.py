@@ -120,6 +120,12 @@ def fault(kind):
             raise KeyError("a fault of the program's own")
         if kind == "exits" and last:
             sys.exit(3)
+        if kind == "leaves by exit" and last:
+            sys.exit(0)
+        if kind == "patience":
+            settings["patience"] = 3
+        if kind == "nested":
+            distributed.communicator(WORLD).__enter__()
         if kind == "dies" and last:
             os.kill(os.getpid(), signal.SIGKILL)
         if kind == "silent" and last:
@@ -169,6 +175,24 @@ def aware():
             xnet.train(net, x[mine], t[mine], iterations=5, progress=False)
             found.append(xnet.weights.sha256(net))
     return found
+
+
+def again():
+    """A run that a signal to one rank ends, and goes on after."""
+    (x, t), _ = xnet.datasets.load_digits()
+    with distributed.communicator(WORLD, "numpy", True, timeout=PATIENCE):
+
+        class Asked(Callback):
+            def on_step(self, training):
+                if WORLD.rank == 1 and training.history.iterations == 6:
+                    os.kill(os.getpid(), signal.SIGINT)
+
+        mine = distributed.shard(len(x))
+        run = xnet.Training(xnet.TwoLayerNet(64, 10, 10), x[mine], t[mine], callbacks=[Asked()])
+        first = run.run(iterations=20, progress=False)
+        found = [[first.stopped, first.iterations]]
+        second = run.run(iterations=5, progress=False)
+        return [*found, [second.stopped, second.iterations]]
 
 
 def moves(sizes):

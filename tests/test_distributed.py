@@ -144,6 +144,9 @@ def test_fast_mode_has_several_hashes(mpiexec, mnist):
         ("exits", "rank 2 of 3 ends all:"),
         ("silent", "has waited 2 s for the others"),
         ("leaves", "has waited 2 s for the others"),
+        ("leaves by exit", "rank 2 of 3 ends all:"),
+        ("patience", "patience is 3 without validation"),
+        ("nested", "is spread over ranks already"),
     ],
 )
 def test_faults_end_all_ranks_with_their_reason(mpiexec, kind, message):
@@ -151,6 +154,7 @@ def test_faults_end_all_ranks_with_their_reason(mpiexec, kind, message):
     status, _, err = ended(start(mpiexec, 3, "fault", kind=kind))
     assert status != 0
     assert message in err
+    assert "killed?" not in err
     assert time.monotonic() - began < 30
     if "not the same" in message or "rank 2: " in message:  # refused on every rank
         assert len(re.findall(r"^\S*(RankError|ValueError): ", err, re.MULTILINE)) >= 3
@@ -173,6 +177,10 @@ def test_a_signal_to_one_rank_ends_the_run_on_all_at_one_step(mpiexec, tmp_path)
     assert found[0][1] == "interrupted"
     assert 7 <= found[0][0] <= 9
     assert len(list(tmp_path.glob("step-*"))) >= 1
+
+
+def test_runs_after_one_that_was_interrupted_go_on(mpiexec):
+    assert result(mpiexec, 3, "again") == [["interrupted", 7], ["finished", 12]]
 
 
 @pytest.fixture(scope="session")

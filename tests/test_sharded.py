@@ -398,6 +398,98 @@ def test_flags_travel_with_reductions():
     assert on_ranks(3, go) == [[False, False, True, True]] * 3
 
 
+def test_flags_are_forgotten_between_runs():
+    def go(ranks):
+        backend, said = xnet.get_backend(), []
+        for asks in (True, False):
+            ranks.forget()
+            ranks.agreed(asks and ranks.rank == 0)
+            ranks.reduced(backend, [np.ones(3, np.float32)])
+            said.append(ranks.agreed(False))
+        return said
+
+    assert on_ranks(2, go) == [[True, False]] * 2
+
+
+def test_rows_of_different_dtypes_are_joined_as_numbers():
+    def go(ranks):
+        rows = np.arange(3, dtype=("int64", "uint8", "int32")[ranks.rank]) + 10 * ranks.rank
+        return ranks.joined(rows if ranks.rank else rows[:0]).tolist()
+
+    assert on_ranks(3, go) == [[10, 11, 12, 20, 21, 22]] * 3
+    with pytest.raises(RankError, match=r"rows are of shapes \[2\], \[3\] on ranks"):
+        on_ranks(2, lambda ranks: ranks.joined(np.ones((1, 2 + ranks.rank))))
+
+
+def test_numbers_of_numpy_are_facts():
+    def go(ranks):
+        ranks.check_same(clip=np.float32(0.5), patience=np.int64(3), resume=np.bool_(False))
+        return ranks.gathered(np.int64(ranks.rank))
+
+    assert on_ranks(2, go) == [[0, 1]] * 2
+
+
+def test_what_was_begun_is_forgotten_after_an_error():
+    class Fails(Operation, abstract=True):
+        units: int
+        parameters = {"g": ("units",)}  # noqa: RUF012
+
+        def forward(self, m, x, g):
+            return x * g
+
+        def backward(self, m, dout, x, y, g):
+            m.total(dout)
+            raise ArithmeticError("a fault of the formula's own")
+
+    x, t = data("float64")
+
+    def go(ranks):
+        net = xnet.Network(around(Fails(M))[0])
+        with pytest.raises(ArithmeticError):
+            net.gradient(x[UNEVEN[ranks.rank]], t[UNEVEN[ranks.rank]])
+        return net.loss(x[ranks.rank :: 4], t[ranks.rank :: 4])
+
+    assert len(set(on_ranks(4, go))) == 1
+
+
+def test_copies_stay_on_the_ranks():
+    import copy
+
+    x, t = data("float64")
+
+    def go(ranks):
+        net = xnet.TwoLayerNet(D, M, C)
+        mine = UNEVEN[ranks.rank]
+        return net.loss(x[mine], t[mine]) == copy.deepcopy(net).loss(x[mine], t[mine])
+
+    assert on_ranks(4, go) == [True] * 4
+
+
+def test_what_is_not_for_ranks_is_refused_by_name():
+    from xnet.sklearn import XNetClassifier
+
+    x, t = data("float64")
+
+    def go(ranks):
+        with pytest.raises(ValueError, match="check one that is on one rank"):
+            xnet.gradient_check(xnet.TwoLayerNet(D, M, C), x, t)
+        with pytest.raises(ValueError, match="an estimator knows the data of one rank alone"):
+            XNetClassifier().fit(x, t)
+        with pytest.raises(ValueError, match="the batch is empty"):
+            xnet.measures.accuracy(np.ones((0, 2)), np.ones(0, int))
+        return True
+
+    assert on_ranks(2, go) == [True] * 2
+
+
+def test_functions_are_of_what_they_are_handed():
+    def go(ranks):
+        y, t = np.arange(4.0)[:, None] + ranks.rank, np.arange(4.0)
+        return xnet.measures.r_squared(y, t), xnet.measures.accuracy(np.eye(3), np.arange(3))
+
+    assert on_ranks(2, go) == [(1.0, 1.0), (1 - 4 / 5, 1.0)]
+
+
 def test_layers_alone_know_of_no_batch():
     def go(ranks):
         layer = layers.BatchNorm.from_params(np.ones(3), np.zeros(3))

@@ -26,7 +26,7 @@ import xnet
 from xnet import sentinel
 from xnet.backend import Backend, get_backend, resolve, use_backend
 from xnet.errors import RankError, XnetError, optional
-from xnet.ranks import Ranks, is_agreed, speaker
+from xnet.ranks import Ranks, agreed_error, is_agreed, speaker
 from xnet.sharded import ShardedBackend
 from xnet.threads import processors
 
@@ -65,8 +65,16 @@ class MPIRanks(Ranks):
         self.spinning = CROWDED if crowded else SPINNING
 
     def gather(self, content: bytes) -> list[bytes]:
-        lengths = np.empty(self.size, np.int64)
-        self._wait(self.comm.Iallgather(np.array([len(content)], np.int64), lengths))
+        said = np.array([self.traffic.messages, len(content)], np.int64)
+        every = np.empty((self.size, 2), np.int64)
+        self._wait(self.comm.Iallgather(said, every))
+        if np.any(every[:, 0] != said[0]):
+            raise RankError(
+                f"rank {self.rank} is at its message {said[0]}, and others are at theirs "
+                f"{sorted(set(every[:, 0].tolist()) - {int(said[0])})}: each has asked its network "
+                "other things"
+            )
+        lengths = every[:, 1]
         found = bytearray(int(lengths.sum()))
         self._wait(self.comm.Iallgatherv(content, [found, lengths.tolist()]))
         self._count(len(content))
@@ -151,7 +159,8 @@ def communicator(
 
     Every rank enters the block, makes the same network in it, and hands it its own shard of the
     data. An error that one rank alone raises ends all of them: it is written to stderr with the
-    rank's number, and the exit status is not 0. So is the number of a rank that was killed.
+    rank's number, and the exit status is not 0; so does `sys.exit` in the block. The number of a
+    rank that was killed is written, too.
 
     Parameters
     ----------
@@ -207,7 +216,7 @@ def communicator(
         with ranks.together():
             local = resolve(backend, reproducible)
         if isinstance(local, ShardedBackend):
-            raise RankError(f"communicator: {local} is spread over ranks already")
+            raise agreed_error(RankError(f"communicator: {local} is spread over ranks already"))
         ranks.check_same(**{"xnet's version": xnet.__version__}, reproducible=local.reproducible)
         if not local.reproducible:
             ranks.check_same(**{"backend in fast mode": local.name})
@@ -225,44 +234,46 @@ def _watched(ranks: MPIRanks) -> Generator[None]:
     """Block in which, of each machine's ranks, the first that is killed is named on stderr."""
     host = platform.node()
     here = [rank for rank, node in enumerate(ranks.gathered(host)) if node == host]
-    folder, watcher = None, None
-    if ranks.rank == here[0] and ranks.size > 1 and hasattr(os, "mkfifo"):
-        with contextlib.suppress(OSError):  # without a sentinel all else works
-            folder, watcher = _sentinel(here)
-    folder = ranks.gathered(folder)[here[0]]
-    line = None
-    if folder is not None:
-        with contextlib.suppress(OSError):
-            line = os.open(Path(folder) / str(ranks.rank), os.O_WRONLY | os.O_NONBLOCK)
-    try:
-        yield
-    finally:
-        if line is not None:
+    with contextlib.ExitStack() as watching:
+        folder = None
+        if ranks.rank == here[0] and ranks.size > 1 and hasattr(os, "mkfifo"):
+            with contextlib.suppress(OSError):  # without a sentinel all else works
+                folder = watching.enter_context(_sentinel(here))
+        folder = ranks.gathered(folder)[here[0]]
+        line = None
+        if folder is not None:
             with contextlib.suppress(OSError):
-                os.write(line, sentinel.DONE)
-            os.close(line)
-    if watcher is not None:
-        watcher.wait()
+                line = os.open(Path(folder) / str(ranks.rank), os.O_WRONLY | os.O_NONBLOCK)
+        said = sentinel.SAID
+        try:
+            yield
+            said = sentinel.DONE
+        finally:  # of an error this rank says itself
+            if line is not None:
+                with contextlib.suppress(OSError):
+                    os.write(line, said)
+                os.close(line)
 
 
-def _sentinel(ranks: list[int]) -> tuple[str, "subprocess.Popen[bytes]"]:
-    """Start one for these ranks of this machine: the folder with their lines to it, and it."""
-    folder = tempfile.mkdtemp(prefix="xnet-")
-    names = list(map(str, ranks))
-    for name in names:
-        os.mkfifo(Path(folder) / name, 0o600)
-    command = [sys.executable, "-I", "-S", sentinel.__file__, folder, *names]
-    watcher = subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True)
-    with watcher.stdout or contextlib.nullcontext() as said:
-        if said is not None:
-            said.readline()
-    return folder, watcher
+@contextlib.contextmanager
+def _sentinel(ranks: list[int]) -> Generator[str]:
+    """One for these ranks of this machine: the folder where their lines to it are."""
+    with tempfile.TemporaryDirectory(prefix="xnet-", ignore_cleanup_errors=True) as folder:
+        names = list(map(str, ranks))
+        for name in names:
+            os.mkfifo(Path(folder) / name, 0o600)
+        command = [sys.executable, "-I", "-S", sentinel.__file__, folder, *names]
+        pipe = subprocess.PIPE
+        with subprocess.Popen(command, stdin=pipe, stdout=pipe, start_new_session=True) as watcher:
+            if watcher.stdout is not None:
+                watcher.stdout.readline()
+            yield folder  # and then its standard input is closed, at which it ends
 
 
 def _end(ranks: MPIRanks, error: BaseException) -> None:
     """End all ranks for an error of this one's, that the others know nothing of."""
-    left = isinstance(error, SystemExit) and not error.code
-    if ranks.size == 1 or left or is_agreed(error):
+    if ranks.size == 1 or is_agreed(error):
+        ranks.comm.Free()
         return
     said = traceback.format_exception(error)
     if ranks.brief and isinstance(error, EXPECTED):

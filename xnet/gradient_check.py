@@ -47,6 +47,7 @@ from xnet.backend import Array, backend_of
 from xnet.errors import KinkWarning, RoundingWarning
 from xnet.gradient import GOLDEN, Index, checked_step, unlike
 from xnet.losses import batch_and_targets
+from xnet.ranks import ALONE
 
 __all__ = ["GradientCheck", "ParameterCheck", "Verdict", "differences", "gradient_check"]
 
@@ -289,7 +290,8 @@ def gradient_check(
     Raises
     ------
     ValueError
-        h is not a positive number; or as `Network.loss`.
+        h is not a positive number; the network's batches are spread over ranks; or as
+        `Network.loss`.
 
     Warns
     -----
@@ -305,6 +307,12 @@ def gradient_check(
     (True, ['W1', 'b1', 'W2', 'b2'])
     """
     steps = STEPS if h is None else (checked_step(h),)
+    backend: Any = getattr(network, "backend", None)
+    if getattr(backend, "ranks", ALONE).size > 1:
+        raise ValueError(
+            f"gradient_check: the network is on {backend}: check one that is on one rank, as "
+            "copy.deepcopy(net).to(...) makes"
+        )
     checked = _in_float64(network)
     with checked.held():
         x, t, left_out, smooth = _without_kinks(checked, x, t, steps)

@@ -85,8 +85,10 @@ def cross_entropy_error(y: Array, t: Array) -> Array:
 
 
 def taken_batch(y: Any, t: Any) -> tuple[Backend, Array, Array]:
-    """`batch_and_targets` of what a function takes: lists and whole numbers, too."""
+    """`batch_and_targets` of what a function takes: lists and whole numbers, too, and some rows."""
     backend, y, t = taken(y=y, t=labels(t, "t"))
+    if y.ndim and y.shape[0] == 0:
+        raise ValueError(f"y has shape {tuple(y.shape)}: the batch is empty")
     return batch_and_targets(as_floats(backend, y), t)
 
 

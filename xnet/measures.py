@@ -3,7 +3,7 @@
 import math
 
 from xnet.backend import Array, Backend
-from xnet.losses import taken_batch
+from xnet.losses import batch_and_targets, taken_batch
 
 __all__ = ["accuracy", "r_squared"]
 
@@ -38,13 +38,13 @@ def accuracy(y: Array, t: Array, classes: bool = False) -> float:
     >>> xnet.measures.accuracy(y, [1, 0, 1, 1])
     0.75
     """
-    right, samples = hits(y, t, classes)
-    return right / samples
+    _, y, targets = taken_batch(y, t)
+    return hits(y, targets, classes) / y.shape[0]
 
 
-def hits(y: Array, t: Array, classes: bool = False) -> tuple[int, int]:
-    """Of how many samples the most probable class is the labelled one, and how many there are."""
-    backend, y, targets = taken_batch(y, t)
+def hits(y: Array, t: Array, classes: bool = False) -> int:
+    """Of how many rows of y (N, C), of which there may be none, the class is the labelled one."""
+    backend, y, targets = batch_and_targets(y, t)
     xp = backend.xp
     with backend.running():
         if not are_classes(backend, targets, classes):
@@ -55,7 +55,7 @@ def hits(y: Array, t: Array, classes: bool = False) -> tuple[int, int]:
             )
         right = xp.argmax(y, axis=1) == xp.argmax(targets, axis=1)
         right = right & ~xp.any(xp.isnan(y), axis=1)  # no class is the most probable
-        return int(xp.sum(xp.astype(right, xp.int64))), y.shape[0]
+        return int(xp.sum(xp.astype(right, xp.int64)))
 
 
 def r_squared(y: Array, t: Array) -> float:
@@ -91,17 +91,10 @@ def r_squared(y: Array, t: Array) -> float:
     """
     backend, y, t = taken_batch(y, t)
     with backend.running():
-        return explained(backend, y, t)
-
-
-def explained(backend: Backend, y: Array, t: Array) -> float:
-    """`r_squared` of predictions and targets (N, C): of those that all ranks have."""
-    first = backend.ranks.joined(backend.to_numpy(t[:1, ...]))[:1]
-    if not backend.ranks.any(not bool(backend.xp.all(t == backend.asarray(first)))):
-        return math.nan
-    off, spread = t - y, t - backend.mean(t)
-    unexplained, variation = (backend.sum(a * a, axis=1) for a in (off, spread))
-    return 1 - float(backend.mean(unexplained)) / float(backend.mean(variation))
+        if bool(backend.xp.all(t == t[:1, ...])):
+            return math.nan
+        off, spread = t - y, t - backend.sum(t, axis=0) / t.shape[0]
+        return 1 - float(backend.sum(off * off)) / float(backend.sum(spread * spread))
 
 
 def are_classes(backend: Backend, targets: Array, classes: bool) -> bool:

@@ -579,7 +579,7 @@ class Network:
         """
         with self._running():
             x, t = self._batch(x, t, whole=False)
-            right, _ = hits(self._evaluate(x, predicts=True), t, self.loss_layer.classes)
+            right = hits(self._evaluate(x, predicts=True), t, self.loss_layer.classes)
             return self.backend.ranks.total(right) / self.backend.ranks.count(x.shape[0])
 
     # -- training

@@ -127,7 +127,8 @@ class Ranks:
         """Each rank's value, as JSON has it."""
         if self.size == 1:
             return [value]
-        return [json.loads(content) for content in self.gather(json.dumps(value).encode())]
+        said = json.dumps(value, default=_plain).encode()
+        return [json.loads(content) for content in self.gather(said)]
 
     def first(self, make: Callable[[], bytes | None]) -> bytes | None:
         """What rank 0 makes; None where that does."""
@@ -143,10 +144,18 @@ class Ranks:
             return array
         import numpy as np
 
-        array = np.ascontiguousarray(array)
-        parts = self.gather(array.tobytes())
-        shape = -1, *array.shape[1:]
-        found = [np.frombuffer(part, array.dtype).reshape(shape) for part in parts if part]
+        kinds = self.gathered([array.dtype.str, array.shape])
+        shapes = {str(shape[1:]) for _, shape in kinds if shape[0]}
+        if len(shapes) > 1:
+            raise agreed_error(
+                RankError(f"rows are of shapes {', '.join(sorted(shapes))} on ranks")
+            )
+        parts = self.gather(np.ascontiguousarray(array).tobytes())
+        found = [
+            np.frombuffer(part, dtype).reshape(shape)
+            for part, (dtype, shape) in zip(parts, kinds, strict=True)
+            if shape[0]
+        ]
         return np.concatenate(found) if found else array
 
     def whole(self, backend: Any, rows: Array) -> Array:
@@ -160,6 +169,10 @@ class Ranks:
     def any(self, flag: bool) -> bool:
         """Whether it is so on any rank."""
         return bool(self.total(int(flag)))
+
+    def forget(self) -> None:
+        """Begin anew with what `agreed` is asked; no message."""
+        self._asked = self._asking = False
 
     def agreed(self, flag: bool) -> bool:
         """Whether it was so on any rank by the last reduction: no message of its own.
@@ -185,6 +198,8 @@ class Ranks:
         """
         import numpy as np
 
+        if self.size == 1:
+            return parts
         xp = backend.xp
         like = {"dtype": parts[0].dtype, "device": parts[0].device}
         flag = xp.full((1,), float(self._asking), **like)
@@ -279,7 +294,8 @@ class Ranks:
         """
         if self.size == 1:
             return
-        said = self.gathered({name: json.dumps(fact) for name, fact in facts.items()})
+        mine = {name: json.dumps(fact, default=_plain) for name, fact in facts.items()}
+        said = self.gathered(mine)
         for name in facts:
             ranks: dict[str, list[int]] = {}
             for rank, of in enumerate(said):
@@ -293,6 +309,11 @@ class Ranks:
         quotient, left = divmod(n, self.size)
         start = self.rank * quotient + min(self.rank, left)
         return range(start, start + quotient + (self.rank < left))
+
+
+def _plain(value: Any) -> Any:
+    """Of NumPy's numbers Python's own."""
+    return value.item()
 
 
 def _named(ranks: list[int]) -> str:

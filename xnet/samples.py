@@ -1,19 +1,21 @@
 """Samples and their labels as a network takes them, and mini-batches of them (§4.2.3)."""
 
 import copy
+import math
 import operator
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from xnet import partials
 from xnet.arrays import labels, weights_of
-from xnet.backend import Array, use_backend
+from xnet.backend import Array, Backend, use_backend
 from xnet.dtypes import name_of
 from xnet.losses import batch_and_targets
-from xnet.measures import are_classes, explained, hits
+from xnet.measures import are_classes, hits
 from xnet.network import Network
 from xnet.random import Generator
 from xnet.rows import Rows, spans, staying
@@ -229,7 +231,7 @@ class Samples:
         """`Network.accuracy` on those of all ranks."""
         classes = network.loss_layer.classes
         with use_backend(self.backend), self.backend.running():
-            right = (hits(network.predict(x), t, classes)[0] for x, t in self.parts())
+            right = (hits(network.predict(x), t, classes) for x, t in self.parts())
             return self.ranks.total(sum(right)) / self.samples
 
     def loss(self, network: Network) -> float:
@@ -251,10 +253,25 @@ class Samples:
 
     def r_squared(self, network: Network) -> float:
         """`xnet.measures.r_squared` of predictions for those of all ranks."""
-        concat = self.backend.xp.concat
         with use_backend(self.backend), self.backend.running(), self._all():
-            predicted = concat([network.predict(x) for x, _ in self.parts()])
-            return explained(self.backend, predicted, concat(list(self._targets())))
+            return self._explained(network)
+
+    def _explained(self, network: Network) -> float:
+        """By what is left of each row, (N,) numbers: neither predictions nor targets are kept."""
+        backend = self.backend
+        xp, first, same = backend.xp, None, True
+        for t in self._targets():
+            first = self.ranks.whole(backend, t[:1, ...])[:1, ...] if first is None else first
+            same = same and bool(xp.all(t == first))
+        if not self.ranks.any(not same):
+            return math.nan
+        mean = total(backend, self._targets, self.samples) / self.samples
+        off, spread = list[Array](), list[Array]()
+        for (x, _), t in zip(self.parts(), self._targets(), strict=True):
+            for found, difference in (off, t - network.predict(x)), (spread, t - mean):
+                found.append(backend.sum(difference * difference, axis=1))
+        unexplained, variation = (float(backend.mean(xp.concat(rows))) for rows in (off, spread))
+        return 1 - unexplained / variation
 
     def _all(self) -> AbstractContextManager[None]:
         """Block in which all samples are one batch."""
@@ -285,6 +302,23 @@ class Samples:
         if self.weight is not None:
             part.weight = _relative(self.weight[indices])
         return part
+
+
+def total(backend: Backend, parts: Callable[[], Iterable[Array]], rows: int) -> Array:
+    """The sum (C,) of so many rows of all ranks, which come in parts (n, C), more than once.
+
+    In reproducible mode it does not depend on where the parts begin and end.
+    """
+    ranks, xp = backend.ranks, backend.xp
+    if not backend.reproducible:
+        (found,) = ranks.reduced(backend, [sum(backend.sum(part, axis=0) for part in parts())])
+        return found
+    scale = partials.merged(partials.sum_scale(part, axis=0) for part in parts())
+    (maxima,) = ranks.reduced(backend, [scale.maxima], largest=True)
+    scale = scale.agreed(maxima, rows)
+    whole = partials.added(scale.partial(part) for part in parts())
+    (numbers,) = ranks.reduced(backend, [xp.reshape(whole.numbers, (-1,))])
+    return scale.received(xp.reshape(numbers, whole.numbers.shape)).rounded()
 
 
 def _relative(weights: NDArray[np.float64]) -> NDArray[np.float64]:

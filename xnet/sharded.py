@@ -264,6 +264,9 @@ class ShardedBackend(Backend):
     def __repr__(self) -> str:
         return f"{self.local!r:.{len(repr(self.local)) - 1}} on {self.ranks.size} ranks>"
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "ShardedBackend":
+        return self  # a copy of a network is on the same ranks; a pickled one is on none
+
     # -- what is here
 
     def owns(self, array: object) -> bool:
@@ -459,6 +462,9 @@ class ShardedBackend(Backend):
         self._together += 1
         try:
             yield
+        except BaseException:  # nobody will ask for what was begun
+            self._queue.clear()
+            raise
         finally:
             self._together -= 1
 

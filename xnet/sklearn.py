@@ -80,13 +80,19 @@ class _Estimator(BaseEstimator):
         for inputs, units in pairwise(widths):
             layers += [Affine(inputs, units, self.weight_init), activation()]
         layers.append(Affine(widths[-1], outputs, self.weight_init))
+        backend = resolve(self.backend, self.reproducible)
+        if backend.ranks.size > 1:
+            raise ValueError(
+                f"backend is {backend}: an estimator knows the data of one rank alone, classes and "
+                "all; xnet.train is for those of many"
+            )
         self._random = check_random_state(self.random_state)
         self.network_ = Network(
             layers,
             loss,
             seed=self._seed(),
             dtype=self.dtype,
-            backend=resolve(self.backend, self.reproducible),
+            backend=backend,
         )
         self.optimizer_ = self._optimizer()
         self.loss_curve_: list[float] = []

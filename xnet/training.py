@@ -358,39 +358,44 @@ class Training:
         checkpoint_every: float = 30.0,
         resume: bool = False,
     ) -> None:
-        if gradient not in ("backprop", "numerical"):
-            raise ValueError(f"gradient is {gradient!r}, expected 'backprop' or 'numerical'")
-        for name, value in {"patience": patience, "batch_size": batch_size}.items():
-            check_length(name, value)
-        if seed is not None and seed < 0:
-            raise ValueError(f"seed is {seed}, expected at least 0, or None")
-        if gradient == "numerical" and network.dtype != "float64":
-            raise ValueError(
-                f"gradient='numerical' needs float64, this network is {network.dtype}: the "
-                "difference of two losses would be rounding noise"
-            )
-        if gradient == "numerical" and sample_weight is not None:
-            raise ValueError("sample_weight is for gradient='backprop'")
-        if optimizer is not None and not isinstance(optimizer, Optimizer):  # pyright: ignore
-            raise TypeError(f"optimizer is {optimizer!r}, expected an Optimizer such as SGD(0.1)")
-        if (x_test is None) != (t_test is None):
-            raise ValueError("x_test and t_test go together: one is missing")
-        if patience is not None and validation is None:
-            raise ValueError(
-                f"patience is {patience} without validation: give a share of the training data "
-                "for that, such as 0.1, or data (x, t) other than the test data"
-            )
-        if clip is not None and not 0 < clip < math.inf:
-            raise ValueError(f"clip is {clip}, expected a length above 0, or None")
-        if schedule is not None and not isinstance(schedule, Schedule):  # pyright: ignore
-            raise TypeError(f"schedule is {schedule!r}, expected a Schedule such as Cosine()")
-        for callback in callbacks:
-            if not isinstance(callback, Callback):  # pyright: ignore
-                raise TypeError(f"callbacks holds {callback!r}, expected a Callback")
-        if not checkpoint_every >= 0:
-            raise ValueError(f"checkpoint_every is {checkpoint_every}, expected seconds from 0 on")
-        if resume and checkpoint is None:
-            raise ValueError("resume needs checkpoint: the folder to go on from")
+        with network.backend.ranks.together():
+            if gradient not in ("backprop", "numerical"):
+                raise ValueError(f"gradient is {gradient!r}, expected 'backprop' or 'numerical'")
+            for name, value in {"patience": patience, "batch_size": batch_size}.items():
+                check_length(name, value)
+            if seed is not None and seed < 0:
+                raise ValueError(f"seed is {seed}, expected at least 0, or None")
+            if gradient == "numerical" and network.dtype != "float64":
+                raise ValueError(
+                    f"gradient='numerical' needs float64, this network is {network.dtype}: the "
+                    "difference of two losses would be rounding noise"
+                )
+            if gradient == "numerical" and sample_weight is not None:
+                raise ValueError("sample_weight is for gradient='backprop'")
+            if optimizer is not None and not isinstance(optimizer, Optimizer):  # pyright: ignore
+                raise TypeError(
+                    f"optimizer is {optimizer!r}, expected an Optimizer such as SGD(0.1)"
+                )
+            if (x_test is None) != (t_test is None):
+                raise ValueError("x_test and t_test go together: one is missing")
+            if patience is not None and validation is None:
+                raise ValueError(
+                    f"patience is {patience} without validation: give a share of the training data "
+                    "for that, such as 0.1, or data (x, t) other than the test data"
+                )
+            if clip is not None and not 0 < clip < math.inf:
+                raise ValueError(f"clip is {clip}, expected a length above 0, or None")
+            if schedule is not None and not isinstance(schedule, Schedule):  # pyright: ignore
+                raise TypeError(f"schedule is {schedule!r}, expected a Schedule such as Cosine()")
+            for callback in callbacks:
+                if not isinstance(callback, Callback):  # pyright: ignore
+                    raise TypeError(f"callbacks holds {callback!r}, expected a Callback")
+            if not checkpoint_every >= 0:
+                raise ValueError(
+                    f"checkpoint_every is {checkpoint_every}, expected seconds from 0 on"
+                )
+            if resume and checkpoint is None:
+                raise ValueError("resume needs checkpoint: the folder to go on from")
         self.network = network
         self.optimizer = optimizer or SGD(0.1)
         self.patience, self.clip = patience, clip
@@ -548,7 +553,8 @@ class Training:
         True
         """
         history = self.history
-        more = _total_iterations(epochs, iterations, self._iterations_per_epoch)
+        with self._ranks.together():
+            more = _total_iterations(epochs, iterations, self._iterations_per_epoch)
         total = max(more, history.iterations) if whole else history.iterations + more
         if history.stopped in ("early stop", "diverged"):
             return history
@@ -556,12 +562,14 @@ class Training:
             self._settings.setdefault("iterations", total)
             checkpoints.check_same(self._settings, {"iterations": total})
         self._ranks.check_same(iterations=total)
+        self._ranks.forget()
         shown = _progress(progress) if self._ranks.rank == 0 else Silent()
         self._total, self._rate = total, self.optimizer.lr
         self._written, self._steps = time.monotonic(), self._steps_taken()
         shown.start(total)
         started = time.perf_counter()
-        with _asked(None if self._ranks.size > 1 else GRACE) as asked:
+        # What one of several ranks raises ends them all: they have longer to come to a step's end.
+        with _asked(GRACE if self._ranks.size == 1 else 10 * GRACE) as asked:
             try:
                 self._go_on()
                 history.stopped = self._loop(total, shown, asked)
@@ -726,12 +734,13 @@ class Training:
 
     def _begin(self, found: checkpoints.Checkpoint | None) -> None:
         """Begin, or stand where a checkpoint was written if it is of this very run."""
-        weights.check_savable(self.network)
-        if self.optimizer.opaque:
-            raise CheckpointError(
-                f"{type(self.optimizer).__name__} says itself how it steps: what it remembers is "
-                "not known, and cannot be kept"
-            )
+        with self._ranks.together():
+            weights.check_savable(self.network)
+            if self.optimizer.opaque:
+                raise CheckpointError(
+                    f"{type(self.optimizer).__name__} says itself how it steps: what it remembers "
+                    "is not known, and cannot be kept"
+                )
         backend = self.network.backend
         self._settings |= {
             "network": json.loads(weights.architecture(self.network)),
@@ -744,9 +753,10 @@ class Training:
         }
         if found is None:
             return
-        if self.optimizer.taken:
-            raise CheckpointError("the optimizer has taken steps: resume takes a new one")
-        found.check_settings(self._settings)
+        with self._ranks.together():
+            if self.optimizer.taken:
+                raise CheckpointError("the optimizer has taken steps: resume takes a new one")
+            found.check_settings(self._settings)
         self._settings = found.facts["settings"]
         self._restore(found)
 
@@ -827,7 +837,7 @@ def _total_iterations(epochs: int | None, iterations: int | None, per_epoch: int
 
 
 @contextlib.contextmanager
-def _asked(grace: float | None) -> Generator[list[int]]:
+def _asked(grace: float) -> Generator[list[int]]:
     """Block in which signals that would interrupt it are noted, for it to end between two steps.
 
     SIGTERM and SIGHUP count as Ctrl-C where they would end the program. The block is interrupted
