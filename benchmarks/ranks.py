@@ -311,14 +311,16 @@ def model():
                 )
     for link, (latency, bandwidth) in LINKS.items():
         print(f"\n{link}, one core a rank: speed-up of strong scaling, efficiency of weak")
-        print(f"{'':32}" + "".join(f"{f'{n} ranks':>16}" for n in MANY) + "  communication wins")
+        print(
+            f"{'':32}" + "".join(f"{f'{n} ranks':>16}" for n in MANY) + "  communication wins from"
+        )
         for key, law in laws.items():
             costs = latency, bandwidth, adding
             cells = [
                 f"{law.alone / law.step(n, costs):8.1f} {law.weak(n, costs):7.0%}" for n in MANY
             ]
             wins, half = law.wins(costs), law.wins(costs, sent=0.5)
-            said = f"  from {wins:,} ranks; with half the bytes from {half:,}"
+            said = f"  {wins}; with half the bytes: {half}"
             print(f"{key[0]:18}{key[1]:14}" + "".join(f"{cell:>16}" for cell in cells) + said)
 
 
@@ -356,11 +358,14 @@ class Law:
         return self.alone / (self.work(1) + all_reduce(n, self.sent, *costs))
 
     def wins(self, costs, sent=1.0):
-        """The number of ranks, a power of two, from which communication is most of a step."""
+        """The number of ranks, a power of two, from which communication is most of a step.
+
+        Or that it never is: what each rank has to do for every parameter is more.
+        """
         n = 2
         while n < 1 << 20 and self.work(n) > all_reduce(n, sent * self.sent, *costs):
             n *= 2
-        return n
+        return f"{n:,}" if n < 1 << 20 else "never"
 
 
 def elapsed(function):
