@@ -63,6 +63,26 @@ def test_blas_is_told(monkeypatch):
     assert told.told == [3, 3]
 
 
+@pytest.mark.parametrize(("processes", "share"), [(1, 4), (2, 2), (3, 1), (9, 1)])
+def test_processes_share_the_processors(monkeypatch, processes, share):
+    class Library:
+        def __init__(self, count):
+            self.num_threads = count
+
+        def set_num_threads(self, count):
+            self.num_threads = count
+
+    many, one = Library(4), Library(1)
+    monkeypatch.setattr(threads, "_blas", lambda: [many, one])
+    with threads.shared(processes):
+        assert xnet.num_threads() == share
+        assert (many.num_threads, one.num_threads) == (share, 1)
+    assert (xnet.num_threads(), many.num_threads, one.num_threads) == (4, 4, 1)
+    xnet.set_num_threads(3)
+    with threads.shared(processes):
+        assert xnet.num_threads() == 3
+
+
 def test_no_more_than_there_are_processors():
     assert xnet.set_num_threads(1) == xnet.num_threads() == 1
     assert xnet.set_num_threads(2) == xnet.num_threads() == 2

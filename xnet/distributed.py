@@ -23,12 +23,11 @@ from typing import Any
 import numpy as np
 
 import xnet
-from xnet import sentinel
+from xnet import sentinel, threads
 from xnet.backend import Backend, get_backend, resolve, use_backend
 from xnet.errors import RankError, XnetError, optional
 from xnet.ranks import Ranks, agreed_error, is_agreed, speaker
 from xnet.sharded import ShardedBackend
-from xnet.threads import processors
 
 __all__ = ["communicator", "launched", "shard", "started_by_mpi"]
 
@@ -61,8 +60,8 @@ class MPIRanks(Ranks):
         super().__init__()
         self.comm, self.timeout, self.device_aware = comm, timeout, device_aware
         self.rank, self.size = comm.Get_rank(), comm.Get_size()
-        crowded = _of_this_machine(comm) > processors()
-        self.spinning = CROWDED if crowded else SPINNING
+        self.beside = _of_this_machine(comm)
+        self.spinning = CROWDED if self.beside > threads.processors() else SPINNING
 
     def gather(self, content: bytes) -> list[bytes]:
         said = np.array([self.traffic.messages, len(content)], np.int64)
@@ -221,7 +220,7 @@ def communicator(
         if not local.reproducible:
             ranks.check_same(**{"backend in fast mode": local.name})
         spread = local if ranks.size == 1 else ShardedBackend(local, ranks)
-        with _watched(ranks), use_backend(spread) as current:
+        with _watched(ranks), threads.shared(ranks.beside), use_backend(spread) as current:
             yield current
     except BaseException as error:
         _end(ranks, error)

@@ -18,7 +18,7 @@ import contextlib
 import operator
 from collections.abc import Callable, Generator, Mapping, Sequence
 from functools import cached_property
-from typing import Any, TypeAlias
+from typing import Any
 
 from xnet.backend import Array, Backend, Gradients, Run
 from xnet.formulas import NUMBERS, Arrays, FormulaError, as_tuple
@@ -27,8 +27,6 @@ from xnet.partials import product_scale, sum_scale
 from xnet.ranks import Ranks
 
 __all__ = ["Sharded", "ShardedBackend"]
-
-Maker: TypeAlias = Callable[[], Array]
 
 
 class Value:
@@ -429,9 +427,7 @@ class ShardedBackend(Backend):
     # -- over the batch
 
     def mean(self, a: Array) -> Array:
-        found = Reduction(self, a)
-        self._queue.append(found)
-        return self._mean(found, a)
+        return self._mean(self.awaited(a), a)
 
     def _mean(self, total: Reduction, a: Array) -> Array:
         with self.running():
@@ -450,8 +446,7 @@ class ShardedBackend(Backend):
         with self.running(), self._awaiting():
             scores, kept = self.forward_keeping(run, x)
             losses = self.row_losses(loss, scores, t)
-            total = Reduction(self, losses)
-            self._queue.append(total)
+            total = self.awaited(losses)
             dout = loss.backward(self.maths, scores, t) * (1 / self.ranks.count(x.shape[0]))
             dx, found = super().backward(run, kept, dout, first)
         return self._mean(total, losses), dx, [tuple(map(_reduced, of)) for of in found]
@@ -469,7 +464,7 @@ class ShardedBackend(Backend):
             self._together -= 1
 
     def awaited(self, *operands: Array) -> Reduction:
-        """The sum over the batch of rows (N, M), or the product (D, N) by (N, M), to be reduced."""
+        """The sum over the batch of (N, ...), or the product (D, N) by (N, M), to be reduced."""
         found = Reduction(self, *operands)
         self._queue.append(found)
         return found

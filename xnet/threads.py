@@ -4,8 +4,10 @@
 inside. Without either, each library decides for itself, which is one thread for each processor.
 """
 
+import contextlib
 import operator
 import os
+from collections.abc import Generator
 from importlib import import_module
 from typing import Any
 
@@ -99,6 +101,29 @@ def set_from_environment() -> None:
         set_num_threads(int(value))
 
 
+@contextlib.contextmanager
+def shared(processes: int) -> Generator[None]:
+    """Block in which so many processes share this machine's processors, if no number was set.
+
+    Each has an equal part of them, one at least; a BLAS that was held to fewer stays so.
+    """
+    global _chosen
+    if _chosen is not None or processes == 1:
+        yield
+        return
+    _chosen = max(1, processors() // processes)
+    lowered = [(library, library.num_threads) for library in _blas()]
+    lowered = [(library, before) for library, before in lowered if before > _chosen]
+    try:
+        for library, _ in lowered:
+            library.set_num_threads(_chosen)
+        yield
+    finally:
+        _chosen = None
+        for library, before in lowered:
+            library.set_num_threads(before)
+
+
 def apply_to_blas() -> None:
     """Hold BLAS libraries that have been loaded since to the number that was set."""
     if _chosen is not None:
@@ -106,7 +131,12 @@ def apply_to_blas() -> None:
 
 
 def _limit_blas(count: int) -> None:
-    import_module("numpy")  # loads the BLAS that is to be limited
-    controller: Any = import_module("threadpoolctl").ThreadpoolController()
-    for library in controller.select(user_api="blas").lib_controllers:
+    for library in _blas():
         library.set_num_threads(count)
+
+
+def _blas() -> list[Any]:
+    """The BLAS libraries that are loaded, NumPy's among them."""
+    import_module("numpy")
+    controller: Any = import_module("threadpoolctl").ThreadpoolController()
+    return controller.select(user_api="blas").lib_controllers
