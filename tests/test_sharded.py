@@ -275,7 +275,41 @@ def gradient_of(operation, backend="numpy"):
     assert set(on_ranks(4, lambda ranks: go(UNEVEN[ranks.rank]), backend=backend)) == {alone}
 
 
-@pytest.mark.parametrize("operation", [Mixed(), Rolled()], ids=str)
+class Vocabulary(Operation, abstract=True):
+    """Everything that `m` has, of values that are the same on all ranks and of such as are not."""
+
+    units: int
+    parameters = {"V": ("units", "units"), "g": ("units",)}  # noqa: RUF012
+    state = {"seen": (("units",), 1.0)}  # noqa: RUF012
+    mixes = random = True
+
+    def forward(self, m, x, V, g):
+        norm = m.sqrt(m.total(V * V) + m.count(V)) * m.sqrt(4.0)
+        turned = m.T(m.matmul(m.T(V), m.T(x)))
+        weight = m.uniform(norm) + m.row([0.5] * self.units, x)
+        scaled = m.where(turned > 0, turned, 0.1 * turned) / norm * weight
+        spread = m.maximum(scaled - m.max(scaled), -1) / m.width(scaled)
+        m.kept.normal = spread - m.total(spread) / m.count(x)
+        m.move({"seen": m.total(m.abs(x)) / m.count(x)}, 0.5)
+        return m.kept.normal * (1 + m.exp(-m.state["seen"])) + g * m.sum(
+            m.where(~(x > 9) & (x > 0), x, 0)
+        )
+
+    def backward(self, m, dout, x, y, V, g):
+        by_g = m.total(dout * m.kept.normal)
+        return m.matmul(dout, m.T(V)), m.matmul(m.T(x), dout) + V * by_g, by_g
+
+
+class Squares(Operation, abstract=True):
+    """The transpose met with rows."""
+
+    mixes = True
+
+    def forward(self, m, x):
+        return x * m.T(x)
+
+
+@pytest.mark.parametrize("operation", [Mixed(), Rolled(), Vocabulary(M)], ids=str)
 def test_operations_of_ones_own(operation):
     gradient_of(operation)
 
@@ -286,6 +320,7 @@ def test_operations_of_ones_own(operation):
         (PerRow(M), "PerRow: the gradient by g is one of each row"),
         (Gram(), "multiplies each row of the batch with every other"),
         (Transposed(), "Transposed.forward gives no rows of the batch"),
+        (Squares(), "with rows of the batch and with their transpose"),
         (Sums(), "asks for rows of a transpose"),
         (Scaled(M), "a matrix .6, 6. that is the same for all batches"),
     ],
