@@ -35,7 +35,7 @@ RANKS = (1, 2, 3, 4)
 NETWORKS = {"784-50-10": ([784, 50, 10], 100), "784-1000-1000-10": ([784, 1000, 1000, 10], 1000)}
 """Layers, and samples in a batch."""
 
-TURNS, MANY = 7, (8, 64, 1024)
+SAMPLES, TURNS, MANY = 1500, 7, (8, 64, 1024)
 
 LINKS = {
     "10 Gb/s Ethernet, TCP": (30e-6, 1.25e9),
@@ -72,7 +72,7 @@ def hashes():
     runs = [(*case, True) for case in cases] + [("numpy", "float32", "sgd", "even", False)]
     rows = []
     for n in (1, 2, 3, 4, 7):
-        arguments = json.dumps({"runs": runs, "samples": 3000, "steps": 300})
+        arguments = json.dumps({"runs": runs, "samples": SAMPLES, "steps": 300})
         for run, (digest, *_) in zip(
             runs, started(n, "hashes", arguments, program=PROGRAM), strict=True
         ):
@@ -99,7 +99,7 @@ def single(dtype, optimizer):
     (x, t), _ = xnet.datasets.load_mnist()
     net = xnet.TwoLayerNet(784, 50, 10, dtype=dtype, backend=xnet.resolve("numba", True))
     own = {"sgd": xnet.optimizers.SGD(0.1), "adam": xnet.optimizers.Adam()}[optimizer]
-    xnet.train(net, x[:3000], t[:3000], optimizer=own, iterations=300, progress=False)
+    xnet.train(net, x[:SAMPLES], t[:SAMPLES], optimizer=own, iterations=300, progress=False)
     return xnet.weights.sha256(net)
 
 

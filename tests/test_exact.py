@@ -387,3 +387,10 @@ def test_exp_and_log_of_special_values(dtype):
 def test_exp_of_log_and_log_of_exp(x):
     y = exact.elementary(np, "exp", np.array(x))
     assert float(exact.elementary(np, "log", y)) == pytest.approx(x, rel=1e-15, abs=1e-13)
+
+
+def test_half_precision_of_numpy_is_rounded_once():
+    """By way of float32 this sum would be 1: twice a tie to even."""
+    unit = 2.0 ** (1 - exact.NARROW["float16"][0])
+    x = np.array([1, unit / 2, 2.0**-24], np.float16)
+    assert float(xnet.reproducible.sum(x)) == 1 + unit

@@ -29,7 +29,7 @@ from xnet import datasets, scaling, tables, weights
 from xnet.errors import DatasetError, WeightsError
 from xnet.operations import OPERATIONS, Affine, IdentityWithLoss, Normalization, ReLU
 from xnet.schema import Schema
-from xnet.tools import cli
+from xnet.tools import cli, own_data
 
 TABLES = {"wine": "cultivar", "breast_cancer": "diagnosis", "diabetes": "progression"}
 """scikit-learn's, and what is learnt of each."""
@@ -730,3 +730,26 @@ def test_the_commands_of_the_page_do_what_it_says(command, tmp_path, monkeypatch
         net = weights.load_network(tmp_path / "diabetes.safetensors")
         data = datasets.read(tmp_path / "diabetes.csv", "progression")
     assert xnet.measures.r_squared(net.predict(data.x), data.t) > 0.4
+
+
+def test_each_rank_takes_its_part_of_a_lesson(tmp_path):
+    """Training, test and validation data alike, and of the last what its own file holds."""
+    rng = np.random.default_rng(0)
+    for name, rows in (("train.csv", 40), ("test.csv", 11)):
+        x = rng.normal(size=(rows, 2)).round(3)
+        write_csv(tmp_path / name, {"a": x[:, 0], "b": x[:, 1], "y": x.sum(axis=1).round(3)})
+    options = ["y"], None, (), str(tmp_path / "test.csv"), 0.25, None, 0
+    lesson = own_data.lesson(tmp_path / "train.csv", *options)
+    assert (
+        str(lesson) == "regression of 'y': numbers, 30 to train on, 10 to choose by, 11 to judge by"
+    )
+    parts = [lesson.part(lambda n, k=k: slice(k * n // 3, (k + 1) * n // 3)) for k in range(3)]
+    assert [len(part.x) for part in parts] == [10, 10, 10]
+    for taken in (lambda v: (v.x, v.t), lambda v: v.test, lambda v: v.validation):
+        for k, whole in enumerate(taken(lesson)):
+            joined = np.concatenate([taken(part)[k] for part in parts])
+            np.testing.assert_array_equal(joined, whole)
+    assert parts[0].units is lesson.units
+    share = own_data.lesson(tmp_path / "train.csv", ["y"], None, (), "0.5", 0.25, "none", 0)
+    assert len(share.test[0]) == 20
+    assert share.before == []
