@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from conftest import require_tool
 from thread_ranks import Board, ThreadRanks, on_ranks
 
 import xnet
@@ -124,7 +125,12 @@ def test_without_a_sentinel_all_else_works(monkeypatch):
 
 @pytest.fixture
 def comm():
-    return pytest.importorskip("mpi4py.MPI").COMM_SELF
+    try:
+        from mpi4py import MPI
+    except ImportError:
+        require_tool(None, 'no MPI: pip install "xnet-nn[mpi]"', "XNET_REQUIRE_MPI")
+        raise
+    return MPI.COMM_SELF
 
 
 def test_one_rank_of_mpi(comm):

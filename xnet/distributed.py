@@ -54,7 +54,14 @@ class MPIRanks(Ranks):
         Seconds that a message waits for the other ranks; None for ever.
     device_aware
         Whether this MPI takes arrays of a device.
+
+    Attributes
+    ----------
+    brief
+        Whether an error that ends all is said in a line, without where it was raised.
     """
+
+    brief: bool = False
 
     def __init__(self, comm: Any, timeout: float | None, device_aware: bool = False) -> None:
         super().__init__()
@@ -319,7 +326,8 @@ def launched(
     MPI = _mpi("what mpiexec has started")
     try:
         with communicator(MPI.COMM_WORLD, backend, reproducible) as chosen:
-            chosen.ranks.brief = True
+            if isinstance(chosen.ranks, MPIRanks):
+                chosen.ranks.brief = True
             yield chosen
     except Exception as error:
         if MPI.COMM_WORLD.Get_rank() != speaker(error):

@@ -93,8 +93,15 @@ def r_squared(y: Array, t: Array) -> float:
     with backend.running():
         if bool(backend.xp.all(t == t[:1, ...])):
             return math.nan
-        off, spread = t - y, t - backend.sum(t, axis=0) / t.shape[0]
-        return 1 - float(backend.sum(off * off)) / float(backend.sum(spread * spread))
+        mean = backend.sum(t, axis=0) / t.shape[0]
+        off, spread = (float(backend.sum(rows)) for rows in squares(backend, y, t, mean))
+        return 1 - off / spread
+
+
+def squares(backend: Backend, y: Array, t: Array, mean: Array) -> tuple[Array, Array]:
+    """Of each row (N,), how far targets (N, C) are from predictions, and from the mean, squared."""
+    off, spread = t - y, t - mean
+    return backend.sum(off * off, axis=1), backend.sum(spread * spread, axis=1)
 
 
 def are_classes(backend: Backend, targets: Array, classes: bool) -> bool:

@@ -87,8 +87,6 @@ class Ranks:
         This one's number, from 0, and how many there are.
     traffic
         What was handed over so far.
-    brief
-        Whether an error that ends all is said in a line, without where it was raised.
     device_aware
         Whether `reduce` takes arrays of a backend's device; else they go by way of the host.
 
@@ -102,7 +100,6 @@ class Ranks:
     rank: int = 0
     size: int = 1
     device_aware: bool = False
-    brief: bool = False
     batch: Batch | None = None
     _placed: bool = False
     _asked: bool = False

@@ -15,7 +15,7 @@ from xnet.arrays import labels, weights_of
 from xnet.backend import Array, Backend, use_backend
 from xnet.dtypes import name_of
 from xnet.losses import batch_and_targets
-from xnet.measures import are_classes, hits
+from xnet.measures import are_classes, hits, squares
 from xnet.network import Network
 from xnet.random import Generator
 from xnet.rows import Rows, spans, staying
@@ -268,8 +268,10 @@ class Samples:
         mean = total(backend, self._targets, self.samples) / self.samples
         off, spread = list[Array](), list[Array]()
         for (x, _), t in zip(self.parts(), self._targets(), strict=True):
-            for found, difference in (off, t - network.predict(x)), (spread, t - mean):
-                found.append(backend.sum(difference * difference, axis=1))
+            for found, rows in zip(
+                (off, spread), squares(backend, network.predict(x), t, mean), strict=True
+            ):
+                found.append(rows)
         unexplained, variation = (float(backend.mean(xp.concat(rows))) for rows in (off, spread))
         return 1 - unexplained / variation
 
